@@ -1,0 +1,92 @@
+"""Shows a run on standard error: one live line at a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from alignctl.plan.plan import StagePlan
+
+
+class Display:
+    """Watches a run. Use as a context manager, so that the terminal is given back whatever happens."""
+
+    def __init__(self, every: int):
+        """Args: every: optimizer steps between two plain lines."""
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live = Live(console=self._console, transient=True, refresh_per_second=8) if self._is_terminal else None
+        self._every = every
+        self._last_line: tuple[str, int] | None = None
+
+    @property
+    def _is_terminal(self) -> bool:
+        return self._console.is_terminal
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def started(self, stage: StagePlan, step: int | None) -> None:
+        verb = f"continues after step {step}" if step else "starts"
+        self._last_line = None
+        self.say(f"{stage.config.name}: {verb} ({stage.config.method}, from {stage.start})")
+
+    def finished(self, stage: StagePlan, seconds: float) -> None:
+        if self._live:
+            self._live.update("")
+        self.say(f"{stage.config.name}: done in {_duration(seconds)}")
+
+    def progress(self, stage: StagePlan, progress: dict[str, Any]) -> None:
+        name = stage.config.name
+        if self._live:
+            self._live.update(_live_row(name, progress))
+        elif "step" not in progress:
+            if self._last_line != (progress["phase"], 0):
+                self._last_line = (progress["phase"], 0)
+                self.say(f"{name}: {progress['phase']}")
+        else:
+            line = progress["step"] // self._every
+            last = progress["step"] == progress["max_steps"]
+            if self._last_line != ("training", line) or last:
+                self._last_line = ("training", line)
+                self.say(f"{name}: step {progress['step']}/{progress['max_steps']}{_facts(progress)}")
+
+
+def _live_row(name: str, progress: dict[str, Any]) -> Table:
+    row = Table.grid(padding=(0, 1))
+    if "step" not in progress:
+        row.add_row(f"[bold]{name}[/bold]", f"{progress['phase']} ...")
+        return row
+    step, steps = progress["step"], progress["max_steps"]
+    row.add_row(
+        f"[bold]{name}[/bold]", ProgressBar(total=steps, completed=step, width=24), f"{step}/{steps}{_facts(progress)}"
+    )
+    return row
+
+
+def _facts(progress: dict[str, Any]) -> str:
+    """Loss, key metrics, speed and time left, as far as they are known."""
+    facts = [f"{key.rpartition('/')[2]} {value:.4g}" for key, value in progress["metrics"].items()]
+    if progress["tokens_per_s"]:
+        facts.append(f"{progress['tokens_per_s']:,.0f} tokens/s")
+    if progress["seconds_left"] is not None:
+        facts.append(f"{_duration(progress['seconds_left'])} left")
+    return "".join(f"  {fact}" for fact in facts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

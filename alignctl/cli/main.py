@@ -1,0 +1,134 @@
+"""The command line: parse, call, print. Errors become text and exit codes here. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import alignctl
+from alignctl.config.compose import compose, list_recipes, read_request, value_sources
+from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REQUEST, AlignctlError, RequestError
+
+_overrides = click.argument("overrides", nargs=-1, shell_complete=lambda *_: _complete(*_))
+_recipe_dir = click.option(
+    "--recipe-dir",
+    "recipe_dirs",
+    multiple=True,
+    envvar="ALIGNCTL_RECIPES",
+    type=click.Path(path_type=Path),
+    help="Folder with recipes of yours, and groups like model/ or data/ beside them. Repeatable.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on standard output.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(alignctl.__version__, prog_name="alignctl")
+@click.option("--debug", is_flag=True, help="Show the traceback of every error.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Align language models from a recipe: `alignctl train recipe=quickstart`."""
+
+
+@cli.command()
+@_overrides
+@_recipe_dir
+@click.option("--dry-run", is_flag=True, help="Check, plan, print what would run, and stop.")
+@click.option("-m", "--multirun", is_flag=True, help="Run every combination of overrides like `dpo.beta=0.05,0.1`.")
+@click.option("--new", is_flag=True, help="Start a new run even if the same command was run before.")
+@_json
+@click.option("--debug", is_flag=True, help="Show the traceback of every error.")
+def train(
+    overrides: tuple[str, ...],
+    recipe_dirs: tuple[Path, ...],
+    dry_run: bool,
+    multirun: bool,
+    new: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Run a recipe: `alignctl train recipe=NAME [key=value ...]`.
+
+    The same command again continues a run that was stopped, and says so when there is nothing left to do.
+    """
+    from alignctl.cli.train import train_command
+
+    train_command(overrides, recipe_dirs, dry_run=dry_run, multirun=multirun, new=new, as_json=as_json)
+
+
+@cli.command()
+@_recipe_dir
+@_json
+def recipes(recipe_dirs: tuple[Path, ...], as_json: bool) -> None:
+    """List the recipes, one line each."""
+    found = list_recipes([folder.resolve() for folder in recipe_dirs])
+    if as_json:
+        click.echo(json.dumps([{"name": r.name, "summary": r.summary, "path": str(r.path)} for r in found], indent=2))
+        return
+    width = max(len(recipe.name) for recipe in found)
+    for recipe in found:
+        click.echo(f"{recipe.name:<{width}}  {recipe.summary}")
+
+
+@cli.command()
+@_overrides
+@_recipe_dir
+@click.option("--sources", is_flag=True, help="Write beside each value the file it comes from.")
+@_json
+def show(overrides: tuple[str, ...], recipe_dirs: tuple[Path, ...], sources: bool, as_json: bool) -> None:
+    """Print a recipe with everything filled in: `alignctl show recipe=NAME [key=value ...]`."""
+    from alignctl.cli.show import render_config
+
+    request = read_request(overrides, recipe_dirs)
+    config, problems = compose(request)
+    if problems:
+        raise RequestError.from_problems(problems)
+    click.echo(render_config(config, value_sources(request) if sources else None, as_json), nl=False)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell: `eval "$(alignctl completion bash)"`."""
+    from click.shell_completion import get_completion_class
+
+    script = get_completion_class(shell)
+    assert script is not None
+    click.echo(script(cli, {}, "alignctl", "_ALIGNCTL_COMPLETE").source())
+
+
+def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Completes `recipe=...` by name, and other keys of the recipe already named."""
+    given = [str(argument) for argument in context.params.get("overrides") or ()]
+    if incomplete.startswith("recipe=") or not any(argument.startswith("recipe=") for argument in given):
+        offers = [f"recipe={recipe.name}" for recipe in list_recipes()]
+    else:
+        from alignctl.cli.show import flat_keys
+
+        offers = [f"{key}=" for key in flat_keys(compose(read_request([g for g in given if g.startswith("recipe=")]))[0])]
+    return [offer for offer in offers if offer.startswith(incomplete)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command `alignctl`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        result: Any = cli.main(args=arguments, prog_name="alignctl", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except AlignctlError as error:
+        if "--debug" in arguments:
+            raise
+        click.echo(str(error), err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = EXIT_REQUEST
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        code = EXIT_FAILED
+    sys.exit(code)

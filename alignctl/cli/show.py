@@ -1,0 +1,58 @@
+"""Prints a composed config, with the file each value came from on request. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from alignctl.config.secrets import mask
+
+
+def render_config(config: Mapping[str, Any], sources: Mapping[str, str] | None, as_json: bool) -> str:
+    """The config as YAML or JSON, secrets masked.
+
+    Args:
+        sources: File of each dotted key; given, every value is followed by where it comes from.
+    """
+    config = _ordered(mask(dict(config)))
+    if as_json:
+        content = {"config": config, "sources": dict(sources)} if sources is not None else config
+        return json.dumps(content, indent=2) + "\n"
+    if sources is None:
+        return OmegaConf.to_yaml(OmegaConf.create(config))
+    lines = [f"{key}: {json.dumps(value)}" for key, value in flat_values(config)]
+    width = max(len(line) for line in lines)
+    keys = flat_keys(config)
+    return "".join(
+        f"{line:<{width}}  # {_short(sources.get(key, 'default'))}\n" for key, line in zip(keys, lines, strict=True)
+    )
+
+
+def flat_keys(config: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of all values."""
+    return [key for key, _ in flat_values(config)]
+
+
+def flat_values(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys with their values; a list is one value."""
+    if isinstance(node, Mapping) and node:
+        return [pair for key, value in node.items() for pair in flat_values(value, f"{prefix}.{key}" if prefix else key)]
+    return [(prefix, node)]
+
+
+def _ordered(config: dict[str, Any]) -> dict[str, Any]:
+    """Stages last, in the order they run."""
+    stages = [name for name in config.get("stages") or [] if name in config]
+    return {key: value for key, value in config.items() if key not in stages} | {name: config[name] for name in stages}
+
+
+def _short(path: str) -> str:
+    """A path relative to the current folder where that is shorter."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path

@@ -1,0 +1,137 @@
+"""`alignctl train`: from a request to a finished run. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from alignctl.cli.display import Display
+from alignctl.cli.tables import print_comparison, print_plan, print_summary, run_summary
+from alignctl.config.checks import find_problems
+from alignctl.config.compose import Request, compose, expand_sweep, read_request, swept
+from alignctl.config.secrets import mask, mask_override
+from alignctl.errors import AlignctlError, Interrupted, Problem, RequestError, Stopped
+from alignctl.launch.local import is_done, run_plan
+from alignctl.plan.plan import RunPlan, make_plan
+from alignctl.run.freeze import absolute_paths, find_run, fingerprints, freeze, new_run_dir
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was checked and planned."""
+
+    label: str
+    """What sets it apart from the other points of a sweep; empty for a single run."""
+    config: dict[str, Any]
+    plan: RunPlan
+
+
+def train_command(
+    overrides: Sequence[str],
+    recipe_dirs: Sequence[Path],
+    dry_run: bool,
+    multirun: bool,
+    new: bool,
+    as_json: bool,
+) -> None:
+    """Checks everything, then runs it."""
+    request = read_request(overrides, recipe_dirs)
+    points = expand_sweep(request) if multirun else [request]
+    prepared = _prepare(request, points, new)
+    if dry_run:
+        _print_plans(prepared, as_json)
+        return
+    finished, failed = [], []
+    for point in prepared:
+        try:
+            _run(point)
+            finished.append((point.label, run_summary(point.plan)))
+        except (Stopped, Interrupted):
+            raise
+        except AlignctlError as error:
+            if len(prepared) == 1:
+                raise
+            failed.append(point.label)
+            click.echo(f"{point.label}: {error}", err=True)
+    _print_results(finished, as_json)
+    if failed:
+        raise AlignctlError(f"{len(failed)} of {len(prepared)} points failed: {'; '.join(failed)}")
+
+
+def _prepare(request: Request, points: Sequence[Request], new: bool) -> list[Prepared]:
+    """Composes, checks and plans every point; all problems of all points are reported together.
+
+    Raises:
+        RequestError: Something is wrong with any of them; nothing was started.
+    """
+    composed: list[tuple[str, dict[str, Any]]] = []
+    problems: list[Problem] = []
+    for point in points:
+        config, found = compose(point)
+        problems += found + find_problems(config)
+        composed.append((" ".join(map(mask_override, swept(request, point))), config))
+    if problems:
+        raise RequestError.from_problems(list(dict.fromkeys(problems)))
+    return [
+        _plan(request.recipe.name, label if len(points) > 1 else "", absolute_paths(config), new)
+        for label, config in composed
+    ]
+
+
+def _plan(recipe: str, label: str, config: dict[str, Any], new: bool) -> Prepared:
+    """Plans a run in the folder asked for, else in that of the same run before, else in a new one."""
+    given = config["run_dir"]
+    suffix = f"_{label.replace('/', '_').replace(' ', '_')}" if label else ""
+    if given:
+        run_dir = Path(given).expanduser().resolve()
+        run_dir = run_dir / suffix.lstrip("_") if label else run_dir
+        return Prepared(label, config, make_plan(config, recipe, run_dir))
+    fresh = new_run_dir(recipe, RUNS.resolve(), suffix)
+    plan = make_plan(config, recipe, fresh)
+    earlier = None if new else find_run(recipe, RUNS.resolve(), fingerprints(plan))
+    return Prepared(label, config, make_plan(config, recipe, earlier) if earlier else plan)
+
+
+def _run(point: Prepared) -> None:
+    """Freezes and runs one plan, or says that it is finished."""
+    plan = point.plan
+    if all(is_done(plan, stage) for stage in plan.stages) and plan.paths.plan.exists():
+        freeze_check = fingerprints(plan)
+        assert freeze_check
+        click.echo(f"already finished: {plan.run_dir} (`--new` runs it again)", err=True)
+        return
+    freeze(plan, point.config, sys.argv)
+    with Display(point.config["log_every"]) as display:
+        display.say(f"{point.label + ': ' if point.label else ''}{plan.recipe} in {plan.run_dir}")
+        for stage in plan.stages:
+            if is_done(plan, stage):
+                display.say(f"{stage.config.name}: done before")
+        run_plan(plan, display)
+
+
+def _print_plans(prepared: Sequence[Prepared], as_json: bool) -> None:
+    if as_json:
+        plans = [{"config": mask(point.config), "plan": mask(point.plan.to_dict())} for point in prepared]
+        click.echo(json.dumps(plans[0] if len(plans) == 1 else plans, indent=2))
+        return
+    for point in prepared:
+        print_plan(point.plan)
+    click.echo("\nDry run: nothing was written. Without `--dry-run` this starts.")
+
+
+def _print_results(finished: list[tuple[str, dict[str, Any]]], as_json: bool) -> None:
+    if as_json:
+        summaries = [summary | ({"point": label} if label else {}) for label, summary in finished]
+        click.echo(json.dumps(summaries[0] if len(summaries) == 1 else summaries, indent=2))
+    elif len(finished) == 1:
+        print_summary(finished[0][1])
+    elif finished:
+        print_comparison(finished)

@@ -1,0 +1,312 @@
+"""Finds everything that is wrong with a composed config, before anything heavy is imported. Torch-free.
+
+Each check looks at one thing and yields problems; `find_problems` runs them all, so several mistakes are reported
+together. Nothing here changes the config.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignctl.config.schema import (
+    MISSING,
+    PEFT_CLASSES,
+    SECTIONS,
+    STAGE_KEYS,
+    LauncherSettings,
+    RunSettings,
+    TrackerSettings,
+    annotations,
+)
+from alignctl.config.secrets import is_secret
+from alignctl.config.stages import merged_section, stage_names
+from alignctl.config.suggest import did_you_mean
+from alignctl.config.trl_fields import config_fields, enum_values
+from alignctl.config.types import type_error
+from alignctl.data.formats import FORMATS, detect_format
+from alignctl.data.sources import BUILTIN_SOURCES, FILE_SUFFIXES, is_hub_id, peek_row
+from alignctl.errors import Problem
+from alignctl.evaluate.judges import JUDGES
+from alignctl.methods.registry import Method, methods
+from alignctl.run.paths import RESERVED_NAMES
+
+_TOP_SECTIONS = SECTIONS | {"tracker": TrackerSettings, "launcher": LauncherSettings}
+# Packages that a tracker needs, where the name of the integration is not the package's.
+_TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
+
+
+def find_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """Runs every check on a composed config; an empty list means that it can be planned."""
+    problems = list(_top_level(config))
+    names = stage_names(config)
+    for name in names:
+        problems += _stage(config, name)
+    problems += _stage_order(config, names)
+    for name in _run_stages(config, names):
+        problems += _model(config, name)
+        problems += _data(config, name)
+        problems += _combinations(config, name)
+    problems += _unused(config, _run_stages(config, names))
+    return list(dict.fromkeys(problems))
+
+
+def _run_stages(config: Mapping[str, Any], names: list[str]) -> list[str]:
+    """The stages that will run, as far as they can be checked further."""
+    stages = config.get("stages")
+    wanted = stages if isinstance(stages, list) else []
+    return [name for name in wanted if name in names and config[name]["method"] in methods()]
+
+
+def _top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
+    known = annotations(RunSettings)
+    names = stage_names(config)
+    for key, value in config.items():
+        if key in names:
+            if key in RESERVED_NAMES or not key.isidentifier():
+                yield Problem(f"`{key}` cannot be the name of a stage", "use letters, digits and `_`")
+        elif key not in known:
+            hint = did_you_mean(key, [*known, *names])
+            if isinstance(value, Mapping):
+                hint = hint or "a stage has the key `method`"
+            yield Problem(f"unknown key `{key}`", hint)
+        elif key == "peft":
+            yield from _peft("peft", value)
+        elif key in _TOP_SECTIONS:
+            yield from _section(key, value, _TOP_SECTIONS[key])
+        else:
+            yield from _value(key, value, known[key])
+    if not config.get("stages") or config.get("stages") == MISSING:
+        yield Problem("`stages` is empty: there is nothing to run", f"stages of this recipe: {', '.join(names)}")
+    report_to = (config.get("tracker") or {}).get("report_to")
+    package = _TRACKER_PACKAGES.get(report_to)
+    if package and importlib.util.find_spec(package) is None:
+        yield Problem(f"`tracker.report_to={report_to}` needs the package `{package}`", f"pip install {package}")
+
+
+def _section(where: str, section: Any, settings: type) -> Iterator[Problem]:
+    """Keys and types of one of alignctl's own sections."""
+    if not isinstance(section, Mapping):
+        yield Problem(f"`{where}` must be a mapping, got `{section}`")
+        return
+    known = annotations(settings)
+    for key, value in section.items():
+        if key not in known:
+            yield Problem(f"unknown key `{where}.{key}`", did_you_mean(key, known, prefix=f"{where}."))
+        elif value != MISSING:
+            yield from _value(f"{where}.{key}", value, known[key])
+
+
+def _peft(where: str, section: Any) -> Iterator[Problem]:
+    if not isinstance(section, Mapping):
+        yield Problem(f"`{where}` must be a mapping, got `{section}`")
+        return
+    kind = section.get("type", "none")
+    if kind not in PEFT_CLASSES:
+        yield Problem(f"unknown `{where}.type={kind}`", did_you_mean(str(kind), PEFT_CLASSES, prefix=f"{where}.type="))
+        return
+    given = {key: value for key, value in section.items() if key != "type"}
+    config_class = PEFT_CLASSES[kind]
+    if config_class is None:
+        if given:
+            keys = ", ".join(f"`{where}.{key}`" for key in given)
+            yield Problem(f"{keys} would have no effect: `{where}.type` is none", f"choose an adapter: `{where}=lora`")
+        return
+    fields = config_fields(config_class)
+    for key, value in given.items():
+        if key not in fields:
+            yield Problem(f"unknown key `{where}.{key}`", did_you_mean(key, fields, prefix=f"{where}."))
+        else:
+            yield from _value(f"{where}.{key}", value, fields[key].annotation)
+
+
+def _stage(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    """Keys and types of one stage."""
+    stage = config[name]
+    method = methods().get(stage["method"])
+    if method is None:
+        hint = did_you_mean(str(stage["method"]), methods(), prefix=f"{name}.method=")
+        yield Problem(f"unknown method `{stage['method']}` of stage `{name}`", hint)
+        return
+    fields = config_fields(method.config_class)
+    offered = [*STAGE_KEYS, *(key for key in fields if key not in method.owned_fields)]
+    for key, value in stage.items():
+        where = f"{name}.{key}"
+        if key in SECTIONS:
+            yield from _section(where, value, SECTIONS[key])
+        elif key == "peft":
+            yield from _peft(where, merged_section(config, name, "peft") if isinstance(value, Mapping) else value)
+        elif key in method.owned_fields:
+            yield Problem(f"`{where}` is not a stage's to set", method.owned_fields[key])
+        elif key in fields:
+            yield from _value(where, value, fields[key].annotation, fields[key].choices)
+        elif key not in STAGE_KEYS:
+            yield Problem(f"unknown key `{where}`", did_you_mean(key, offered, prefix=f"{name}."))
+
+
+def _value(
+    where: str, value: Any, annotation: str, choices: tuple[str, ...] | None = None
+) -> Iterator[Problem]:
+    """Type of one value, and whether it is among the values its documentation names."""
+    if value == MISSING:
+        yield Problem(f"`{where}` must be given", f"add `{where}=...`")
+        return
+    shown = "***" if is_secret(where) else _shown(value)
+    expected = type_error(value, annotation, enum_values)
+    # TRL takes a single value where a list is annotated.
+    if expected and annotation.startswith("list[") and not isinstance(value, list):
+        expected = type_error([value], annotation, enum_values) and expected
+    if expected:
+        hint = None
+        if "text" in expected and isinstance(value, (int, float)):
+            hint = f"""quote it to make it text: `'{where}="{value}"'`"""
+        yield Problem(f"`{where}` must be {expected}, got `{shown}`", hint)
+    elif choices:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and item not in choices:
+                yield Problem(f"`{where}` has no value `{item}`", did_you_mean(item, choices, prefix=f"{where}="))
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _stage_order(config: Mapping[str, Any], names: list[str]) -> Iterator[Problem]:
+    """Whether every stage exists, runs once, and starts from one that runs before it."""
+    stages = config.get("stages")
+    if not isinstance(stages, list):
+        return
+    for position, name in enumerate(stages):
+        if name not in names:
+            yield Problem(f"`stages` names `{name}`, which is not a stage of this recipe", did_you_mean(name, names))
+            continue
+        if name in stages[:position]:
+            yield Problem(f"`stages` names `{name}` twice")
+        start = config[name].get("from")
+        if start is None:
+            continue
+        if start == name:
+            yield Problem(f"`{name}.from={start}`: a stage cannot start from itself")
+        elif start not in stages:
+            hint = f"add it to `stages`, or start from `model` with `{name}.from=null`"
+            near = did_you_mean(str(start), stages, prefix=f"{name}.from=")
+            yield Problem(
+                f"`{name}.from={start}`, but `{start}` is not in `stages` ({', '.join(stages)})",
+                near if near and near.startswith("did") else hint,
+            )
+        elif start not in stages[:position]:
+            yield Problem(
+                f"`{name}.from={start}`, but `{start}` runs after `{name}`", f"put `{start}` first in `stages`"
+            )
+
+
+def _model(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    if config[name].get("from") is not None:
+        return
+    model = merged_section(config, name, "model")
+    path, scratch = model.get("path"), model.get("scratch")
+    where = "model.path" if "path" not in (config[name].get("model") or {}) else f"{name}.model.path"
+    if path == MISSING:
+        yield Problem(f"`{where}` must be given: a checkpoint folder or a Hub id", f"add `{where}=...`")
+    elif path is None and scratch is None:
+        yield Problem(f"stage `{name}` has no model to start from", f"give `{where}=...`")
+    elif path is not None and scratch is not None:
+        yield Problem(f"`{where}` and `model.scratch` exclude each other", "set one of them to null")
+    elif isinstance(path, str):
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                yield Problem(f"`{where}={path}`: the folder has no config.json, so it is not a checkpoint")
+        elif not is_hub_id(path):
+            yield Problem(f"`{where}={path}`: there is no such folder", "a Hub id has the form `owner/name`")
+    if isinstance(scratch, Mapping):
+        for key in ("vocab_size", "config"):
+            if key not in scratch:
+                yield Problem(f"`model.scratch.{key}` must be given")
+        if "model_type" not in (scratch.get("config") or {}):
+            yield Problem("`model.scratch.config.model_type` must be given", "for example `llama`")
+    template = model.get("chat_template")
+    if isinstance(template, str) and not Path(template).expanduser().is_file():
+        yield Problem(f"`model.chat_template={template}`: there is no such file")
+
+
+def _data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    method = methods()[config[name]["method"]]
+    data = merged_section(config, name, "data")
+    where = f"{name}.data" if "path" in (config[name].get("data") or {}) else "data"
+    if data.get("path", MISSING) in (MISSING, None):
+        yield Problem(f"`{where}.path` must be given: a file or a Hub id", f"add `{where}.path=...`")
+    if data.get("eval_path") and data.get("eval_split"):
+        yield Problem(f"`{where}.eval_path` and `{where}.eval_split` exclude each other")
+    row_format = data.get("format", "auto")
+    if row_format != "auto" and row_format not in FORMATS:
+        hint = did_you_mean(str(row_format), FORMATS, prefix=f"{where}.format=")
+        yield Problem(f"unknown `{where}.format={row_format}`", hint)
+        return
+    for key in ("path", "eval_path"):
+        if isinstance(data.get(key), str) and data[key] != MISSING:
+            yield from _rows(f"{where}.{key}", data[key], row_format, method)
+    if data.get("eval_split") and isinstance(data.get("path"), str) and not is_hub_id(data["path"]):
+        yield Problem(f"`{where}.eval_split` is for Hub data sets", f"give the held-out file as `{where}.eval_path`")
+
+
+def _rows(where: str, path: str, row_format: str, method: Method) -> Iterator[Problem]:
+    """Whether a source of rows exists and its first row suits the method."""
+    if path in BUILTIN_SOURCES or is_hub_id(path):
+        return
+    file = Path(path).expanduser()
+    if path.startswith("builtin:"):
+        yield Problem(f"unknown `{where}={path}`", did_you_mean(path, BUILTIN_SOURCES))
+    elif not file.exists():
+        yield Problem(f"`{where}={path}`: there is no such file", "a Hub id has the form `owner/name`")
+    elif file.suffix not in FILE_SUFFIXES:
+        yield Problem(f"`{where}={path}`: cannot read `{file.suffix or 'a folder'}`", f"use {', '.join(FILE_SUFFIXES)}")
+    else:
+        try:
+            if (row := peek_row(file)) is not None:
+                detect_format(row, method.data_kind, row_format)
+        except ValueError as error:
+            yield Problem(f"`{where}={path}`: {error}")
+
+
+def _combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    """Settings that exclude each other, or of which one would have no effect."""
+    stage = config[name]
+    peft = merged_section(config, name, "peft")
+    default = config_fields(methods()[stage["method"]].config_class).get("disable_dropout")
+    disable_dropout = stage.get("disable_dropout", default.default if default else False)
+    if stage.get("bf16") and stage.get("fp16"):
+        yield Problem(f"`{name}.bf16` and `{name}.fp16` exclude each other", f"set `{name}.fp16=false`")
+    if peft.get("lora_dropout") and disable_dropout:
+        yield Problem(
+            f"`peft.lora_dropout={peft['lora_dropout']}` would have no effect: `{name}.disable_dropout` is true",
+            f"set `{name}.disable_dropout=false`, or `peft.lora_dropout=0`",
+        )
+    if stage.get("load_best_model_at_end") and stage.get("eval_strategy", "no") == "no":
+        yield Problem(
+            f"`{name}.load_best_model_at_end` needs evaluations to compare", f"set `{name}.eval_strategy=steps`"
+        )
+    weights, losses = stage.get("loss_weights"), stage.get("loss_type")
+    if isinstance(weights, list) and isinstance(losses, list) and len(weights) != len(losses):
+        yield Problem(f"`{name}.loss_weights` has {len(weights)} values for {len(losses)} in `{name}.loss_type`")
+    for key in ("learning_rate", "beta", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
+        value = stage.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+            yield Problem(f"`{name}.{key}` must be greater than 0, got `{value}`")
+    temperature = merged_section(config, name, "eval").get("temperature", 1.0)
+    if isinstance(temperature, (int, float)) and temperature <= 0:
+        yield Problem(f"`eval.temperature` must be greater than 0, got `{temperature}`")
+    judge = merged_section(config, name, "eval").get("judge")
+    if judge is not None and judge not in JUDGES:
+        yield Problem(f"unknown `eval.judge={judge}`", did_you_mean(str(judge), JUDGES, prefix="eval.judge="))
+
+
+def _unused(config: Mapping[str, Any], stages: list[str]) -> Iterator[Problem]:
+    """A data set at the top that no stage would read."""
+    path = (config.get("data") or {}).get("path", MISSING)
+    if path != MISSING and stages and all("path" in (config[name].get("data") or {}) for name in stages):
+        targets = " or ".join(f"`{name}.data.path=...`" for name in stages)
+        yield Problem("`data.path` would have no effect: every stage has data of its own", f"give {targets}")

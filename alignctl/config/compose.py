@@ -1,0 +1,277 @@
+"""Turns a recipe and overrides into one plain config. The only module that imports hydra. Torch-free.
+
+A recipe is Hydra's primary config; groups come from conf/ and from the folders of the user's own recipes. Overrides
+follow Hydra's grammar, with one difference: a key that the recipe does not list needs no `+`, because config/checks.py
+knows which keys exist and says so with a suggestion.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from alignctl.config.suggest import did_you_mean
+from alignctl.errors import Problem, RequestError
+
+DEFAULT_RECIPE = "quickstart"
+_YAML = (".yaml", ".yml")
+
+
+def _shipped(folder: str) -> Path:
+    """conf/ or recipes/: inside the installed package, else at the root of the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "_data" / folder
+    return installed if installed.is_dir() else package.parent / folder
+
+
+CONF_DIR = _shipped("conf")
+RECIPES_DIR = _shipped("recipes")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file."""
+
+    name: str
+    path: Path
+
+    @property
+    def summary(self) -> str:
+        """The first line of the comment on top."""
+        with self.path.open(encoding="utf-8") as lines:
+            first = next((line for line in lines if line.startswith("#") and line.strip("# \n")), "")
+        return first.strip("# \n")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for: a recipe, overrides, and where else to look for recipes."""
+
+    recipe: Recipe
+    overrides: tuple[str, ...]
+    recipe_dirs: tuple[Path, ...]
+
+
+def list_recipes(recipe_dirs: Sequence[Path] = ()) -> list[Recipe]:
+    """All recipes by name; a user's own hides a shipped one of the same name."""
+    found: dict[str, Recipe] = {}
+    for folder in (RECIPES_DIR, *reversed(recipe_dirs)):
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in _YAML and path.is_file() and _is_recipe(path):
+                name = path.relative_to(folder).with_suffix("").as_posix()
+                found[name] = Recipe(name, path)
+    return sorted(found.values(), key=lambda recipe: recipe.name)
+
+
+def read_request(arguments: Sequence[str], recipe_dirs: Sequence[Path] = ()) -> Request:
+    """Takes `recipe=...` out of the arguments and finds the recipe.
+
+    Raises:
+        RequestError: No such recipe, or `recipe=` more than once.
+    """
+    recipe_dirs = tuple(Path(folder).resolve() for folder in recipe_dirs)
+    named = [argument for argument in arguments if argument.startswith("recipe=")]
+    if len(named) > 1:
+        raise RequestError(f"`recipe` is given {len(named)} times: {', '.join(named)}")
+    for folder in recipe_dirs:
+        if not folder.is_dir():
+            raise RequestError(f"`--recipe-dir {folder}` is not a folder")
+    name = named[0].partition("=")[2] if named else DEFAULT_RECIPE
+    overrides = tuple(argument for argument in arguments if not argument.startswith("recipe="))
+    return Request(_find_recipe(name, recipe_dirs), overrides, recipe_dirs)
+
+
+def compose(request: Request) -> tuple[dict[str, Any], list[Problem]]:
+    """Composes a request into plain dicts, lists and values, interpolations resolved.
+
+    Overrides that cannot be applied (unknown group or option, broken syntax) are left out and returned as problems, so
+    that config/checks.py can report the rest of what is wrong beside them.
+
+    Raises:
+        RequestError: The recipe itself cannot be composed.
+    """
+    loader = _loader(request)
+    overrides, problems = _checked_overrides(request, loader)
+
+    def load() -> Any:
+        config = loader.load_configuration(request.recipe.path.stem, overrides, RunMode.RUN, from_shell=False)
+        with open_dict(config):
+            del config["hydra"]
+        return OmegaConf.to_container(config, resolve=True)
+
+    return _translated(request, load), problems
+
+
+def value_sources(request: Request) -> dict[str, str]:
+    """The file, or `command line`, that each value of the composed config came from, by dotted key."""
+    loader = _loader(request)
+    overrides, _ = _checked_overrides(request, loader)
+    sources: dict[str, str] = {}
+    for item in loader.compute_defaults_list(request.recipe.path.stem, overrides, RunMode.RUN).defaults:
+        if item.config_path is None or item.package == "hydra" or item.config_path.startswith("hydra/"):
+            continue
+        loaded = loader.repository.load_config(item.config_path)
+        file = loaded.path.removeprefix("file://") + "/" + item.config_path + ".yaml"
+        _assign(sources, item.package if item.package != "_global_" else "", loaded.config, file)
+    for override in _parse(request.overrides, []):
+        if not loader.get_group_options(override.key_or_group) and not override.is_delete():
+            _assign(sources, override.key_or_group, OmegaConf.create([override.value()])[0], "command line")
+    composed = set(_leaves(OmegaConf.create(compose(request)[0])))
+    return {key: file for key, file in sources.items() if key in composed}
+
+
+def expand_sweep(request: Request) -> list[Request]:
+    """All points of a sweep: one request for each combination of the swept overrides' values, in order."""
+    problems: list[Problem] = []
+    parsed = _parse(request.overrides, problems)
+    if problems:
+        raise RequestError.from_problems(problems)
+    choices = [
+        [f"{override.input_line.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [override.input_line]
+        for override in parsed
+    ]
+    return [Request(request.recipe, point, request.recipe_dirs) for point in itertools.product(*choices)]
+
+
+def swept(request: Request, point: Request) -> list[str]:
+    """The overrides of one point of a sweep that other points have otherwise."""
+    return [own for own, given in zip(point.overrides, request.overrides, strict=True) if own != given]
+
+
+def _find_recipe(name: str, recipe_dirs: Sequence[Path]) -> Recipe:
+    path = Path(name).expanduser()
+    if path.suffix in _YAML:
+        if path.is_file():
+            return Recipe(path.stem, path.resolve())
+        raise RequestError(f"`recipe={name}`: there is no such file", f"recipes by name: {_names(recipe_dirs)}")
+    for folder in (*recipe_dirs, RECIPES_DIR):
+        for suffix in _YAML:
+            if name and (folder / (name + suffix)).is_file():
+                return Recipe(name, folder / (name + suffix))
+    names = [recipe.name for recipe in list_recipes(recipe_dirs)]
+    raise RequestError(
+        f"unknown recipe `{name}`",
+        did_you_mean(name, names, prefix="recipe=") or f"see `alignctl recipes`; there are {len(names)}",
+    )
+
+
+def _names(recipe_dirs: Sequence[Path]) -> str:
+    return ", ".join(recipe.name for recipe in list_recipes(recipe_dirs))
+
+
+def _is_recipe(path: Path) -> bool:
+    """Whether a YAML file names stages; a folder of recipes may hold groups of its own beside them."""
+    return any(line.startswith("stages:") for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def _loader(request: Request) -> ConfigLoaderImpl:
+    """Hydra's loader for one recipe: it sees the recipe's folder, the user's folders, conf/ and recipes/."""
+    folders = (request.recipe.path.parent, *request.recipe_dirs, CONF_DIR, RECIPES_DIR)
+    Plugins.instance()  # registers the kinds of source a search path may name
+    search_path = ConfigSearchPathImpl()
+    search_path.append("hydra", "pkg://hydra.conf")
+    for folder in folders:
+        search_path.append("main" if folder == folders[0] else "alignctl", f"file://{folder}")
+    search_path.append("schema", "structured://")
+    return ConfigLoaderImpl(search_path)
+
+
+def _parse(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:
+    """Parses what can be parsed; the rest goes to `problems`."""
+    parsed: list[Override] = []
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            problems.append(Problem(f"`{text}` is not an override", "write `key=value`, for example `dpo.beta=0.2`"))
+            continue
+        try:
+            parsed += OverridesParser.create().parse_overrides([text])
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            hint = "quote values with special characters: `'key=\"a value, with: signs\"'`"
+            problems.append(Problem(f"cannot read the override `{text}`: {reason}", hint))
+    return parsed
+
+
+def _checked_overrides(request: Request, loader: ConfigLoaderImpl) -> tuple[list[str], list[Problem]]:
+    """The overrides for Hydra, and what is wrong with the others. Plain values are allowed to add a key."""
+    defaults = _translated(request, lambda: loader.compute_defaults_list(request.recipe.path.stem, [], RunMode.RUN))
+    groups = [name for name in defaults.overrides.known_choices if not name.startswith("hydra/")]
+    overrides: list[str] = []
+    problems: list[Problem] = []
+    for override in _parse(request.overrides, problems):
+        key = override.key_or_group
+        options = loader.get_group_options(key)
+        problem = None
+        if override.is_sweep_override():
+            hint = f"sweep over them with `--multirun`, or write a list: `{key}=[...]`"
+            problem = Problem(f"`{override.input_line}` gives several values", hint)
+        elif options or override.package:
+            problem = _group_problem(override, options, groups)
+        if problem:
+            problems.append(problem)
+        elif options or override.is_add() or override.is_force_add() or override.is_delete():
+            overrides.append(override.input_line)
+        else:
+            overrides.append("++" + override.input_line)
+    return overrides, problems
+
+
+def _group_problem(override: Override, options: Sequence[str], groups: Sequence[str]) -> Problem | None:
+    group = override.key_or_group
+    name = group + (f"@{override.package}" if override.package else "")
+    if not options:
+        return Problem(f"unknown group `{group}` in `{override.input_line}`", did_you_mean(name, groups))
+    if name not in groups and not (override.is_add() or override.is_force_add()):
+        placed = [other for other in groups if other.split("@")[0] == group]
+        hint = f"this recipe has {', '.join(f'`{other}=...`' for other in placed)}" if placed else None
+        return Problem(f"`{name}` is not a group of this recipe", hint or f"add it with `+{override.input_line}`")
+    value = override.value()
+    if not override.is_delete() and isinstance(value, str) and value not in options:
+        hint = did_you_mean(value, options, prefix=f"{name}=")
+        return Problem(f"unknown {group} `{value}` in `{override.input_line}`", hint)
+    return None
+
+
+def _translated(request: Request, action: Callable[[], Any]) -> Any:
+    """Runs a step of Hydra's; its errors become one paragraph about the recipe."""
+    try:
+        return action()
+    except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause if str(cause) else error).split("\n")[:2])
+        raise RequestError(f"recipe `{request.recipe.name}` ({request.recipe.path}): {reason}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise RequestError(f"recipe `{request.recipe.name}`: the YAML is broken: {error}") from error
+        raise
+
+
+def _assign(sources: dict[str, str], prefix: str | None, node: Any, file: str) -> None:
+    """Notes `file` as the source of every value in `node`."""
+    for leaf in _leaves(node) if isinstance(node, DictConfig) else [""]:
+        sources[".".join(filter(None, (prefix, leaf)))] = file
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted keys of all values in a config; a list is one value."""
+    keys = []
+    for key in node:
+        child, name = node._get_node(key), f"{prefix}{key}"
+        keys += _leaves(child, f"{name}.") if isinstance(child, DictConfig) and not child._is_none() else [name]
+    return keys

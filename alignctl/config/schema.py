@@ -1,0 +1,128 @@
+"""Settings of a run that are alignctl's own, as dataclasses: names, types and meaning. Torch-free.
+
+The fields of a stage are those of its trainer's config class (see trl_fields.py) plus the sections named here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MISSING = "???"
+"""What OmegaConf writes for a value that the user has to give."""
+
+
+@dataclass
+class ModelSettings:
+    """Section `model`: where the first stage's model comes from and how models are loaded."""
+
+    path: str | None = None
+    """A folder with a checkpoint, or a Hub id `owner/name`. None only with `scratch`."""
+    revision: str | None = None
+    """Commit, tag or branch on the Hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in memory; auto takes that of the checkpoint."""
+    attn_implementation: str | None = None
+    """Attention kernel of transformers: sdpa, eager, flash_attention_2 and so on; None lets transformers choose."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the checkpoint may run."""
+    tokenizer: str | None = None
+    """Folder or Hub id of another tokenizer than the model's."""
+    chat_template: str | None = None
+    """File with a Jinja chat template, where the tokenizer has none or another is wanted."""
+    scratch: dict[str, Any] | None = None
+    """Start from random weights instead of `path`: {vocab_size, config: {model_type, ...}}."""
+
+
+@dataclass
+class DataSettings:
+    """Section `data`: rows to train on and rows held out."""
+
+    path: str | None = MISSING
+    """A .json, .jsonl, .parquet or .csv file, a Hub id `owner/name`, or `builtin:quickstart`."""
+    name: str | None = None
+    """Configuration of a Hub data set that has several."""
+    split: str = "train"
+    """Split of a Hub data set to train on."""
+    eval_path: str | None = None
+    """Held-out rows: as `path`."""
+    eval_split: str | None = None
+    """Held-out split of the Hub data set in `path`."""
+    eval_rows: int = 256
+    """Rows held out of `path` when neither `eval_path` nor `eval_split` is given, whole prompts at a time; 0 for none."""
+    limit: int | None = None
+    """Train on the first rows only, at most this many."""
+    eval_limit: int | None = None
+    """Evaluate on the first held-out rows only, at most this many."""
+    format: str = "auto"
+    """Name of a row format in data/formats.py; auto detects it from the first row."""
+    on_bad_row: Literal["skip", "fail"] = "skip"
+    """What to do with a row that cannot be used. Skipped rows are counted and listed in the stage's data.json."""
+
+
+@dataclass
+class EvalSettings:
+    """Section `eval`: what is measured on held-out rows, before and after a stage."""
+
+    prompts: int = 64
+    """Held-out prompts to answer by sampling, for KL to the reference and the judge; 0 for none."""
+    max_new_tokens: int = 128
+    """Longest sampled answer, in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature, > 0. KL to the reference is of the policy itself only at 1."""
+    batch_size: int = 32
+    """Sequences per forward pass and device."""
+    judge: str | None = None
+    """Name of a judge in evaluate/judges.py that says which answers are right and in the wanted manner."""
+
+
+@dataclass
+class TrackerSettings:
+    """Section `tracker`: where the trainer reports besides metrics.jsonl."""
+
+    report_to: str = "none"
+    """A reporting integration of transformers: none, tensorboard, wandb, trackio, mlflow and so on."""
+
+
+@dataclass
+class LauncherSettings:
+    """Section `launcher`: what starts the processes."""
+
+    type: Literal["local"] = "local"
+    """local runs the stages here, one after the other."""
+
+
+@dataclass
+class RunSettings:
+    """Top level of a recipe. Every other key is a stage."""
+
+    stages: list[str] = field(default_factory=list)
+    """Stages to run, in order."""
+    run_dir: str | None = None
+    """Folder of the run; None makes one under runs/<recipe>/."""
+    seed: int = 42
+    """Seeds weights, data order, dropout and sampling of every stage."""
+    log_every: int = 25
+    """Print a progress line every so many optimizer steps where standard error is not a terminal."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    peft: dict[str, Any] = field(default_factory=dict)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    launcher: LauncherSettings = field(default_factory=LauncherSettings)
+
+
+SECTIONS = {"model": ModelSettings, "data": DataSettings, "eval": EvalSettings}
+"""Sections a stage may have of its own; what it does not say is taken from the section at the top."""
+
+PEFT_CLASSES = {"none": None, "lora": "peft.tuners.lora.config:LoraConfig"}
+"""Values of `peft.type` and the peft class whose fields the section takes."""
+
+STAGE_KEYS = ("method", "from", *SECTIONS, "peft")
+"""Keys of a stage that are not the trainer's."""
+
+
+def annotations(settings: type) -> dict[str, str]:
+    """Names and annotations of a settings class."""
+    return {item.name: item.type for item in dataclasses.fields(settings)}

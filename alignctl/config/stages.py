@@ -1,0 +1,71 @@
+"""One stage with everything it was given: its own settings over those of the run. Torch-free, pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alignctl.config.schema import SECTIONS, STAGE_KEYS, DataSettings, EvalSettings, ModelSettings
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A stage, ready to be run."""
+
+    name: str
+    method: str
+    start_from: str | None
+    """The stage whose model this one starts from; None starts from `model`."""
+    seed: int
+    model: ModelSettings
+    data: DataSettings
+    peft: dict[str, Any]
+    eval: EvalSettings
+    report_to: str
+    trainer: dict[str, Any]
+    """Fields of the trainer's config class, under their own names."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
+    """Builds the settings of one stage of a checked config."""
+    stage = config[name]
+    sections = {key: cls(**merged_section(config, name, key)) for key, cls in SECTIONS.items()}
+    return StageConfig(
+        name=name,
+        method=stage["method"],
+        start_from=stage.get("from"),
+        seed=config["seed"],
+        peft=merged_section(config, name, "peft"),
+        report_to=config["tracker"]["report_to"],
+        trainer={key: value for key, value in stage.items() if key not in STAGE_KEYS},
+        **sections,
+    )
+
+
+# Keys that say which data set it is: a stage that names its own `path` takes none of them from the run.
+_DATA_IDENTITY = ("path", "name", "split", "eval_path", "eval_split", "format")
+
+
+def merged_section(config: Mapping[str, Any], stage: str, section: str) -> dict[str, Any]:
+    """A section of a stage: the run's, overridden key by key by the stage's own.
+
+    What belongs to one adapter or one data set says nothing about another: a stage with its own `peft.type` starts
+    that section anew, and one with its own `data.path` takes over only how rows are handled.
+    """
+    common = dict(config.get(section) or {})
+    own = dict((config.get(stage) or {}).get(section) or {})
+    if section == "peft" and "type" in own:
+        common = {}
+    if section == "data" and "path" in own:
+        common = {key: value for key, value in common.items() if key not in _DATA_IDENTITY}
+    return common | own
+
+
+def stage_names(config: Mapping[str, Any]) -> list[str]:
+    """Every stage the config describes, whether `stages` names it or not."""
+    return [key for key, value in config.items() if isinstance(value, Mapping) and "method" in value]

@@ -1,0 +1,294 @@
+"""The table of row formats: how each is told apart and turned into what the trainers take. Torch-free, pure.
+
+Whatever the source, a row becomes one of two kinds, either as text or as messages (`[{"role", "content"}, ...]`):
+
+- demonstrations: {prompt, completion}, {messages}, or {text};
+- preferences: {prompt, chosen, rejected}.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+Messages = list[dict[str, str]]
+
+
+class BadRow(ValueError):
+    """A row that cannot be used; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One row format."""
+
+    name: str
+    kind: str
+    """`demonstrations` or `preferences`."""
+    columns: str
+    """The columns it needs, for people."""
+    matches: Callable[[Row], bool]
+    convert: Callable[[Row], dict[str, Any]]
+    """Raises BadRow."""
+    as_text: Callable[[Messages], str] | None
+    """Writes messages as plain text for a tokenizer without chat template; ends with what leads to the next answer.
+    None where there is no customary way."""
+
+
+def detect_format(row: Row, kind: str, name: str = "auto") -> Format:
+    """Finds the format of a row, or checks that it has the one named.
+
+    Raises:
+        ValueError: No format of this kind fits; says which columns there are and what would fit.
+    """
+    candidates = [f for f in FORMATS.values() if f.kind == kind and name in ("auto", f.name)]
+    for candidate in candidates:
+        if candidate.matches(row):
+            return candidate
+    found = ", ".join(f"`{column}`" for column in row)
+    if not candidates:
+        raise ValueError(f"format `{name}` holds {FORMATS[name].kind}, but {kind} are needed")
+    wanted = "; ".join(f"{f.name} ({f.columns})" for f in candidates)
+    others = sorted({f.kind for f in FORMATS.values() if f.kind != kind and f.matches(row)})
+    instead = f" They would do as {others[0]}." if others else ""
+    raise ValueError(f"the rows have the columns {found}, which are no {kind}.{instead} Formats: {wanted}")
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a non-empty list of messages."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "role" in value[0]
+
+
+# --- preferences
+
+
+def _has(*columns: str) -> Callable[[Row], bool]:
+    return lambda row: all(row.get(column) is not None for column in columns)
+
+
+def _pair(prompt: Any, chosen: Any, rejected: Any) -> dict[str, Any]:
+    """A preference row, refused where nothing can be learnt from it."""
+    for name, completion in (("chosen", chosen), ("rejected", rejected)):
+        if not _content(completion).strip():
+            raise BadRow(f"the {name} completion is empty")
+    if _content(chosen) == _content(rejected):
+        raise BadRow("chosen and rejected are the same")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _content(completion: str | Messages) -> str:
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(str(message.get("content") or "") for message in completion)
+
+
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def _is_transcript(text: Any) -> bool:
+    return isinstance(text, str) and text.lstrip("\n").startswith("Human:") and "\n\nAssistant:" in text
+
+
+def _transcript_messages(text: str) -> Messages:
+    parts = _HH_TURN.split("\n\n" + text.lstrip("\n"))
+    return [{"role": _HH_ROLES[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def _messages_transcript(messages: Messages) -> str:
+    """Anthropic's plain form, https://github.com/anthropics/hh-rlhf: a prompt ends with `Assistant:`."""
+    names = {"user": "Human", "assistant": "Assistant"}
+    turns = "".join(f"\n\n{names.get(m['role'], m['role'].title())}: {m['content']}" for m in messages)
+    return turns + "\n\nAssistant:"
+
+
+def _convert_hh(row: Row) -> dict[str, Any]:
+    chosen, rejected = _transcript_messages(row["chosen"]), _transcript_messages(row["rejected"])
+    for name, messages in (("chosen", chosen), ("rejected", rejected)):
+        if not messages or messages[-1]["role"] != "assistant":
+            raise BadRow(f"the {name} transcript does not end with the assistant")
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRow("the transcripts do not share a prompt")
+    return _pair(chosen[:-1], chosen[-1:], rejected[-1:])
+
+
+def _convert_preference(row: Row) -> dict[str, Any]:
+    prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
+    if is_messages(chosen) and is_messages(rejected):
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        if len(chosen) > 1 or len(rejected) > 1:  # whole conversations: the prompt is in them too
+            return _convert_conversations(row)
+        return _pair(_clean(prompt), _clean(chosen), _clean(rejected))
+    if not all(isinstance(part, str) for part in (prompt, chosen, rejected)):
+        raise BadRow("prompt, chosen and rejected must all be text, or all be messages")
+    return _pair(prompt, chosen, rejected)
+
+
+def _convert_conversations(row: Row) -> dict[str, Any]:
+    chosen, rejected = _clean(row["chosen"]), _clean(row["rejected"])
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRow("the conversations do not share a prompt")
+    return _pair(chosen[:-1], chosen[-1:], rejected[-1:])
+
+
+def _convert_instruction_pair(row: Row) -> dict[str, Any]:
+    chosen = row.get("chosen_response", row.get("chosen"))
+    rejected = row.get("rejected_response", row.get("rejected"))
+    return _pair(_instruction(row), _assistant(chosen), _assistant(rejected))
+
+
+def _clean(messages: Any) -> Messages:
+    """Only role and content of each message."""
+    if not is_messages(messages):
+        raise BadRow("expected a list of messages with role and content")
+    return [{"role": str(m["role"]), "content": str(m.get("content") or "")} for m in messages]
+
+
+def _assistant(text: Any) -> Messages:
+    return [{"role": "assistant", "content": str(text or "")}]
+
+
+def _instruction(row: Row) -> Messages:
+    parts = [str(row.get(column) or "").strip() for column in ("instruction", "input")]
+    if not parts[0]:
+        raise BadRow("the instruction is empty")
+    return [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
+
+
+def _instruction_text(messages: Messages) -> str:
+    return "\n\n".join(message["content"] for message in messages) + "\n\n"
+
+
+# --- demonstrations
+
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+
+
+def _answered(messages: Messages) -> dict[str, Any]:
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+        raise BadRow("the conversation does not end with an answer")
+    return {"messages": messages}
+
+
+def _convert_sharegpt(row: Row) -> dict[str, Any]:
+    messages = []
+    for turn in row["conversations"]:
+        role = _SHAREGPT_ROLES.get(turn.get("from"))
+        if role is None:
+            raise BadRow(f"unknown speaker `{turn.get('from')}`")
+        messages.append({"role": role, "content": str(turn.get("value") or "")})
+    return _answered(messages)
+
+
+def _convert_completion(row: Row) -> dict[str, Any]:
+    prompt, completion = row["prompt"], row["completion"]
+    if is_messages(completion) and isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if is_messages(completion):
+        prompt, completion = _clean(prompt), _clean(completion)
+    elif not (isinstance(prompt, str) and isinstance(completion, str)):
+        raise BadRow("prompt and completion must both be text, or both be messages")
+    if not _content(completion).strip():
+        raise BadRow("the completion is empty")
+    return {"prompt": prompt, "completion": completion}
+
+
+def _convert_instruction(row: Row) -> dict[str, Any]:
+    return _convert_completion({"prompt": _instruction(row), "completion": _assistant(row["output"])})
+
+
+def _convert_text(row: Row) -> dict[str, Any]:
+    if not str(row["text"]).strip():
+        raise BadRow("the text is empty")
+    return {"text": str(row["text"])}
+
+
+FORMATS: dict[str, Format] = {
+    row_format.name: row_format
+    for row_format in (
+        # The first that matches is taken, so the particular stand before the general.
+        Format(
+            name="hh_rlhf",
+            kind="preferences",
+            columns="chosen, rejected: transcripts `Human: ... Assistant: ...`",
+            matches=lambda row: _is_transcript(row.get("chosen")) and _is_transcript(row.get("rejected")),
+            convert=_convert_hh,
+            as_text=_messages_transcript,
+        ),
+        Format(
+            name="instruction_pair",
+            kind="preferences",
+            columns="instruction, chosen_response, rejected_response, or instruction, chosen, rejected",
+            matches=lambda row: (
+                _has("instruction", "chosen_response", "rejected_response")(row)
+                or (_has("instruction", "chosen", "rejected")(row) and isinstance(row["chosen"], str))
+            ),
+            convert=_convert_instruction_pair,
+            as_text=_instruction_text,
+        ),
+        Format(
+            name="preference",
+            kind="preferences",
+            columns="prompt, chosen, rejected: text or messages",
+            matches=_has("prompt", "chosen", "rejected"),
+            convert=_convert_preference,
+            as_text=None,
+        ),
+        Format(
+            name="conversation_pair",
+            kind="preferences",
+            columns="chosen, rejected: whole conversations as messages",
+            matches=lambda row: is_messages(row.get("chosen")) and is_messages(row.get("rejected")),
+            convert=_convert_conversations,
+            as_text=None,
+        ),
+        Format(
+            name="messages",
+            kind="demonstrations",
+            columns="messages",
+            matches=lambda row: is_messages(row.get("messages")),
+            convert=lambda row: _answered(_clean(row["messages"])),
+            as_text=None,
+        ),
+        Format(
+            name="sharegpt",
+            kind="demonstrations",
+            columns="conversations: turns with from and value",
+            matches=lambda row: (
+                isinstance(row.get("conversations"), list)
+                and bool(row["conversations"])
+                and "from" in row["conversations"][0]
+            ),
+            convert=_convert_sharegpt,
+            as_text=None,
+        ),
+        Format(
+            name="prompt_completion",
+            kind="demonstrations",
+            columns="prompt, completion: text or messages",
+            matches=_has("prompt", "completion"),
+            convert=_convert_completion,
+            as_text=None,
+        ),
+        Format(
+            name="instruction",
+            kind="demonstrations",
+            columns="instruction, output, and input where there is one",
+            matches=_has("instruction", "output"),
+            convert=_convert_instruction,
+            as_text=_instruction_text,
+        ),
+        Format(
+            name="text",
+            kind="demonstrations",
+            columns="text",
+            matches=lambda row: isinstance(row.get("text"), str),
+            convert=_convert_text,
+            as_text=None,
+        ),
+    )
+}

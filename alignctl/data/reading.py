@@ -1,0 +1,212 @@
+"""Reads rows from a file, the Hub or a built-in world and turns them into a trainer's rows, with a ledger of losses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
+
+from alignctl.config.schema import DataSettings
+from alignctl.data import quickstart
+from alignctl.data.formats import BadRow, Format, Messages, detect_format, is_messages
+from alignctl.data.sources import BUILTIN_SOURCES, first_bad_line
+from alignctl.errors import AlignctlError, RequestError
+
+_SHOWN_BAD_ROWS = 5
+_LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of the rows of one source."""
+
+    source: str
+    format: str
+    read: int
+    kept: int
+    skipped: dict[int, str]
+    """Row number, counted from 1, and why the row cannot be used."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in a trainer's form."""
+
+    dataset: Dataset
+    format: Format
+    ledger: Ledger
+
+
+def read_split(settings: DataSettings, kind: str, seed: int) -> tuple[Rows, Rows | None]:
+    """Reads training rows and held-out rows.
+
+    Held-out rows come from `eval_path` or `eval_split`, else they are taken out of the training rows, whole prompts at
+    a time, so that no prompt is on both sides.
+
+    Raises:
+        RequestError: A source cannot be read, has no rows of this kind, or has bad rows and `on_bad_row` is fail.
+    """
+    train = _read(settings, settings.path, settings.split, "train", kind, settings.limit)
+    if settings.eval_path or settings.eval_split or settings.path in BUILTIN_SOURCES:
+        path, split = settings.eval_path or settings.path, settings.eval_split or "train"
+        return train, _read(settings, path, split, "test", kind, settings.eval_limit)
+    if settings.eval_rows == 0:
+        return train, None
+    return _hold_out(train, settings, seed)
+
+
+def as_plain_text(rows: Rows, where: str) -> Dataset:
+    """Rows for a tokenizer without chat template: messages written as the format's customary plain text.
+
+    Raises:
+        RequestError: The format has no such form.
+    """
+    first = rows.dataset[0]
+    if not any(is_messages(value) for value in first.values()):
+        return rows.dataset
+    if rows.format.as_text is None:
+        raise RequestError(
+            f"the rows of {rows.ledger.source} are conversations, but the tokenizer of {where} has no chat template",
+            "give one with `model.chat_template=FILE` (Jinja), or start from a chat model",
+        )
+    return rows.dataset.map(_plain_text, fn_kwargs={"as_text": rows.format.as_text})
+
+
+def ledger_dict(ledger: Ledger) -> dict[str, Any]:
+    """For data.json."""
+    return asdict(ledger)
+
+
+def _plain_text(row: dict[str, Any], as_text: Any) -> dict[str, str]:
+    prompt = as_text(row["prompt"])
+    # A completion follows its prompt after a space, unless the prompt ends a line.
+    gap = "" if prompt.endswith("\n") else " "
+    return {key: prompt if key == "prompt" else gap + value[-1]["content"] for key, value in row.items()}
+
+
+def _read(settings: DataSettings, path: str, split: str, part: str, kind: str, limit: int | None) -> Rows:
+    raw = _load(path, split, settings, part, kind)
+    if limit is not None:
+        raw = raw.select(range(min(limit, len(raw))))
+    if len(raw) == 0:
+        raise RequestError(f"{path} has no rows")
+    try:
+        row_format = detect_format(raw[0], kind, settings.format)
+    except ValueError as error:
+        raise RequestError(f"{path}: {error}") from error
+    rows = _convert(raw, row_format, path)
+    if rows.ledger.skipped and settings.on_bad_row == "fail":
+        raise RequestError(
+            f"{path}: {describe_skipped(rows.ledger)}", "mend or remove them, or set `data.on_bad_row=skip`"
+        )
+    if rows.ledger.kept == 0:
+        raise RequestError(f"{path}: no row can be used: {describe_skipped(rows.ledger)}")
+    return rows
+
+
+def describe_skipped(ledger: Ledger) -> str:
+    """Names the first skipped rows with their reasons."""
+    shown = [f"row {number}: {reason}" for number, reason in list(ledger.skipped.items())[:_SHOWN_BAD_ROWS]]
+    more = f"; and {len(ledger.skipped) - len(shown)} more" if len(ledger.skipped) > len(shown) else ""
+    return f"{len(ledger.skipped)} of {ledger.read} rows cannot be used ({'; '.join(shown)}{more})"
+
+
+def _load(path: str, split: str, settings: DataSettings, part: str, kind: str) -> Dataset:
+    """The rows of a source as they are."""
+    if path in BUILTIN_SOURCES:
+        make = {"demonstrations": quickstart.demonstrations, "preferences": quickstart.preferences}[kind]
+        return Dataset.from_list(make(part))
+    file = Path(path)
+    try:
+        if file.is_file():
+            return load_dataset(_LOADERS[file.suffix], data_files=str(file), split="train")
+        loaded = load_dataset(path, name=settings.name, split=split)
+    except Exception as error:  # the library raises dozens of kinds; each means that the rows could not be had
+        if file.suffix == ".jsonl" and (bad := first_bad_line(file)):
+            raise RequestError(f"{path}: {bad}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        hint = None if file.is_file() else "is the id right, and the Hub reachable? A gated set needs HF_TOKEN"
+        raise AlignctlError(f"cannot read {path}: {reason}", hint) from error
+    assert not isinstance(loaded, DatasetDict)
+    return loaded
+
+
+def _convert(raw: Dataset, row_format: Format, source: str) -> Rows:
+    converted = raw.map(
+        _convert_row,
+        fn_kwargs={"convert": row_format.convert, "columns": _columns(raw, row_format)},
+        remove_columns=raw.column_names,
+        features=Features({"problem": Value("string")} | _features(raw, row_format)),
+        desc=f"Reading {source}",
+    )
+    problems = converted["problem"]
+    skipped = {index + 1: problem for index, problem in enumerate(problems) if problem is not None}
+    kept = converted.remove_columns("problem")
+    if skipped:
+        kept = kept.select([index for index in range(len(raw)) if index + 1 not in skipped])
+    return Rows(kept, row_format, Ledger(source, row_format.name, len(raw), len(kept), skipped))
+
+
+def _convert_row(row: dict[str, Any], convert: Any, columns: dict[str, bool]) -> dict[str, Any]:
+    """One converted row, or `problem` and empty columns. `columns` says which columns hold messages."""
+    try:
+        if any(value is None for value in row.values()):
+            row = {key: value for key, value in row.items() if value is not None}
+        converted = convert(row)
+        for column, messages in columns.items():
+            if is_messages(converted.get(column)) != messages:
+                raise BadRow(f"`{column}` is {'text' if messages else 'messages'}, unlike in the first row")
+        return {"problem": None, **converted}
+    except KeyError as error:
+        reason = f"the column {error} is missing or empty"
+    except BadRow as error:
+        reason = str(error)
+    return {"problem": reason} | dict.fromkeys(columns)
+
+
+def _columns(raw: Dataset, row_format: Format) -> dict[str, bool]:
+    """Columns of the format's rows, and whether they hold messages, from the first row that can be used."""
+    for row in raw:
+        try:
+            return {key: is_messages(value) for key, value in row_format.convert(row).items()}
+        except (BadRow, KeyError):
+            continue
+    raise RequestError("no row can be used", f"format `{row_format.name}` needs {row_format.columns}")
+
+
+def _features(raw: Dataset, row_format: Format) -> dict[str, Any]:
+    messages = List({"role": Value("string"), "content": Value("string")})
+    return {key: messages if holds else Value("string") for key, holds in _columns(raw, row_format).items()}
+
+
+def _hold_out(rows: Rows, settings: DataSettings, seed: int) -> tuple[Rows, Rows | None]:
+    """Splits off about `eval_rows` rows, the same ones for the same seed, whatever the order of the rows."""
+    keys = [_prompt_key(row, seed) for row in rows.dataset]
+    by_prompt: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        by_prompt.setdefault(key, []).append(index)
+    wanted = min(settings.eval_rows, len(keys) // 5)  # never more than a fifth
+    held: set[int] = set()
+    for key in sorted(by_prompt):
+        if len(held) >= wanted:
+            break
+        held.update(by_prompt[key])
+    if not held:
+        return rows, None
+
+    def part(indices: list[int]) -> Rows:
+        ledger = Ledger(rows.ledger.source, rows.ledger.format, rows.ledger.read, len(indices), rows.ledger.skipped)
+        return Rows(rows.dataset.select(indices), rows.format, ledger)
+
+    return part([i for i in range(len(keys)) if i not in held]), part(sorted(held))
+
+
+def _prompt_key(row: dict[str, Any], seed: int) -> str:
+    prompt: str | Messages = row.get("prompt") or row.get("messages") or row.get("text")
+    if is_messages(prompt) and "messages" in row:
+        prompt = prompt[:1]
+    return hashlib.sha256(f"{seed}|{json.dumps(prompt)}".encode()).hexdigest()

@@ -1,0 +1,73 @@
+"""Errors meant for people, and the exit codes of the command. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+"""The run failed."""
+EXIT_REQUEST = 2
+"""The request was wrong: found before training."""
+EXIT_LAUNCH = 3
+"""Launch or submit was refused."""
+EXIT_STOPPED = 75
+"""Stopped on request with a checkpoint saved; the same command continues."""
+EXIT_INTERRUPTED = 130
+"""Stopped on request without a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: what and where, and what to type instead."""
+
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        return f"error: {self.message}" + (f"\nhint: {self.hint}" if self.hint else "")
+
+
+class AlignctlError(Exception):
+    """An error a user can act on: shown without a traceback. `exit_code` is the command's exit code."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, hint: str | None = None):
+        super().__init__(message)
+        self.problems: tuple[Problem, ...] = (Problem(message, hint),)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class RequestError(AlignctlError):
+    """The request cannot be carried out as written."""
+
+    exit_code = EXIT_REQUEST
+
+    @classmethod
+    def from_problems(cls, problems: Sequence[Problem]) -> RequestError:
+        """Reports several problems together."""
+        error = cls(problems[0].message, problems[0].hint)
+        error.problems = tuple(problems)
+        return error
+
+
+class LaunchError(AlignctlError):
+    """The machine or the scheduler refused to start the run."""
+
+    exit_code = EXIT_LAUNCH
+
+
+class Stopped(AlignctlError):
+    """The run was stopped on request; a checkpoint is saved."""
+
+    exit_code = EXIT_STOPPED
+
+
+class Interrupted(AlignctlError):
+    """The run was stopped on request before it had anything to save."""
+
+    exit_code = EXIT_INTERRUPTED

@@ -1,0 +1,81 @@
+"""The table of methods: what each one is and needs. Torch-free; trainers are named as text and resolved by workers.
+
+A method is one module of this package with a `METHOD` in it. No other code compares method names: where behaviour
+differs, a column is missing here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+DataKind = Literal["demonstrations", "preferences"]
+Role = Literal["policy", "reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of the table. No defaults: a method must say each of these things about itself."""
+
+    name: str
+    """Key in recipes, in conf/method/ and in this table."""
+    summary: str
+    paper: str
+    """URL of where the method comes from."""
+    data_kind: DataKind
+    """What one row of its data holds, see data/formats.py."""
+    roles: tuple[Role, ...]
+    """Models it needs, in memory or as the adapter switched off."""
+    config_class: str
+    """`"module:Class"` of the trainer's settings; its fields are the fields of a stage."""
+    trainer: str
+    """`"module:Class"` of the trainer: TRL's, or one that takes the same keyword arguments."""
+    owned_fields: Mapping[str, str]
+    """Fields of the config class that a stage may not set, each with what to set instead."""
+    key_metrics: tuple[str, ...]
+    """What the live display shows beside the loss, under the trainer's names."""
+
+
+# Fields of transformers.TrainingArguments that belong to the run and not to a stage's recipe.
+RUN_OWNED_FIELDS = {
+    "output_dir": "set `run_dir`",
+    "do_train": "name the stage in `stages`",
+    "do_eval": "set `eval_strategy`",
+    "do_predict": "alignctl does not predict",
+    "resume_from_checkpoint": "run the same command again: it continues from the newest checkpoint",
+    "local_rank": "it comes from the launcher",
+    "disable_tqdm": "progress is shown by alignctl",
+    "deepspeed": "it comes from the launcher",
+    "fsdp": "it comes from the launcher",
+    "fsdp_config": "it comes from the launcher",
+    "enable_jit_checkpoint": "alignctl saves on SIGTERM and SIGINT by itself",
+    "push_to_hub": "push the folder `model/` of the finished stage",
+    "hub_token": "set HF_TOKEN in the environment: keys are never written to disk",
+    "report_to": "choose a `tracker`, for example `tracker=wandb`",
+    "model_init_kwargs": "use the section `model`",
+    "trust_remote_code": "use `model.trust_remote_code`",
+    "pad_token": "it comes from the tokenizer",
+}
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """All methods by name, in alphabetical order."""
+    import alignctl.methods as package
+
+    rows = {}
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
+        method = getattr(importlib.import_module(f"{package.__name__}.{info.name}"), "METHOD", None)
+        if method is not None:
+            rows[method.name] = method
+    return rows
+
+
+def resolve(target: str) -> Any:
+    """Imports what `"module:name"` names. Only for names written in this code base, never for a user's."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,132 @@
+"""What a trainer tells the outside while it works: metrics.jsonl, progress.json, and whether it was asked to stop."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from alignctl.run.files import read_json_lines, write_json, write_json_lines
+from alignctl.run.paths import StagePaths
+
+_PROGRESS_EVERY_S = 0.25
+# Keys of the trainer's logs that are not metrics.
+_NOT_METRICS = ("epoch", "total_flos")
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log of the trainer to metrics.jsonl, as {step, epoch, metric: value}.
+
+    When training continues from a checkpoint, lines after its step are dropped first: they will be written again.
+    """
+
+    def __init__(self, paths: StagePaths):
+        self._path = paths.metrics
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            write_json_lines(
+                self._path, [row for row in read_json_lines(self._path) if row["step"] <= state.global_step]
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            row = {"step": state.global_step, "epoch": state.epoch} | {
+                key: value for key, value in logs.items() if key not in _NOT_METRICS
+            }
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class ProgressFile(TrainerCallback):
+    """Keeps progress.json current: step, steps in all, last metrics, tokens per second, seconds left."""
+
+    def __init__(self, paths: StagePaths, key_metrics: tuple[str, ...]):
+        self._path = paths.progress
+        self._key_metrics = key_metrics
+        self._metrics: dict[str, float] = {}
+        self._tokens_per_s: float | None = None
+        self._tokens_then: tuple[float, float] | None = None
+        self._first_step = 0
+        self._started = self._written = 0.0
+
+    def phase(self, name: str) -> None:
+        """Says what the stage is doing when it is not training."""
+        write_json(self._path, {"phase": name})
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._first_step, self._started = state.global_step, time.monotonic()
+        if state.is_world_process_zero:
+            self._write(state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            self._metrics = {key: float(logs[key]) for key in ("loss", *self._key_metrics) if key in logs}
+        if "num_tokens" in logs:
+            now = (time.monotonic(), float(logs["num_tokens"]))
+            if self._tokens_then and now[0] > self._tokens_then[0]:
+                self._tokens_per_s = (now[1] - self._tokens_then[1]) / (now[0] - self._tokens_then[0])
+            self._tokens_then = now
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        last = state.global_step >= state.max_steps
+        if state.is_world_process_zero and (last or time.monotonic() - self._written > _PROGRESS_EVERY_S):
+            self._write(state)
+
+    def _write(self, state: TrainerState) -> None:
+        self._written = time.monotonic()
+        done = state.global_step - self._first_step
+        left = state.max_steps - state.global_step
+        write_json(
+            self._path,
+            {
+                "phase": "training",
+                "step": state.global_step,
+                "max_steps": state.max_steps,
+                "metrics": self._metrics,
+                "tokens_per_s": self._tokens_per_s,
+                "seconds_left": (self._written - self._started) / done * left if done else None,
+            },
+        )
+
+
+class StopOnRequest(TrainerCallback):
+    """Saves and stops at the end of the step in which the process was asked to stop."""
+
+    def __init__(self, stop_requested: Callable[[], bool]):
+        self._stop_requested = stop_requested
+        self.stopped = False
+        """Whether training ended because of the request, with a checkpoint of its last step."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self._stop_requested() and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True
+        return control

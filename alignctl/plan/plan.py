@@ -1,0 +1,101 @@
+"""Turns a checked config into what will be run. Pure: writes nothing, starts nothing. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignctl.config.stages import StageConfig, stage_config
+from alignctl.config.trl_fields import config_fields
+from alignctl.data.sources import is_local
+from alignctl.methods.registry import methods
+from alignctl.run.fingerprint import stage_fingerprint
+from alignctl.run.paths import RunPaths
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage will do."""
+
+    config: StageConfig
+    start: str
+    """Where its weights come from: a folder, a Hub id, or `random weights`."""
+    roles: tuple[str, ...]
+    trained: str
+    global_batch_size: int
+    """Sequences (pairs for preferences) per optimizer step, over all devices."""
+    command: tuple[str, ...]
+    """Starts its worker."""
+    environment: dict[str, str]
+    """Set for its worker on top of what is there."""
+    output: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do."""
+
+    recipe: str
+    run_dir: str
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def paths(self) -> RunPaths:
+        return RunPaths(Path(self.run_dir))
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def make_plan(config: Mapping[str, Any], recipe: str, run_dir: Path) -> RunPlan:
+    """Plans a checked config whose local paths are absolute."""
+    paths = RunPaths(run_dir)
+    stages: dict[str, StagePlan] = {}
+    for name in config["stages"]:
+        stage = stage_config(config, name)
+        upstream = stages[stage.start_from] if stage.start_from else None
+        stages[name] = StagePlan(
+            config=stage,
+            start=_start(stage, paths),
+            roles=methods()[stage.method].roles,
+            trained=_trained(stage.peft),
+            global_batch_size=_per_device_batch_size(stage) * int(stage.trainer.get("gradient_accumulation_steps", 1)),
+            command=(sys.executable, "-P", "-m", "alignctl.worker", str(run_dir), name),
+            environment=_environment(stage),
+            output=str(paths.stage(name).model),
+            fingerprint=stage_fingerprint(stage, upstream.fingerprint if upstream else None),
+        )
+    return RunPlan(recipe, str(run_dir), tuple(stages.values()))
+
+
+def _start(stage: StageConfig, paths: RunPaths) -> str:
+    if stage.start_from:
+        return str(paths.stage(stage.start_from).model)
+    return stage.model.path or "random weights"
+
+
+def _trained(peft: Mapping[str, Any]) -> str:
+    if peft.get("type", "none") == "none":
+        return "all weights"
+    modules = peft.get("target_modules")
+    return f"{peft['type']} r={peft.get('r')} on {', '.join(modules) if isinstance(modules, list) else modules}"
+
+
+def _per_device_batch_size(stage: StageConfig) -> int:
+    default = config_fields(methods()[stage.method].config_class)["per_device_train_batch_size"].default
+    return int(stage.trainer.get("per_device_train_batch_size", default))
+
+
+def _environment(stage: StageConfig) -> dict[str, str]:
+    """No telemetry; and no look at the Hub where every input is on this machine."""
+    environment = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    model = stage.model.path if stage.start_from is None else None
+    inputs = (model, stage.model.tokenizer, stage.data.path, stage.data.eval_path)
+    if all(is_local(path) for path in inputs):
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment

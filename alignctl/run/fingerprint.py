@@ -1,0 +1,59 @@
+"""Tells whether a stage would do the same as one that was run before. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from alignctl.config.stages import StageConfig
+
+_CHUNK = 2**20
+
+
+def stage_fingerprint(stage: StageConfig, upstream: str | None) -> str:
+    """A hash of everything a stage's result depends on: settings, local inputs, and the stage it starts from.
+
+    Data files count by content; checkpoint folders by the names, sizes and times of their files, because weights are
+    too many bytes to read for this.
+    """
+    settings = stage.to_dict()
+    for free in ("report_to",):  # changes nothing about the result
+        settings.pop(free)
+    inputs = {
+        key: _identity(path)
+        for key, path in (
+            ("model", stage.model.path),
+            ("tokenizer", stage.model.tokenizer),
+            ("chat_template", stage.model.chat_template),
+            ("data", stage.data.path),
+            ("eval_data", stage.data.eval_path),
+        )
+    }
+    return _hash(json.dumps([settings, inputs, upstream], sort_keys=True).encode())
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=None)
+def _identity(path: str | None) -> Any:
+    place = Path(path) if path else None
+    if place is None or not place.exists():
+        return path
+    if place.is_file():
+        return file_digest(place)
+    files = sorted(file for file in place.rglob("*") if file.is_file())
+    return [(file.relative_to(place).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

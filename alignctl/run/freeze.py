@@ -1,0 +1,125 @@
+"""Writes a planned run to its directory, finds runs written before, and reads them back. Torch-free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from alignctl.config.schema import DataSettings, EvalSettings, ModelSettings
+from alignctl.config.secrets import mask
+from alignctl.config.stages import StageConfig
+from alignctl.errors import RequestError
+from alignctl.plan.plan import RunPlan
+from alignctl.run.files import read_json, write_json, write_text
+from alignctl.run.paths import RunPaths
+from alignctl.run.provenance import collect_provenance
+
+
+_PATH_KEYS = {"model": ("path", "tokenizer", "chat_template"), "data": ("path", "eval_path")}
+
+
+def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the paths of files and folders that exist here independent of the current folder."""
+    absolute = dict(config)
+    for key, node in config.items():
+        if key in _PATH_KEYS and isinstance(node, Mapping):
+            paths = {name: _absolute(node[name]) for name in _PATH_KEYS[key] if name in node}
+            absolute[key] = dict(node) | paths
+        elif isinstance(node, Mapping):
+            absolute[key] = absolute_paths(node)
+    return absolute
+
+
+def new_run_dir(recipe: str, root: Path, suffix: str = "") -> Path:
+    """A folder that does not exist yet, named after the recipe and the time."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = root / recipe / (stamp + suffix)
+    count = 2
+    while folder.exists():
+        folder = root / recipe / f"{stamp}-{count}{suffix}"
+        count += 1
+    return folder
+
+
+def find_run(recipe: str, root: Path, fingerprints: Mapping[str, str]) -> Path | None:
+    """The newest run of a recipe that would do exactly the same, finished or not."""
+    plans = sorted((root / recipe).glob("*/plan.json"), reverse=True)
+    for plan in plans:
+        if _frozen_fingerprints(RunPaths(plan.parent)) == fingerprints:
+            return plan.parent
+    return None
+
+
+def fingerprints(plan: RunPlan) -> dict[str, str]:
+    """Stage names and their fingerprints, in order."""
+    return {stage.config.name: stage.fingerprint for stage in plan.stages}
+
+
+def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> None:
+    """Writes config.yaml, plan.json and provenance.json; secrets are masked.
+
+    Raises:
+        RequestError: The directory holds a run whose stages were begun with other settings or inputs.
+    """
+    paths = plan.paths
+    _refuse_other_run(plan, config)
+    paths.root.mkdir(parents=True, exist_ok=True)
+    write_text(paths.config, OmegaConf.to_yaml(OmegaConf.create(mask(dict(config)))))
+    earlier = read_json(paths.provenance) or []
+    write_json(paths.provenance, [*earlier, collect_provenance(command)])
+    write_json(paths.plan, mask(plan.to_dict()))  # last: a directory with a plan is a run
+
+
+def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, str | None]:
+    """A stage as it was frozen, and where its weights come from (None: random)."""
+    stage = next(stage for stage in read_json(paths.plan)["stages"] if stage["config"]["name"] == name)
+    config = stage["config"] | {
+        "model": ModelSettings(**stage["config"]["model"]),
+        "data": DataSettings(**stage["config"]["data"]),
+        "eval": EvalSettings(**stage["config"]["eval"]),
+    }
+    stage_config = StageConfig(**config)
+    from_scratch = stage_config.start_from is None and stage_config.model.path is None
+    return stage_config, None if from_scratch else stage["start"]
+
+
+def _refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
+    paths = plan.paths
+    frozen = _frozen_fingerprints(paths)
+    for name, fingerprint in fingerprints(plan).items():
+        begun = paths.stage(name).result.exists() or paths.stage(name).checkpoints.exists()
+        if begun and frozen.get(name) != fingerprint:
+            changes = _changes(paths, config) or ["an input file is not the same"]
+            raise RequestError(
+                f"{paths.root} holds a run whose stage `{name}` was begun otherwise: {'; '.join(changes)}",
+                "give another `run_dir`, or remove this one",
+            )
+
+
+def _frozen_fingerprints(paths: RunPaths) -> dict[str, str]:
+    frozen = read_json(paths.plan) or {"stages": []}
+    return {stage["config"]["name"]: stage["fingerprint"] for stage in frozen["stages"]}
+
+
+def _changes(paths: RunPaths, config: Mapping[str, Any]) -> list[str]:
+    """Settings that differ from the frozen ones, `key: then -> now`."""
+    then = _flat(OmegaConf.to_container(OmegaConf.load(paths.config)))
+    now = _flat(mask(dict(config)))
+    keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    return [f"`{key}`: {then.get(key)} -> {now.get(key)}" for key in keys if key not in ("run_dir", "log_every")]
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {prefix.rstrip("."): node}
+    return {key: value for name, item in node.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, str) and Path(value).expanduser().exists():
+        return str(Path(value).expanduser().resolve())
+    return value

@@ -1,0 +1,57 @@
+"""What state a run is in: status.json, and the lock that keeps two processes from one run. Torch-free."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from alignctl.errors import LaunchError
+from alignctl.run.files import read_json, write_json
+from alignctl.run.paths import RunPaths
+
+State = Literal["waiting", "running", "done", "failed", "stopped", "interrupted"]
+
+
+def read_status(paths: RunPaths) -> dict[str, Any]:
+    """The status of a run: {state, updated, stages: {name: {state, attempts, seconds}}}."""
+    return read_json(paths.status) or {"state": "waiting", "stages": {}}
+
+
+def write_state(paths: RunPaths, state: State) -> None:
+    """Notes the state of a run."""
+    _update(paths, state)
+
+
+def write_stage_state(paths: RunPaths, stage: str, state: State, **facts: Any) -> None:
+    """Notes the state of a stage, with facts about it; the run is in the same state until it is done."""
+    status = read_status(paths)
+    stages = status["stages"] | {stage: status["stages"].get(stage, {}) | {"state": state} | facts}
+    _update(paths, "running" if state == "done" else state, stages=stages)
+
+
+def _update(paths: RunPaths, state: State, **facts: Any) -> None:
+    now = {"state": state, "pid": os.getpid(), "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    write_json(paths.status, read_status(paths) | now | facts)
+
+
+@contextmanager
+def locked(paths: RunPaths) -> Iterator[None]:
+    """Holds a run for this process; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        LaunchError: Another process holds it.
+    """
+    paths.root.mkdir(parents=True, exist_ok=True)
+    with Path(paths.lock).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(
+                f"another alignctl is working on {paths.root}", "wait for it, stop it, or give another `run_dir`"
+            ) from error
+        yield

@@ -1,0 +1,85 @@
+"""Entry of the process that runs one stage: `python -m alignctl.worker RUN_DIR STAGE`. Reads only frozen files.
+
+Exit codes are those of the command (errors.py). What went wrong is left in the stage's error.json for the process that
+started this one; bugs keep their traceback, in the log.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
+from alignctl.run.checkpoints import newest_checkpoint
+from alignctl.run.files import write_json
+from alignctl.run.freeze import read_stage
+from alignctl.run.paths import RunPaths
+
+_PR_SET_PDEATHSIG = 1
+
+
+class StopSignal:
+    """Remembers that the process was asked to stop.
+
+    The first request waits for the end of a step while training, and ends everything else at once; a second one ends
+    the process wherever it is.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.training = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def ask(self) -> bool:
+        """Whether a stop was requested; asked by the trainer at the end of every step."""
+        self.training = True
+        return self.requested
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        again, self.requested = self.requested, True
+        if again or not self.training:
+            raise KeyboardInterrupt
+
+
+def main(run_dir: str, stage_name: str) -> int:
+    """Runs one stage of a frozen run. Returns the exit code."""
+    _die_with_parent()
+    paths = RunPaths(Path(run_dir))
+    stage_paths = paths.stage(stage_name)
+    stop = StopSignal()
+    try:
+        from alignctl.stage import run_stage  # imports torch: after the signals are ours
+
+        stage, start = read_stage(paths, stage_name)
+        run_stage(stage, start, stage_paths, stop.ask)
+        return 0
+    except KeyboardInterrupt:
+        saved = newest_checkpoint(stage_paths.checkpoints)
+        return EXIT_STOPPED if saved else EXIT_INTERRUPTED
+    except AlignctlError as error:
+        problems = [{"message": problem.message, "hint": problem.hint} for problem in error.problems]
+        write_json(stage_paths.error, {"problems": problems})
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILED
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to end this process when the one that started it is killed, so that none trains on unseen."""
+    if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    code = main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # library threads must not hold up the end, nor change the code
