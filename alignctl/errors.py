@@ -25,21 +25,26 @@ class Problem:
     message: str
     hint: str | None = None
 
-    def __str__(self) -> str:
-        return f"error: {self.message}" + (f"\nhint: {self.hint}" if self.hint else "")
-
 
 class AlignctlError(Exception):
     """An error a user can act on: shown without a traceback. `exit_code` is the command's exit code."""
 
     exit_code = EXIT_FAILED
+    word = "error"
+    """Begins the message."""
 
     def __init__(self, message: str, hint: str | None = None):
         super().__init__(message)
         self.problems: tuple[Problem, ...] = (Problem(message, hint),)
 
     def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
+        """All problems, each with its hint on a line of its own."""
+        lines = []
+        for problem in self.problems:
+            lines.append(f"{self.word}: {problem.message}")
+            if problem.hint:
+                lines.append(f"hint: {problem.hint}")
+        return "\n".join(lines)
 
 
 class RequestError(AlignctlError):
@@ -65,9 +70,11 @@ class Stopped(AlignctlError):
     """The run was stopped on request; a checkpoint is saved."""
 
     exit_code = EXIT_STOPPED
+    word = "stopped"
 
 
 class Interrupted(AlignctlError):
     """The run was stopped on request before it had anything to save."""
 
     exit_code = EXIT_INTERRUPTED
+    word = "interrupted"

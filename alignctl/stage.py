@@ -66,9 +66,8 @@ def run_stage(stage: StageConfig, start: str | None, paths: StagePaths, stop_req
                 trainer.model, reference, tokenizer, held_out.pairs, held_out.questions,
                 JUDGES.get(stage.eval.judge), stage.eval, stage.seed,
             )  # fmt: skip
-            if trainer.eval_dataset is not None:
-                metrics = trainer.evaluate()
-                evaluation.metrics["loss"] = metrics["eval_loss"]
+            if trainer.eval_dataset is not None and held_out.pairs is None:
+                evaluation.metrics["loss"] = trainer.evaluate()["eval_loss"]
         return evaluation
 
     before = None
@@ -244,7 +243,9 @@ def _train(trainer: Trainer, stop: StopOnRequest, paths: StagePaths) -> None:
         return
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     if stop.stopped:
-        raise Stopped(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is saved")
+        raise Stopped(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is saved"
+        )
 
 
 def _once(paths: StagePaths, evaluate: Callable[[], Evaluation]) -> Evaluation:

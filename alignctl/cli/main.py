@@ -108,7 +108,9 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
     else:
         from alignctl.cli.show import flat_keys
 
-        offers = [f"{key}=" for key in flat_keys(compose(read_request([g for g in given if g.startswith("recipe=")]))[0])]
+        offers = [
+            f"{key}=" for key in flat_keys(compose(read_request([g for g in given if g.startswith("recipe=")]))[0])
+        ]
     return [offer for offer in offers if offer.startswith(incomplete)]
 
 

@@ -40,7 +40,9 @@ def flat_keys(config: Mapping[str, Any]) -> list[str]:
 def flat_values(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Dotted keys with their values; a list is one value."""
     if isinstance(node, Mapping) and node:
-        return [pair for key, value in node.items() for pair in flat_values(value, f"{prefix}.{key}" if prefix else key)]
+        return [
+            pair for key, value in node.items() for pair in flat_values(value, f"{prefix}.{key}" if prefix else key)
+        ]
     return [(prefix, node)]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -11,15 +13,33 @@ from rich.table import Table
 from alignctl.plan.plan import RunPlan
 from alignctl.run.files import read_json
 
-# Metric, how people call it, and whether it is a share.
+
+@dataclass(frozen=True)
+class Metric:
+    """How a measured number is shown."""
+
+    key: str
+    title: str
+    short: str
+    """Heads a column."""
+    share: bool
+
+    def text(self, measured: Mapping[str, float]) -> str:
+        value = measured.get(self.key)
+        if value is None:
+            return ""
+        return f"{value:.1%}" if self.share else f"{value:.3f}"
+
+
 METRICS = (
-    ("right", "right answers", True),
-    ("wanted_manner", "wanted manner", True),
-    ("preference_accuracy", "preference accuracy", True),
-    ("reward_accuracy", "reward accuracy", True),
-    ("kl", "KL to the reference (nats/answer)", False),
-    ("answer_tokens", "answer length (tokens)", False),
-    ("loss", "held-out loss", False),
+    Metric("right", "right answers", "right", True),
+    Metric("wanted_manner", "wanted manner", "manner", True),
+    Metric("preference_accuracy", "preference accuracy", "pref. acc.", True),
+    Metric("reward_accuracy", "reward accuracy", "reward acc.", True),
+    Metric("kl", "KL to the reference (nats per answer)", "KL", False),
+    Metric("answer_tokens", "answer length (tokens)", "tokens", False),
+    Metric("loss", "held-out loss", "loss", False),
+    Metric("win_rate", "win rate against before", "win rate", True),
 )
 
 
@@ -73,49 +93,40 @@ def print_summary(summary: dict[str, Any]) -> None:
     """Before and after of the last stage, skipped rows, and where the model is."""
     console = Console(highlight=False, soft_wrap=True)
     name, stage = list(summary["stages"].items())[-1]
+    before, after = stage.get("before"), _measured(stage)
     table = Table(title=f"{summary['recipe']}: stage {name}, on held-out data", title_justify="left")
-    table.add_column("")
-    before = stage.get("before")
-    if before:
-        table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    for key, title, share in METRICS:
-        values = [part.get(key) for part in ([before] if before else []) + [stage["after"]]]
-        if any(value is not None for value in values):
-            table.add_row(title, *(_number(value, share) for value in values))
-    if "win_rate" in stage:
-        table.add_row("win rate against before", *([""] if before else []), _number(stage["win_rate"], True))
+    for heading in ("", "before", "after") if before else ("", "after"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for metric in METRICS:
+        if metric.key in after:
+            table.add_row(metric.title, *([metric.text(before)] if before else []), metric.text(after))
     console.print(table)
     for stage_name, other in summary["stages"].items():
         for part, rows in other["rows"].items():
             if rows["skipped"]:
-                shown = ", ".join(map(str, rows["skipped_rows"][:10]))
-                more = " and others, see data.json" if rows["skipped"] > 10 else ""
-                console.print(
-                    f"{stage_name}: {rows['skipped']} of {rows['read']} {part} rows skipped: {shown}{more}",
-                    markup=False,
-                )
+                console.print(f"{stage_name}: {_skipped(part, rows)}", markup=False)
     console.print(f"model: {stage['model']}", markup=False)
 
 
 def print_comparison(points: list[tuple[str, dict[str, Any]]]) -> None:
     """One row for each point of a sweep: what was varied and what the last stage measured after."""
-    measured = [list(summary["stages"].values())[-1] for _, summary in points]
-    keys = [metric for metric in METRICS if any(metric[0] in stage["after"] for stage in measured)]
-    table = Table(title="sweep, last stage, on held-out data", title_justify="left")
-    table.add_column("point")
-    for _, title, _ in keys:
-        table.add_column(title, justify="right")
-    wins = any("win_rate" in stage for stage in measured)
-    if wins:
-        table.add_column("win rate against before", justify="right")
-    for (point, _), stage in zip(points, measured, strict=True):
-        cells = [_number(stage["after"].get(key), share) for key, _, share in keys]
-        table.add_row(point, *cells, *([_number(stage.get("win_rate"), True)] if wins else []))
-    Console(highlight=False).print(table)
+    measured = [_measured(list(summary["stages"].values())[-1]) for _, summary in points]
+    shown = [metric for metric in METRICS if any(metric.key in values for values in measured)]
+    table = Table(title="sweep: last stage, after, on held-out data", title_justify="left")
+    table.add_column("point", overflow="fold")
+    for metric in shown:
+        table.add_column(metric.short, justify="right", no_wrap=True)
+    for (point, _), values in zip(points, measured, strict=True):
+        table.add_row(point, *(metric.text(values) for metric in shown))
+    console = Console(highlight=False)
+    console.print(table, width=None if console.is_terminal else 140)
 
 
-def _number(value: float | None, share: bool) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1%}" if share else f"{value:.3f}"
+def _measured(stage: dict[str, Any]) -> dict[str, float]:
+    return stage["after"] | ({"win_rate": stage["win_rate"]} if "win_rate" in stage else {})
+
+
+def _skipped(part: str, rows: dict[str, Any]) -> str:
+    shown = ", ".join(map(str, rows["skipped_rows"][:10]))
+    more = " and others, see data.json" if rows["skipped"] > 10 else ""
+    return f"{rows['skipped']} of {rows['read']} {part} rows skipped: {shown}{more}"

@@ -17,9 +17,9 @@ from alignctl.config.checks import find_problems
 from alignctl.config.compose import Request, compose, expand_sweep, read_request, swept
 from alignctl.config.secrets import mask, mask_override
 from alignctl.errors import AlignctlError, Interrupted, Problem, RequestError, Stopped
-from alignctl.launch.local import is_done, run_plan
+from alignctl.launch.local import check_machine, is_done, run_plan
 from alignctl.plan.plan import RunPlan, make_plan
-from alignctl.run.freeze import absolute_paths, find_run, fingerprints, freeze, new_run_dir
+from alignctl.run.freeze import absolute_paths, find_run, fingerprints, freeze, new_run_dir, refuse_other_run
 
 RUNS = Path("runs")
 
@@ -103,11 +103,11 @@ def _plan(recipe: str, label: str, config: dict[str, Any], new: bool) -> Prepare
 def _run(point: Prepared) -> None:
     """Freezes and runs one plan, or says that it is finished."""
     plan = point.plan
+    refuse_other_run(plan, point.config)
     if all(is_done(plan, stage) for stage in plan.stages) and plan.paths.plan.exists():
-        freeze_check = fingerprints(plan)
-        assert freeze_check
         click.echo(f"already finished: {plan.run_dir} (`--new` runs it again)", err=True)
         return
+    check_machine(plan)
     freeze(plan, point.config, sys.argv)
     with Display(point.config["log_every"]) as display:
         display.say(f"{point.label + ': ' if point.label else ''}{plan.recipe} in {plan.run_dir}")

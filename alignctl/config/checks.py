@@ -22,10 +22,10 @@ from alignctl.config.schema import (
     TrackerSettings,
     annotations,
 )
-from alignctl.config.secrets import is_secret
+from alignctl.config.secrets import MASK, is_secret
 from alignctl.config.stages import merged_section, stage_names
 from alignctl.config.suggest import did_you_mean
-from alignctl.config.trl_fields import config_fields, enum_values
+from alignctl.config.trl_fields import Field, config_fields, enum_values
 from alignctl.config.types import type_error
 from alignctl.data.formats import FORMATS, detect_format
 from alignctl.data.sources import BUILTIN_SOURCES, FILE_SUFFIXES, is_hub_id, peek_row
@@ -142,32 +142,33 @@ def _stage(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
         elif key in method.owned_fields:
             yield Problem(f"`{where}` is not a stage's to set", method.owned_fields[key])
         elif key in fields:
-            yield from _value(where, value, fields[key].annotation, fields[key].choices)
+            yield from _trainer_value(where, value, fields[key])
         elif key not in STAGE_KEYS:
             yield Problem(f"unknown key `{where}`", did_you_mean(key, offered, prefix=f"{name}."))
 
 
-def _value(
-    where: str, value: Any, annotation: str, choices: tuple[str, ...] | None = None
-) -> Iterator[Problem]:
-    """Type of one value, and whether it is among the values its documentation names."""
+def _value(where: str, value: Any, annotation: str) -> Iterator[Problem]:
+    """Whether a value is there and of its type."""
     if value == MISSING:
         yield Problem(f"`{where}` must be given", f"add `{where}=...`")
-        return
-    shown = "***" if is_secret(where) else _shown(value)
-    expected = type_error(value, annotation, enum_values)
-    # TRL takes a single value where a list is annotated.
-    if expected and annotation.startswith("list[") and not isinstance(value, list):
-        expected = type_error([value], annotation, enum_values) and expected
-    if expected:
+    elif expected := type_error(value, annotation, enum_values):
         hint = None
         if "text" in expected and isinstance(value, (int, float)):
             hint = f"""quote it to make it text: `'{where}="{value}"'`"""
+        shown = MASK if is_secret(where) else _shown(value)
         yield Problem(f"`{where}` must be {expected}, got `{shown}`", hint)
-    elif choices:
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str) and item not in choices:
-                yield Problem(f"`{where}` has no value `{item}`", did_you_mean(item, choices, prefix=f"{where}="))
+
+
+def _trainer_value(where: str, value: Any, field: Field) -> Iterator[Problem]:
+    """Type of a trainer's field, and whether the value is among those its documentation names."""
+    # TRL takes a single value where a list is annotated.
+    items = [value] if field.annotation.startswith("list[") and not isinstance(value, (list, type(None))) else value
+    problems = list(_value(where, items, field.annotation))
+    yield from problems and _value(where, value, field.annotation)
+    if field.choices and not problems:
+        for item in items if isinstance(items, list) else [items]:
+            if isinstance(item, str) and item not in field.choices:
+                yield Problem(f"`{where}` has no value `{item}`", did_you_mean(item, field.choices, f"{where}="))
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,6 @@ knows which keys exist and says so with a suggestion.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -50,7 +50,7 @@ class DataSettings:
     eval_split: str | None = None
     """Held-out split of the Hub data set in `path`."""
     eval_rows: int = 256
-    """Rows held out of `path` when neither `eval_path` nor `eval_split` is given, whole prompts at a time; 0 for none."""
+    """Rows to hold out of `path`, whole prompts at a time, when no held-out rows are named; 0 for none."""
     limit: int | None = None
     """Train on the first rows only, at most this many."""
     eval_limit: int | None = None

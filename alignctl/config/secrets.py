@@ -9,7 +9,9 @@ from typing import Any
 MASK = "***"
 _SECRET_KEY = re.compile(r"(^|[._])(hub_token|access_token|auth_token|api_key|apikey|password|passwd|secret)$", re.I)
 # Tokens of the Hub, GitHub, OpenAI-like services and AWS, wherever they appear.
-_SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{16})\b")
+_SECRET_VALUE = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{16})\b"
+)
 
 
 def is_secret(key: str) -> bool:
@@ -21,7 +23,7 @@ def mask(value: Any, key: str = "") -> Any:
     """Copies a config with every secret replaced by `***`."""
     if isinstance(value, Mapping):
         return {name: mask(item, f"{key}.{name}") for name, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [mask(item, key) for item in value]
     if value is not None and is_secret(key):
         return MASK

@@ -10,7 +10,7 @@ import ast
 import importlib.util
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Field:
     """The values the field's help says are possible, if it says so."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def config_fields(config_class: str) -> dict[str, Field]:
     """Reads all fields of a dataclass, those it inherits included.
 
@@ -61,7 +61,7 @@ def config_fields(config_class: str) -> dict[str, Field]:
     return fields
 
 
-@lru_cache(maxsize=None)
+@cache
 def enum_values(name: str) -> tuple[str, ...] | None:
     """The string values of an enumeration that annotations mention, such as `SchedulerType`; None if not found."""
     for module in _ENUM_MODULES:
@@ -78,7 +78,7 @@ def enum_values(name: str) -> tuple[str, ...] | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module_tree(module: str) -> ast.Module:
     package, _, rest = module.partition(".")
     spec = importlib.util.find_spec(package)  # of a top-level package: finds, does not import

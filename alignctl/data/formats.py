@@ -95,7 +95,9 @@ def _is_transcript(text: Any) -> bool:
 
 def _transcript_messages(text: str) -> Messages:
     parts = _HH_TURN.split("\n\n" + text.lstrip("\n"))
-    return [{"role": _HH_ROLES[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+    return [
+        {"role": _HH_ROLES[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
 
 
 def _messages_transcript(messages: Messages) -> str:

@@ -1,4 +1,4 @@
-"""Measures a policy on held-out rows: which completions it prefers, what it answers, how far it is from its reference."""
+"""Measures a policy on held-out rows: what it prefers, what it answers, how far it is from its reference."""
 
 from __future__ import annotations
 

@@ -80,7 +80,6 @@ def run_plan(plan: RunPlan, watcher: Watcher) -> None:
         Stopped, Interrupted: A stop was requested (SIGINT or SIGTERM to this process).
         AlignctlError: A stage failed.
     """
-    check_machine(plan)
     with locked(plan.paths):
         for stage in plan.stages:
             if not is_done(plan, stage):
@@ -154,9 +153,9 @@ def _failure(name: str, code: int, paths: StagePaths, log: Path) -> AlignctlErro
     told = read_json(paths.error)
     if code == EXIT_STOPPED:
         checkpoint = newest_checkpoint(paths.checkpoints)
-        return Stopped(f"stage `{name}` stopped; step {checkpoint.step if checkpoint else 0} is saved", again)
+        return Stopped(f"stage `{name}`, step {checkpoint.step if checkpoint else 0} is saved", again)
     if code == EXIT_INTERRUPTED:
-        return Interrupted(f"stage `{name}` was interrupted before it had anything to save", again)
+        return Interrupted(f"stage `{name}`, before it had anything to save", again)
     if told:
         kind = {EXIT_REQUEST: RequestError, EXIT_LAUNCH: LaunchError}.get(code, AlignctlError)
         first, *others = (Problem(**problem) for problem in told["problems"])

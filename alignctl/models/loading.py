@@ -53,7 +53,9 @@ def load_model(
     With `dtype: auto` the weights keep the checkpoint's type, unless all of them are trained: then they are float32,
     because small updates are lost in 16 bits (mixed precision comes from the stage's `bf16`).
     """
-    dtype = getattr(torch, settings.dtype) if settings.dtype != "auto" else torch.float32 if trains_all_weights else "auto"
+    dtype = (
+        getattr(torch, settings.dtype) if settings.dtype != "auto" else torch.float32 if trains_all_weights else "auto"
+    )
     if start is None:
         assert settings.scratch is not None
         set_seed(seed)
@@ -82,7 +84,7 @@ def build_peft_config(peft: dict[str, Any]) -> PeftConfig | None:
 def save_finished(
     policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, adapter_dir: Path
 ) -> None:
-    """Saves a trained policy so that `AutoModelForCausalLM.from_pretrained(model_dir)` loads it, complete or not at all.
+    """Saves a trained policy, whole or not at all, for `AutoModelForCausalLM.from_pretrained(model_dir)`.
 
     An adapter is saved by itself and then merged: the next stage starts from, and is compared with, the whole model.
     """

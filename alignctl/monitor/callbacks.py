@@ -90,9 +90,7 @@ class ProgressFile(TrainerCallback):
                 self._tokens_per_s = (now[1] - self._tokens_then[1]) / (now[0] - self._tokens_then[0])
             self._tokens_then = now
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps
         if state.is_world_process_zero and (last or time.monotonic() - self._written > _PROGRESS_EVERY_S):
             self._write(state)

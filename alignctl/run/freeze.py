@@ -18,7 +18,6 @@ from alignctl.run.files import read_json, write_json, write_text
 from alignctl.run.paths import RunPaths
 from alignctl.run.provenance import collect_provenance
 
-
 _PATH_KEYS = {"model": ("path", "tokenizer", "chat_template"), "data": ("path", "eval_path")}
 
 
@@ -60,13 +59,8 @@ def fingerprints(plan: RunPlan) -> dict[str, str]:
 
 
 def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> None:
-    """Writes config.yaml, plan.json and provenance.json; secrets are masked.
-
-    Raises:
-        RequestError: The directory holds a run whose stages were begun with other settings or inputs.
-    """
+    """Writes config.yaml, plan.json and provenance.json; secrets are masked."""
     paths = plan.paths
-    _refuse_other_run(plan, config)
     paths.root.mkdir(parents=True, exist_ok=True)
     write_text(paths.config, OmegaConf.to_yaml(OmegaConf.create(mask(dict(config)))))
     earlier = read_json(paths.provenance) or []
@@ -87,7 +81,12 @@ def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, str | None]:
     return stage_config, None if from_scratch else stage["start"]
 
 
-def _refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
+def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
+    """Keeps a run directory to one run.
+
+    Raises:
+        RequestError: A stage in it was begun with other settings or inputs than this plan has for it.
+    """
     paths = plan.paths
     frozen = _frozen_fingerprints(paths)
     for name, fingerprint in fingerprints(plan).items():

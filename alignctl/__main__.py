@@ -1,0 +1,5 @@
+"""`python -m alignctl`."""
+
+from alignctl.cli.main import main
+
+main()

@@ -1,0 +1,133 @@
+"""Wrong requests: exit code 2, the key named, a hint; several mistakes together."""
+
+import pytest
+
+from alignctl.config.checks import find_problems
+from alignctl.config.compose import compose, read_request
+
+DPO, SFT_DPO, LOCAL = "recipe=dpo_llama3", "recipe=sft_dpo_llama3", "recipe=dpo_local"
+
+# Arguments, and what the message must say.
+BAD = [
+    ([DPO, "dpo.learning_rte=1e-6"], ["`dpo.learning_rte`", "did you mean `dpo.learning_rate`"]),
+    ([DPO, "dpo.lr=1e-6"], ["`dpo.lr`", "`dpo.learning_rate`"]),
+    ([DPO, "dpo.warmup_ratio=0.1"], ["`dpo.warmup_ratio`", "`dpo.warmup_steps`", "share of all steps"]),
+    ([DPO, "dop.beta=0.1"], ["`dop`", "`dpo`"]),
+    ([DPO, "model.pth=x"], ["`model.pth`", "`model.path`"]),
+    ([DPO, "peft.lora_rank=8"], ["`peft.lora_rank`", "`peft.r`"]),
+    ([DPO, "dpo.peft.alpha=8"], ["`dpo.peft.alpha`", "`dpo.peft.lora_alpha`"]),
+    ([DPO, "eval.promts=3"], ["`eval.promts`", "`eval.prompts`"]),
+    ([DPO, "dpo.data.pth=x"], ["`dpo.data.pth`", "`dpo.data.path`"]),
+    ([DPO, "distributed=zero3"], ["`distributed`"]),
+    ([DPO, "dpo.beta=high"], ["`dpo.beta` must be a number, got `high`"]),
+    ([DPO, "dpo.beta=true"], ["`dpo.beta` must be a number"]),
+    ([DPO, "dpo.max_length=12.5"], ["`dpo.max_length`", "a whole number or null"]),
+    ([DPO, "dpo.bf16=perhaps"], ["`dpo.bf16` must be true or false"]),
+    ([DPO, "dpo.loss_type=sigmod"], ["`dpo.loss_type`", "`dpo.loss_type=sigmoid`"]),
+    ([DPO, "dpo.loss_type=[sigmoid,hing]"], ["`hing`", "`dpo.loss_type=hinge`"]),
+    ([DPO, "dpo.lr_scheduler_type=cosin"], ["`dpo.lr_scheduler_type`", "cosine"]),
+    ([DPO, "dpo.optim=adamm"], ["`dpo.optim`", "adamw_torch"]),
+    ([DPO, "dpo.f_divergence_type=kl"], ["`dpo.f_divergence_type`", "reverse_kl"]),
+    ([DPO, "dpo.run_name=7"], ["`dpo.run_name` must be text", "quote it"]),
+    ([DPO, "seed=one"], ["`seed` must be a whole number"]),
+    ([DPO, "stages=dpo"], ["`stages` must be a list"]),
+    ([DPO, "stages=[]"], ["`stages` is empty", "dpo"]),
+    ([DPO, "stages=[dpo,rm]"], ["`rm`", "not a stage"]),
+    ([DPO, "stages=[dpo,dpo]"], ["`dpo` twice"]),
+    ([DPO, "dpo.method=dpp"], ["`dpp`", "`dpo.method=dpo`"]),
+    ([SFT_DPO, "stages=[dpo,sft]"], ["`sft` runs after `dpo`", "put `sft` first"]),
+    ([SFT_DPO, "stages=[dpo]"], ["`sft` is not in `stages`", "`dpo.from=null`"]),
+    ([SFT_DPO, "dpo.from=stf"], ["`stf`", "`dpo.from=sft`"]),
+    ([SFT_DPO, "dpo.from=dpo"], ["cannot start from itself"]),
+    ([DPO, "model=llama"], ["unknown model `llama`", "`model=llama3_8b`"]),
+    ([DPO, "tracker=wand"], ["unknown tracker `wand`", "`tracker=wandb`"]),
+    ([DPO, "data=capybara"], ["`data` is not a group of this recipe", "`data@dpo.data=...`"]),
+    ([DPO, "data@sft.data=capybara"], ["`data@sft.data` is not a group"]),
+    ([DPO, "modell@x=llama3_8b"], ["unknown group `modell`"]),
+    ([DPO, "dpo.beta=0.1,0.2"], ["several values", "--multirun"]),
+    ([DPO, "dpo.beta"], ["`dpo.beta` is not an override", "key=value"]),
+    ([DPO, "dpo.loss_type=[a,b"], ["cannot read the override"]),
+    ([DPO, "dpo.output_dir=/x"], ["`dpo.output_dir` is not a stage's to set", "`run_dir`"]),
+    ([DPO, "dpo.push_to_hub=true"], ["`dpo.push_to_hub`"]),
+    ([DPO, "dpo.report_to=wandb"], ["`dpo.report_to`", "`tracker=wandb`"]),
+    ([DPO, "dpo.padding_free=true"], ["`dpo.padding_free`"]),
+    ([DPO, "dpo.disable_dropout=true"], ["`peft.lora_dropout=0.05` would have no effect"]),
+    ([DPO, "~dpo.disable_dropout"], ["`peft.lora_dropout=0.05` would have no effect"]),
+    ([DPO, "dpo.fp16=true"], ["`dpo.bf16` and `dpo.fp16` exclude each other"]),
+    ([DPO, "dpo.load_best_model_at_end=true"], ["`dpo.load_best_model_at_end`", "eval_strategy"]),
+    ([DPO, "dpo.loss_weights=[1,2]"], ["`dpo.loss_weights` has 2 values for 1"]),
+    ([DPO, "dpo.beta=-1"], ["`dpo.beta` must be greater than 0"]),
+    ([DPO, "eval.temperature=0"], ["`eval.temperature` must be greater than 0"]),
+    ([DPO, "eval.judge=gpt"], ["`eval.judge=gpt`", "quickstart"]),
+    ([DPO, "peft.type=lorra"], ["`peft.type=lorra`", "`peft.type=lora`"]),
+    ([DPO, "peft=none", "peft.r=8"], ["`peft.r` would have no effect"]),
+    ([DPO, "data.path=x/y"], ["`data.path` would have no effect", "`dpo.data.path=...`"]),
+    ([DPO, "dpo.data.format=hh"], ["`dpo.data.format=hh`", "`dpo.data.format=hh_rlhf`"]),
+    ([DPO, "model.path=null"], ["no model to start from"]),
+    ([DPO, "model.chat_template=nowhere.jinja"], ["`model.chat_template=nowhere.jinja`"]),
+    ([LOCAL], ["`model.path` must be given", "`data.path` must be given"]),
+    ([LOCAL, "model.path=./nowhere", "data.path=x/y"], ["`model.path=./nowhere`", "no such folder"]),
+    ([LOCAL, "model.path=a/b", "data.path=nowhere.jsonl"], ["`data.path=nowhere.jsonl`", "no such file"]),
+    ([LOCAL, "model.path=a/b", "data.path=x/y", "data.eval_path=no.csv"], ["`data.eval_path=no.csv`"]),
+    ([LOCAL, "model.path=a/b", "data.path=builtin:qs"], ["`data.path=builtin:qs`", "builtin:quickstart"]),
+    (["recipe=dpo_lama3"], ["unknown recipe `dpo_lama3`", "`recipe=dpo_llama3`"]),
+    (["recipe=nowhere/mine.yaml"], ["nowhere/mine.yaml", "no such file"]),
+    ([DPO, "recipe=quickstart"], ["`recipe` is given 2 times"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_request(arguments, expected, capsys):
+    from alignctl.cli.main import main
+
+    with pytest.raises(SystemExit) as exited:
+        main(["train", *arguments, "--dry-run"])
+    said = capsys.readouterr()
+    assert exited.value.code == 2
+    assert said.out == ""
+    for text in expected:
+        assert text in said.err
+    assert "Traceback" not in said.err
+
+
+def test_all_mistakes_are_reported_together(alignctl, tmp_path):
+    done = alignctl(
+        "train", DPO, "model=nope", "dpo.learning_rte=1e-6", "dpo.beta=high", "stages=[dpo,rm]", "peft.lora_rank=8"
+    )
+    assert done.code == 2
+    assert done.err.count("error: ") == 5
+    for key in ("`nope`", "`dpo.learning_rte`", "`dpo.beta`", "`rm`", "`peft.lora_rank`"):
+        assert key in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_another_kind_are_refused_with_the_columns(tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    config, problems = compose(read_request([LOCAL, "model.path=a/b", f"data.path={rows}"]))
+    (problem,) = problems + find_problems(config)
+    assert "`prompt`, `completion`" in problem.message
+    assert "would do as demonstrations" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("empty.jsonl", "", "no rows"),
+        ("torn.jsonl", '{"prompt": "a", \n', "line 1 is not JSON"),
+        ("list.jsonl", "[1, 2]\n", "an object with named columns"),
+        ("text.txt", "hello", "cannot read `.txt`"),
+        ("head.csv", "prompt,chosen,rejected\n", "no rows"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, expected):
+    (tmp_path / name).write_text(content)
+    config, _ = compose(read_request([LOCAL, "model.path=a/b", f"data.path={tmp_path / name}"]))
+    (problem,) = find_problems(config)
+    assert expected in problem.message
+
+
+def test_a_field_of_trl_the_recipe_does_not_list_is_accepted():
+    config, problems = compose(read_request([DPO, "dpo.ld_alpha=0.5", "dpo.rpo=1"]))
+    messages = [problem.message for problem in problems + find_problems(config)]
+    assert messages == ["unknown key `dpo.rpo`"]

@@ -1,0 +1,51 @@
+"""Shared by all tests: the command run as a user runs it, and where the real data is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("ALIGNCTL_SHARED", ROOT.parent / "shared")).resolve()
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def alignctl(tmp_path: Path):
+    """Runs `alignctl ARGUMENTS` in a process of its own, in an empty folder."""
+
+    def run(*arguments: str, folder: Path = tmp_path, timeout_s: float = 300) -> Done:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "alignctl", *arguments],
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "2", "COLUMNS": "120"},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder with real data and a real model."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set ALIGNCTL_SHARED")
+    return folder

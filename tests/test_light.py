@@ -1,0 +1,117 @@
+"""The light commands stay light: no heavy module, and an answer within the time people wait for."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import alignctl
+
+PACKAGE = Path(alignctl.__file__).parent
+HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "tokenizers", "pyarrow", "numpy", "pandas")
+
+RUN_LIGHT = """
+import sys
+from alignctl.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as exited:
+    code = exited.code
+print("HEAVY", [m for m in {heavy!r} if m in sys.modules], "CODE", code, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--version"], 0),
+        (["recipes"], 0),
+        (["show", "recipe=quickstart", "--sources"], 0),
+        (["train", "recipe=dpo_llama3", "--dry-run"], 0),
+        (["train", "recipe=sft_dpo_llama3", "--dry-run", "--json"], 0),
+        (["train", "recipe=dpo_llama3", "dpo.learning_rte=1", "dpo.beta=high", "model=x"], 2),
+        (["train", "recipe=dpo_llama3"], 3),  # no GPU here
+    ],
+    ids=str,
+)
+def test_imports_nothing_heavy(arguments, code, tmp_path):
+    if code == 3 and list(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("this machine has a GPU, so the launch would not be refused")
+    script = RUN_LIGHT.format(heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert f"HEAVY [] CODE {code}" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit_s"),
+    [
+        (["train", "recipe=dpo_llama3", "--dry-run"], 1.0),
+        (["train", "recipe=dpo_llama3", "dpo.learning_rte=1e-6", "dpo.beta=high"], 1.5),
+    ],
+    ids=["dry run", "mistakes"],
+)
+def test_answers_fast(alignctl, arguments, limit_s):
+    took = []
+    for _ in range(3):  # the best of three: other work on the machine is not ours
+        began = time.monotonic()
+        alignctl(*arguments)
+        took.append(time.monotonic() - began)
+    assert min(took) < limit_s
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules a file imports at its top level or anywhere."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+# Who may import whom inside the package: folder -> folders it must not touch.
+FORBIDDEN = {
+    "config": ("cli", "launch", "trainers", "engine", "models", "monitor"),
+    "methods": ("cli", "launch", "run"),
+    "plan": ("cli", "launch", "trainers", "engine", "models", "monitor"),
+    "run": ("cli", "launch", "trainers", "engine", "models", "monitor"),
+    "launch": ("cli", "trainers", "engine", "models", "monitor"),
+    "engine": (
+        "cli",
+        "config",
+        "data",
+        "evaluate",
+        "launch",
+        "methods",
+        "models",
+        "monitor",
+        "plan",
+        "run",
+        "trainers",
+    ),
+    "data": ("cli", "launch", "trainers", "engine", "models", "monitor"),
+    "evaluate": ("cli", "launch", "trainers", "models", "monitor"),
+    "models": ("cli", "launch", "trainers", "monitor"),
+    "monitor": ("cli", "launch", "trainers", "engine", "models"),
+    "trainers": ("cli", "launch"),
+}
+
+
+@pytest.mark.parametrize("folder", sorted(FORBIDDEN))
+def test_who_imports_whom(folder):
+    files = list((PACKAGE / folder).glob("*.py"))
+    assert files
+    for file in files:
+        for module in imports_of(file):
+            for other in FORBIDDEN[folder]:
+                assert not module.startswith(f"alignctl.{other}"), f"{file.name} imports {module}"
+
+
+def test_only_compose_imports_hydra():
+    users = {f.name for f in PACKAGE.rglob("*.py") if any(m.split(".")[0] == "hydra" for m in imports_of(f))}
+    assert users == {"compose.py"}
