@@ -119,7 +119,9 @@ def print_comparison(points: list[tuple[str, dict[str, Any]]]) -> None:
     for (point, _), values in zip(points, measured, strict=True):
         table.add_row(point, *(metric.text(values) for metric in shown))
     console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else 140)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no width of its own
+    console.print(table)
 
 
 def _measured(stage: dict[str, Any]) -> dict[str, float]:

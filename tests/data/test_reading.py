@@ -1,0 +1,155 @@
+"""Reading real and odd files: the ledger, the formats of files, held-out rows, plain text."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset
+
+from alignctl.config.schema import DataSettings
+from alignctl.data.reading import as_plain_text, read_split
+from alignctl.errors import AlignctlError, RequestError
+
+pytestmark = pytest.mark.train  # the datasets library takes seconds to import
+
+PAIRS = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(10)]
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        Dataset.from_list(rows).to_csv(path)
+    else:
+        Dataset.from_list(rows).to_parquet(path)
+    return str(path)
+
+
+def read(path, kind="preferences", **settings):
+    return read_split(DataSettings(path=str(path), **settings), kind, seed=0)
+
+
+def test_hh_harmless_base_as_it_is(shared_data):
+    folder = shared_data / "preference" / "hh_harmless_base"
+    train, held_out = read(folder / "train.jsonl", eval_path=str(folder / "test.jsonl"))
+    assert train.ledger.format == "hh_rlhf"
+    assert (train.ledger.read, train.ledger.kept) == (1812, 1804)
+    assert train.ledger.skipped == {
+        65: "the chosen completion is empty",
+        406: "the chosen completion is empty",
+        721: "the chosen completion is empty",
+        970: "the transcripts do not share a prompt",
+        1301: "the transcripts do not share a prompt",
+        1521: "the transcripts do not share a prompt",
+        1523: "the transcripts do not share a prompt",
+        1594: "the transcripts do not share a prompt",
+    }
+    assert (held_out.ledger.read, held_out.ledger.kept, list(held_out.ledger.skipped)) == (500, 499, [250])
+    row = train.dataset[0]
+    assert row["prompt"][0] == {"role": "user", "content": "what are some pranks with a pen i can do?"}
+    assert [m["role"] for m in row["prompt"]] == ["user", "assistant", "user", "assistant", "user"]
+    assert row["chosen"][0]["content"].startswith("No, sorry!  All of these involve a pen")
+
+
+def test_bad_rows_can_fail_the_request(shared_data):
+    path = shared_data / "preference" / "hh_harmless_base" / "train.jsonl"
+    with pytest.raises(RequestError, match=r"8 of 1812 rows cannot be used \(row 65: the chosen"):
+        read(path, on_bad_row="fail")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
+    train, held_out = read(write(tmp_path / f"rows{suffix}", PAIRS), eval_rows=0)
+    assert list(train.dataset) == PAIRS
+    assert held_out is None
+
+
+def test_real_sets_of_other_formats(shared_data):
+    for path, kind, name in [
+        ("preference/hh_helpful_base/test.jsonl", "preferences", "hh_rlhf"),
+        ("preference/llms_from_scratch_pref/test.jsonl", "preferences", "instruction_pair"),
+        ("preference/oasst_en100/pairs_test.jsonl", "preferences", "preference"),
+        ("preference/hhh_alignment.jsonl", "preferences", "preference"),
+        ("sft/oasst_en100/best_test.jsonl", "demonstrations", "messages"),
+        ("sft/llms_from_scratch/test.jsonl", "demonstrations", "instruction"),
+        ("sft/dolly_open_qa/test.jsonl", "demonstrations", "text"),
+    ]:
+        train, _ = read(shared_data / path, kind, eval_rows=0)
+        assert train.ledger.format == name
+        assert train.ledger.kept >= 0.98 * train.ledger.read, path
+
+
+def test_rows_that_differ_are_counted_and_named(tmp_path):
+    rows = [*PAIRS[:3], {"prompt": "p", "chosen": "same", "rejected": "same"}, {"prompt": "p", "chosen": "a"}]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0)
+    assert train.ledger.kept == 3
+    assert train.ledger.skipped == {
+        4: "chosen and rejected are the same",
+        5: "the column 'rejected' is missing or empty",
+    }
+
+
+def test_a_torn_line_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(PAIRS[0]) + "\n" + json.dumps(PAIRS[1])[:-5] + "\n" + json.dumps(PAIRS[2]) + "\n")
+    with pytest.raises(RequestError, match="line 2 is not JSON"):
+        read(path)
+
+
+def test_no_usable_row_is_an_error(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "p", "chosen": "", "rejected": ""}])
+    with pytest.raises(RequestError, match="no row can be used"):
+        read(path)
+
+
+def test_a_hub_set_that_cannot_be_had_says_so(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(AlignctlError, match="cannot read nobody/nothing") as raised:
+        read("nobody/nothing")
+    assert "Hub" in raised.value.problems[0].hint
+
+
+def test_limits_take_the_first_rows(tmp_path):
+    path = write(tmp_path / "rows.jsonl", PAIRS)
+    train, held_out = read(path, eval_path=path, limit=4, eval_limit=2)
+    assert list(train.dataset) == PAIRS[:4]
+    assert list(held_out.dataset) == PAIRS[:2]
+
+
+def test_held_out_rows_share_no_prompt(tmp_path):
+    rows = [{"prompt": f"p{i // 3}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(90)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    train, held_out = read(path, eval_rows=10)
+    assert 10 <= len(held_out.dataset) <= 12
+    assert len(train.dataset) + len(held_out.dataset) == 90
+    assert not set(train.dataset["prompt"]) & set(held_out.dataset["prompt"])
+    again, _ = read(path, eval_rows=10)
+    assert list(again.dataset) == list(train.dataset)
+
+
+def test_messages_become_the_customary_text(tmp_path):
+    hh = "\n\nHuman: Hi\n\nAssistant:"
+    path = write(tmp_path / "hh.jsonl", [{"chosen": f"{hh} Good", "rejected": f"{hh} Bad"}])
+    rows, _ = read(path, eval_rows=0)
+    assert list(as_plain_text(rows, "it")) == [{"prompt": hh, "chosen": " Good", "rejected": " Bad"}]
+
+    path = write(tmp_path / "ins.jsonl", [{"instruction": "Do", "input": "it", "chosen": "A", "rejected": "B"}])
+    rows, _ = read(path, eval_rows=0)
+    assert list(as_plain_text(rows, "it")) == [{"prompt": "Do\n\nit\n\n", "chosen": "A", "rejected": "B"}]
+
+
+def test_conversations_without_a_template_are_refused(tmp_path):
+    messages = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]
+    rows, _ = read(write(tmp_path / "m.jsonl", [{"messages": messages}]), "demonstrations", eval_rows=0)
+    with pytest.raises(RequestError, match="no chat template") as raised:
+        as_plain_text(rows, "stories260K")
+    assert "model.chat_template" in raised.value.problems[0].hint
+
+
+def test_settings_are_not_changed():
+    settings = DataSettings(path="builtin:quickstart")
+    before = replace(settings)
+    read_split(settings, "preferences", seed=0)
+    assert settings == before

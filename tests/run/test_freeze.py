@@ -1,0 +1,167 @@
+"""A run directory: what is written, what never is, and whose run it is."""
+
+import json
+
+import pytest
+
+from alignctl.config.compose import compose, read_request
+from alignctl.config.secrets import mask, mask_override
+from alignctl.config.stages import stage_config
+from alignctl.errors import LaunchError, RequestError
+from alignctl.plan.plan import make_plan
+from alignctl.run.files import read_json, read_json_lines, write_json
+from alignctl.run.fingerprint import _identity
+from alignctl.run.freeze import absolute_paths, find_run, fingerprints, freeze, read_stage, refuse_other_run
+from alignctl.run.paths import RunPaths
+from alignctl.run.state import locked
+
+PAIR = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+
+
+def config_of(*arguments):
+    config, problems = compose(read_request(arguments))
+    assert problems == []
+    return config
+
+
+def test_plan_is_pure_and_the_same_twice(tmp_path):
+    config = config_of("recipe=sft_dpo_llama3")
+    first = make_plan(config, "r", tmp_path / "run")
+    assert first == make_plan(config, "r", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    sft, dpo = first.stages
+    assert dpo.start == sft.output
+    assert sft.start == "meta-llama/Llama-3.1-8B-Instruct"
+    assert dpo.global_batch_size == 16  # 2 x 8, one device
+    assert "HF_HUB_OFFLINE" not in sft.environment
+
+
+def test_local_runs_do_not_look_at_the_hub(tmp_path):
+    plan = make_plan(config_of("recipe=quickstart"), "quickstart", tmp_path)
+    for stage in plan.stages:
+        assert stage.environment["HF_HUB_OFFLINE"] == "1"
+        assert stage.environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+def test_a_stage_is_read_back_as_it_was_frozen(tmp_path):
+    config = config_of("recipe=quickstart", "dpo.beta=0.3")
+    plan = make_plan(config, "quickstart", tmp_path)
+    freeze(plan, config, ["alignctl", "train"])
+    assert read_stage(plan.paths, "dpo") == (stage_config(config, "dpo"), str(tmp_path / "sft" / "model"))
+    assert read_stage(plan.paths, "sft") == (stage_config(config, "sft"), None)
+    provenance = read_json(plan.paths.provenance)[0]
+    assert provenance["packages"]["trl"].startswith("1.")
+    assert provenance["command"] == ["alignctl", "train"]
+
+
+TOKEN = "hf_" + "aB3" * 8
+
+
+def test_secrets_are_never_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", TOKEN)
+    config = config_of("recipe=quickstart", "dpo.run_name=${oc.env:SOME_KEY}", f"sft.hub_token={TOKEN}")
+    plan = make_plan(config, "quickstart", tmp_path / "run")
+    freeze(plan, config, ["alignctl", "train", f"dpo.run_name={TOKEN}", "x.api_key=short"])
+    written = "".join(file.read_text() for file in (tmp_path / "run").rglob("*") if file.is_file())
+    assert "run_name" in written
+    assert TOKEN not in written
+    assert "short" not in written
+
+
+def test_what_counts_as_a_secret():
+    assert mask({"a": {"hub_token": "x", "wandb_api_key": "y"}}) == {"a": {"hub_token": "***", "wandb_api_key": "***"}}
+    assert mask({"eos_token": "</s>", "max_new_tokens": 5, "hub_token": None}) == {
+        "eos_token": "</s>",
+        "max_new_tokens": 5,
+        "hub_token": None,
+    }
+    assert mask(("--key", TOKEN)) == ["--key", "***"]
+    assert mask_override("+dpo.hub_token=x") == "+dpo.hub_token=***"
+    assert mask_override("dpo.beta=0.1") == "dpo.beta=0.1"
+
+
+def local(tmp_path, *more):
+    rows = tmp_path / "rows.jsonl"
+    if not rows.exists():
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "config.json").write_text("{}")
+        rows.write_text(PAIR)
+    return config_of("recipe=dpo_local", f"model.path={tmp_path / 'm'}", f"data.path={rows}", *more)
+
+
+def test_fingerprint_follows_what_matters(tmp_path):
+    def prints(*more):
+        _identity.cache_clear()
+        return fingerprints(make_plan(local(tmp_path, *more), "r", tmp_path / "run"))
+
+    first = prints()
+    assert prints() == first
+    assert prints("log_every=3") == first
+    assert prints("dpo.beta=0.3") != first
+    assert prints("seed=1") != first
+    (tmp_path / "rows.jsonl").write_text(PAIR * 2)
+    assert prints() != first
+
+
+def test_an_earlier_stage_changes_those_that_start_from_it(tmp_path):
+    one = fingerprints(make_plan(config_of("recipe=quickstart"), "q", tmp_path))
+    two = fingerprints(make_plan(config_of("recipe=quickstart", "sft.learning_rate=1e-3"), "q", tmp_path))
+    three = fingerprints(make_plan(config_of("recipe=quickstart", "dpo.beta=0.2"), "q", tmp_path))
+    assert one["sft"] != two["sft"]
+    assert one["dpo"] != two["dpo"]
+    assert one["sft"] == three["sft"]
+
+
+def test_the_newest_run_that_does_the_same_is_found(tmp_path):
+    config = config_of("recipe=quickstart")
+    other = config_of("recipe=quickstart", "dpo.beta=0.2")
+    for name, what in (("1", config), ("2", config), ("3", other)):
+        freeze(make_plan(what, "quickstart", tmp_path / "quickstart" / name), what, [])
+    wanted = fingerprints(make_plan(config, "quickstart", tmp_path / "new"))
+    assert find_run("quickstart", tmp_path, wanted) == tmp_path / "quickstart" / "2"
+    assert find_run("another", tmp_path, wanted) is None
+
+
+def test_a_run_directory_holds_one_run(tmp_path):
+    first = config_of("recipe=quickstart")
+    plan = make_plan(first, "quickstart", tmp_path)
+    freeze(plan, first, [])
+    other = config_of("recipe=quickstart", "dpo.beta=0.2")
+    changed = make_plan(other, "quickstart", tmp_path)
+    refuse_other_run(changed, other)  # nothing was begun yet
+    write_json(plan.paths.stage("sft").result, {})
+    refuse_other_run(changed, other)  # the stage that was begun is the same
+    write_json(plan.paths.stage("dpo").result, {})
+    with pytest.raises(RequestError, match=r"stage `dpo` was begun otherwise: `dpo.beta`: 0.5 -> 0.2"):
+        refuse_other_run(changed, other)
+
+
+def test_one_process_at_a_time(tmp_path):
+    with locked(RunPaths(tmp_path)), pytest.raises(LaunchError, match="another alignctl"), locked(RunPaths(tmp_path)):
+        pass
+    with locked(RunPaths(tmp_path)):
+        pass
+
+
+def test_only_paths_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "rows.csv").write_text("x")
+    config = {
+        "model": {"path": "train"},
+        "data": {"path": "rows.csv", "split": "train"},
+        "dpo": {"run_name": "train", "data": {"eval_path": "rows.csv", "path": "owner/name"}},
+    }
+    absolute = absolute_paths(config)
+    assert absolute["model"]["path"] == str(tmp_path / "train")
+    assert absolute["data"] == {"path": str(tmp_path / "rows.csv"), "split": "train"}
+    assert absolute["dpo"] == {
+        "run_name": "train",
+        "data": {"eval_path": str(tmp_path / "rows.csv"), "path": "owner/name"},
+    }
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
+    assert read_json_lines(path) == [{"step": 1}]

@@ -1,0 +1,304 @@
+"""Whole runs through the command: a shortened quickstart, stopping, killing, continuing, sweeping, adapters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.train
+
+# A model and a data set so small that a stage is mostly imports.
+SMALL = (
+    "recipe=quickstart", "data.limit=192", "data.eval_limit=24", "eval.prompts=8", "eval.max_new_tokens=24",
+    "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
+    "log_every=1",
+)  # fmt: skip
+SFT = (*SMALL, "stages=[sft]", "sft.num_train_epochs=4", "sft.logging_steps=1", "sft.save_steps=5")
+
+
+def weights(model: Path) -> str:
+    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+
+
+def metrics(stage: Path) -> list[dict]:
+    return [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "alignctl", "train", *arguments],
+        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_step(stage: Path, step: int, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            if json.loads((stage / "progress.json").read_text()).get("step", 0) >= step:
+                return
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.02)
+    raise TimeoutError(f"{stage} did not reach step {step}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """The SFT stage of `SFT`, run to its end without interruption."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = start(folder, *SFT, "run_dir=run")
+    assert run.wait(180) == 0, run.stderr.read()
+    return folder / "run" / "sft"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """A shortened quickstart: SFT then DPO."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    run = start(folder, *SMALL, "sft.max_steps=20", "dpo.max_steps=4")
+    out, err = run.communicate(timeout=240)
+    assert run.returncode == 0, err
+    (folder / "out").write_text(out)
+    (folder / "err").write_text(err)
+    return folder
+
+
+def test_shortened_quickstart_ends_with_its_table(pipeline):
+    out, err = (pipeline / "out").read_text(), (pipeline / "err").read_text()
+    for title in ("right answers", "wanted manner", "preference accuracy", "KL to the reference", "win rate"):
+        assert title in out
+    assert "before" in out
+    assert "after" in out
+    assert "sft: step 20/20" in err
+    assert "dpo: step 4/4" in err
+    assert "accuracies" in err
+
+
+def test_run_directory_is_complete(pipeline):
+    (run,) = (pipeline / "runs" / "quickstart").iterdir()
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "plan.json", "provenance.json", "status.json"}
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "done"
+    assert {name: stage["state"] for name, stage in status["stages"].items()} == {"sft": "done", "dpo": "done"}
+    for stage, steps in (("sft", 20), ("dpo", 4)):
+        assert json.loads((run / stage / "result.json").read_text())["steps"] == steps
+        assert (run / stage / "logs" / "attempt_1" / "rank_0.log").is_file()
+        assert (run / stage / "model" / "model.safetensors").stat().st_mode & 0o444 == 0o444
+    samples = [json.loads(line) for line in (run / "dpo" / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 8
+    assert all(isinstance(row["before"], str) and isinstance(row["after"], str) for row in samples)
+    result = json.loads((run / "dpo" / "result.json").read_text())
+    assert set(result["before"]) >= {"right", "wanted_manner", "preference_accuracy", "kl"}
+    assert result["after"]["kl"] >= 0
+    assert 0 <= result["win_rate"] <= 1
+
+
+def test_the_model_loads_and_the_stages_differ(pipeline):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (run,) = (pipeline / "runs" / "quickstart").iterdir()
+    model = AutoModelForCausalLM.from_pretrained(run / "dpo" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "dpo" / "model")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert text == "<|user|>Hi<|end|><|assistant|>"
+    assert model.config.vocab_size == len(tokenizer)
+    assert weights(run / "dpo" / "model") != weights(run / "sft" / "model")
+
+
+def test_the_same_command_again_has_nothing_to_do(pipeline, alignctl):
+    arguments = (*SMALL, "sft.max_steps=20", "dpo.max_steps=4")
+    again = alignctl("train", *arguments, "--json", folder=pipeline)
+    assert again.code == 0
+    assert "already finished" in again.err
+    summary = json.loads(again.out)
+    assert summary["stages"]["dpo"]["steps"] == 4
+    assert summary["stages"]["dpo"]["rows"]["train"]["skipped"] == 0
+    assert len(list((pipeline / "runs" / "quickstart").iterdir())) == 1
+
+
+def test_a_run_directory_of_other_settings_is_refused(pipeline, alignctl):
+    (run,) = (pipeline / "runs" / "quickstart").iterdir()
+    other = alignctl("train", *SMALL, "sft.max_steps=20", "dpo.max_steps=4", "dpo.beta=0.9", f"run_dir={run}")
+    assert other.code == 2
+    assert "`dpo.beta`: 0.5 -> 0.9" in other.err
+
+
+def test_learning_happens_on_the_loss_that_is_logged(undisturbed):
+    losses = [row["loss"] for row in metrics(undisturbed) if "loss" in row]
+    assert len(losses) == 24
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_continued_equals_undisturbed(tmp_path, undisturbed, number):
+    stage = tmp_path / "run" / "sft"
+    run = start(tmp_path, *SFT, "run_dir=run")
+    wait_for_step(stage, 7)
+    run.send_signal(number)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 75, err
+    assert "stopped: stage `sft`" in err
+    assert "run the same command again to continue" in err
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "stopped"
+
+    again = start(tmp_path, *SFT, "run_dir=run")
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "continues after step" in err
+    assert weights(stage / "model") == weights(undisturbed / "model")
+    facts = ("step", "loss", "learning_rate", "grad_norm", "eval_loss")
+    assert [[row.get(fact) for fact in facts] for row in metrics(stage)] == [
+        [row.get(fact) for fact in facts] for row in metrics(undisturbed)
+    ]
+
+
+def test_a_killed_worker_loses_nothing_that_was_saved(tmp_path, undisturbed):
+    stage = tmp_path / "run" / "sft"
+    run = start(tmp_path, *SFT, "run_dir=run")
+    wait_for_step(stage, 12)
+    worker = subprocess.run(
+        ["pgrep", "-f", f"alignctl.worker {tmp_path}"], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(int(worker[0]), signal.SIGKILL)
+    _, err = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert "was killed by signal 9" in err
+    again = start(tmp_path, *SFT, "run_dir=run")
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "continues after step 10" in err
+    assert weights(stage / "model") == weights(undisturbed / "model")
+
+
+def test_a_killed_command_takes_its_worker_with_it(tmp_path):
+    stage = tmp_path / "run" / "sft"
+    run = start(tmp_path, *SFT, "run_dir=run")
+    wait_for_step(stage, 2)
+    run.kill()
+    run.wait(10)
+    deadline = time.monotonic() + 10
+    while subprocess.run(["pgrep", "-f", f"alignctl.worker {tmp_path}"], capture_output=True).returncode == 0:
+        assert time.monotonic() < deadline, "the worker trains on unseen"
+        time.sleep(0.1)
+
+
+def test_interrupted_before_training(tmp_path):
+    run = start(tmp_path, *SFT, "run_dir=run")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "run" / "sft" / "progress.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=30)
+    assert run.returncode == 130, err
+    assert "interrupted: stage `sft`" in err
+
+
+def test_a_stage_that_was_trained_but_not_saved_takes_no_step_more(tmp_path, alignctl, undisturbed):
+    arguments = ("train", *SFT, "sft.max_steps=9", "run_dir=run")
+    assert alignctl(*arguments).code == 0
+    stage = tmp_path / "run" / "sft"
+    first = weights(stage / "model")
+    (stage / "result.json").unlink()
+    again = alignctl(*arguments)
+    assert again.code == 0, again.err
+    assert weights(stage / "model") == first
+    assert json.loads((stage / "result.json").read_text())["steps"] == 9
+
+
+def test_a_bug_keeps_its_traceback_and_names_the_log(tmp_path, alignctl):
+    failed = alignctl("train", *SFT, "sft.model.attn_implementation=no_such_kernel", "run_dir=run")
+    assert failed.code == 1
+    assert "Traceback" in failed.err
+    assert "no_such_kernel" in failed.err
+    assert "attempt_1" in failed.err
+
+
+def test_a_mistake_only_the_worker_can_see_is_a_clear_message(tmp_path, alignctl, shared_data):
+    done = alignctl(
+        "train", "recipe=dpo_local", f"model.path={shared_data / 'models/stories260K'}",
+        f"data.path={shared_data / 'preference/hh_harmless_base/test.jsonl'}", "dpo.max_length=4096",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "`dpo.max_length=4096` is longer than the model can see: 512 tokens" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.slow
+def test_sweep_runs_every_point_and_compares(tmp_path, alignctl, pipeline):
+    (run,) = (pipeline / "runs" / "quickstart").iterdir()
+    done = alignctl(
+        "train", *SMALL, "stages=[dpo]", "dpo.from=null", f"model.path={run / 'sft' / 'model'}", "model.scratch=null",
+        "dpo.max_steps=2", "dpo.beta=0.05,0.1", "-m",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "sweep" in done.out
+    assert "dpo.beta=0.05" in done.out
+    assert "dpo.beta=0.1" in done.out
+    points = sorted((tmp_path / "runs" / "quickstart").iterdir())
+    assert len(points) == 2
+    betas = [
+        json.loads((point / "plan.json").read_text())["stages"][0]["config"]["trainer"]["beta"] for point in points
+    ]
+    assert sorted(betas) == [0.05, 0.1]
+
+
+@pytest.mark.slow
+def test_an_adapter_is_saved_alone_and_merged(tmp_path, alignctl, pipeline):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    (run,) = (pipeline / "runs" / "quickstart").iterdir()
+    base = run / "sft" / "model"
+    done = alignctl(
+        "train", *SMALL, "stages=[dpo]", "dpo.from=null", f"model.path={base}", "model.scratch=null",
+        "dpo.max_steps=3", "dpo.learning_rate=1e-2", "peft=lora", "run_dir=run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    stage = tmp_path / "run" / "dpo"
+    merged = AutoModelForCausalLM.from_pretrained(stage / "model").eval()
+    stacked = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), stage / "adapter").eval()
+    ids = torch.arange(5, 25).unsqueeze(0)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, stacked(ids).logits, rtol=1e-4, atol=1e-4)
+        start_logits = AutoModelForCausalLM.from_pretrained(base)(ids).logits
+        assert (merged(ids).logits - start_logits).abs().max() > 1e-3
+    result = json.loads((stage / "result.json").read_text())
+    assert result["before"]["kl"] == 0
+    assert result["after"]["kl"] > 0
+
+
+@pytest.mark.slow
+def test_real_pairs_on_a_real_checkpoint(tmp_path, alignctl, shared_data):
+    from transformers import AutoModelForCausalLM
+
+    pairs = shared_data / "preference" / "hh_harmless_base"
+    done = alignctl(
+        "train", "recipe=dpo_local", f"model.path={shared_data / 'models/stories260K'}",
+        f"data.path={pairs / 'train.jsonl'}", f"data.eval_path={pairs / 'test.jsonl'}", "data.limit=128",
+        "data.eval_limit=64", "eval.prompts=4", "eval.max_new_tokens=16", "dpo.learning_rate=5e-4",
+        "dpo.max_length=256", "dpo.num_train_epochs=2", "run_dir=run", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    stage = json.loads(done.out)["stages"]["dpo"]
+    assert stage["rows"]["train"]["read"] == 128
+    assert stage["rows"]["train"]["skipped_rows"] == [65]
+    assert stage["rows"]["eval"]["read"] == 64
+    assert 0 < stage["before"]["preference_accuracy"] < 1
+    assert stage["after"]["preference_accuracy"] != stage["before"]["preference_accuracy"]
+    assert stage["after"]["reward_accuracy"] > 0.5
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "dpo" / "model")
+    assert sum(p.numel() for p in model.parameters()) == 260_032
