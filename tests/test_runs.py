@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,7 +67,7 @@ def undisturbed(tmp_path_factory) -> Path:
 def pipeline(tmp_path_factory) -> Path:
     """A shortened quickstart: SFT then DPO."""
     folder = tmp_path_factory.mktemp("pipeline")
-    run = start(folder, *SMALL, "sft.max_steps=20", "dpo.max_steps=4")
+    run = start(folder, *SMALL, "sft.max_steps=20", "dpo.max_steps=4", "dpo.logging_steps=2")
     out, err = run.communicate(timeout=240)
     assert run.returncode == 0, err
     (folder / "out").write_text(out)
@@ -118,7 +120,7 @@ def test_the_model_loads_and_the_stages_differ(pipeline):
 
 
 def test_the_same_command_again_has_nothing_to_do(pipeline, alignctl):
-    arguments = (*SMALL, "sft.max_steps=20", "dpo.max_steps=4")
+    arguments = (*SMALL, "sft.max_steps=20", "dpo.max_steps=4", "dpo.logging_steps=2")
     again = alignctl("train", *arguments, "--json", folder=pipeline)
     assert again.code == 0
     assert "already finished" in again.err
@@ -130,7 +132,9 @@ def test_the_same_command_again_has_nothing_to_do(pipeline, alignctl):
 
 def test_a_run_directory_of_other_settings_is_refused(pipeline, alignctl):
     (run,) = (pipeline / "runs" / "quickstart").iterdir()
-    other = alignctl("train", *SMALL, "sft.max_steps=20", "dpo.max_steps=4", "dpo.beta=0.9", f"run_dir={run}")
+    other = alignctl(
+        "train", *SMALL, "sft.max_steps=20", "dpo.max_steps=4", "dpo.logging_steps=2", "dpo.beta=0.9", f"run_dir={run}"
+    )
     assert other.code == 2
     assert "`dpo.beta`: 0.5 -> 0.9" in other.err
 
@@ -178,7 +182,7 @@ def test_a_killed_worker_loses_nothing_that_was_saved(tmp_path, undisturbed):
     again = start(tmp_path, *SFT, "run_dir=run")
     _, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
-    assert "continues after step 10" in err
+    assert int(re.search(r"continues after step (\d+)", err).group(1)) in (10, 15, 20)
     assert weights(stage / "model") == weights(undisturbed / "model")
 
 
@@ -218,11 +222,17 @@ def test_a_stage_that_was_trained_but_not_saved_takes_no_step_more(tmp_path, ali
     assert json.loads((stage / "result.json").read_text())["steps"] == 9
 
 
-def test_a_bug_keeps_its_traceback_and_names_the_log(tmp_path, alignctl):
-    failed = alignctl("train", *SFT, "sft.model.attn_implementation=no_such_kernel", "run_dir=run")
+def test_what_nobody_foresaw_keeps_its_traceback_and_names_the_log(tmp_path, alignctl, shared_data):
+    broken = tmp_path / "broken"
+    shutil.copytree(shared_data / "models" / "stories260K", broken)
+    for path in (broken, *broken.iterdir()):
+        path.chmod(0o755)
+    (broken / "model.safetensors").write_bytes(b"not weights at all")
+    pairs = shared_data / "preference" / "hh_harmless_base" / "test.jsonl"
+    failed = alignctl("train", "recipe=dpo_local", f"model.path={broken}", f"data.path={pairs}", "run_dir=run")
     assert failed.code == 1
     assert "Traceback" in failed.err
-    assert "no_such_kernel" in failed.err
+    assert "safetensor" in failed.err.lower()
     assert "attempt_1" in failed.err
 
 

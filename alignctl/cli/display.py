@@ -20,7 +20,8 @@ class Display:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, transient=True, refresh_per_second=8) if self._is_terminal else None
         self._every = every
-        self._last_line: tuple[str, int] | None = None
+        self._phase: str | None = None
+        self._step_said = 0
 
     @property
     def _is_terminal(self) -> bool:
@@ -40,7 +41,7 @@ class Display:
 
     def started(self, stage: StagePlan, step: int | None) -> None:
         verb = f"continues after step {step}" if step else "starts"
-        self._last_line = None
+        self._phase, self._step_said = None, -1
         self.say(f"{stage.config.name}: {verb} ({stage.config.method}, from {stage.start})")
 
     def finished(self, stage: StagePlan, seconds: float) -> None:
@@ -52,16 +53,21 @@ class Display:
         name = stage.config.name
         if self._live:
             self._live.update(_live_row(name, progress))
-        elif "step" not in progress:
-            if self._last_line != (progress["phase"], 0):
-                self._last_line = (progress["phase"], 0)
-                self.say(f"{name}: {progress['phase']}")
-        else:
-            line = progress["step"] // self._every
-            last = progress["step"] == progress["max_steps"]
-            if self._last_line != ("training", line) or last:
-                self._last_line = ("training", line)
-                self.say(f"{name}: step {progress['step']}/{progress['max_steps']}{_facts(progress)}")
+            return
+        training = progress if "step" in progress else progress.get("trained")
+        if training:
+            self._say_step(name, training)
+        if "step" not in progress and progress["phase"] != self._phase:
+            self._phase = progress["phase"]
+            self.say(f"{name}: {self._phase}")
+
+    def _say_step(self, name: str, training: dict[str, Any]) -> None:
+        """A plain line at the start, every so many steps, and at the last."""
+        step, last = training["step"], training["max_steps"]
+        due = self._step_said < 0 or step // self._every > self._step_said // self._every or step == last
+        if due and step != self._step_said:
+            self._step_said = step
+            self.say(f"{name}: step {step}/{last}{_facts(training)}")
 
 
 def _live_row(name: str, progress: dict[str, Any]) -> Table:

@@ -32,7 +32,7 @@ from alignctl.run.paths import StagePaths
 from alignctl.run.state import State, locked, write_stage_state, write_state
 
 _POLL_S = 0.1
-_LOG_TAIL = 25  # lines
+_LOG_TAIL = 25  # lines, or all of the last traceback
 _STATES: dict[int, State] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
 
 
@@ -162,6 +162,13 @@ def _failure(name: str, code: int, paths: StagePaths, log: Path) -> AlignctlErro
         error = kind(f"stage `{name}`: {first.message}", first.hint)
         error.problems += tuple(others)
         return error
-    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL:])
+    tail = _end_of(log)
     how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
     return AlignctlError(f"stage `{name}` {how}; the end of {log}:\n\n{tail}\n", again if code < 0 else None)
+
+
+def _end_of(log: Path) -> str:
+    """The last traceback of a log, else its last lines."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    start = max((i for i, line in enumerate(lines) if line.startswith("Traceback (")), default=len(lines))
+    return "\n".join(lines[min(start, max(len(lines) - _LOG_TAIL, 0)) :])

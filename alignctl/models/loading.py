@@ -37,7 +37,7 @@ def load_tokenizer(
         assert settings.scratch is not None
         return train_tokenizer(texts(), settings.scratch["vocab_size"])
     source = settings.tokenizer or start
-    tokenizer = _from_pretrained(AutoTokenizer, source, settings, start)
+    tokenizer = _from_pretrained(AutoTokenizer, source, settings)
     if settings.chat_template:
         tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
     if tokenizer.pad_token is None:
@@ -56,6 +56,7 @@ def load_model(
     dtype = (
         getattr(torch, settings.dtype) if settings.dtype != "auto" else torch.float32 if trains_all_weights else "auto"
     )
+    options = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
     if start is None:
         assert settings.scratch is not None
         set_seed(seed)
@@ -66,11 +67,8 @@ def load_model(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
-    if settings.attn_implementation:
-        options["attn_implementation"] = settings.attn_implementation
-    return _from_pretrained(AutoModelForCausalLM, start, settings, start, **options)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype, **options)
+    return _from_pretrained(AutoModelForCausalLM, start, settings, dtype=dtype, use_safetensors=True, **options)
 
 
 def build_peft_config(peft: dict[str, Any]) -> PeftConfig | None:
@@ -106,7 +104,7 @@ def _publish(folder: Path, model: PreTrainedModel | PeftModel, tokenizer: PreTra
     staged.rename(folder)
 
 
-def _from_pretrained(cls: Any, source: str, settings: ModelSettings, start: str | None, **options: Any) -> Any:
+def _from_pretrained(cls: Any, source: str, settings: ModelSettings, **options: Any) -> Any:
     if settings.revision and source == settings.path:
         options["revision"] = settings.revision
     try:

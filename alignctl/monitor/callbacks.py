@@ -15,24 +15,32 @@ from alignctl.run.paths import StagePaths
 _PROGRESS_EVERY_S = 0.25
 # Keys of the trainer's logs that are not metrics.
 _NOT_METRICS = ("epoch", "total_flos")
+# In the log that sums up a call of `train`; a run that was continued has several.
+_SUMMARY = "train_runtime"
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log of the trainer to metrics.jsonl, as {step, epoch, metric: value}.
+    """Appends every log of the trainer while it trains to metrics.jsonl, as {step, epoch, metric: value}.
 
     When training continues from a checkpoint, lines after its step are dropped first: they will be written again.
     """
 
     def __init__(self, paths: StagePaths):
         self._path = paths.metrics
+        self._training = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._training = True
         if state.is_world_process_zero:
-            write_json_lines(
-                self._path, [row for row in read_json_lines(self._path) if row["step"] <= state.global_step]
-            )
+            kept = [row for row in read_json_lines(self._path) if row["step"] <= state.global_step]
+            write_json_lines(self._path, kept)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = False
 
     def on_log(
         self,
@@ -42,7 +50,7 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero and logs:
+        if state.is_world_process_zero and self._training and logs and _SUMMARY not in logs:
             row = {"step": state.global_step, "epoch": state.epoch} | {
                 key: value for key, value in logs.items() if key not in _NOT_METRICS
             }
@@ -61,10 +69,11 @@ class ProgressFile(TrainerCallback):
         self._tokens_then: tuple[float, float] | None = None
         self._first_step = 0
         self._started = self._written = 0.0
+        self._last: dict[str, Any] | None = None
 
     def phase(self, name: str) -> None:
-        """Says what the stage is doing when it is not training."""
-        write_json(self._path, {"phase": name})
+        """Says what the stage is doing when it is not training, and how training ended if it has."""
+        write_json(self._path, {"phase": name, "trained": self._last})
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -99,17 +108,15 @@ class ProgressFile(TrainerCallback):
         self._written = time.monotonic()
         done = state.global_step - self._first_step
         left = state.max_steps - state.global_step
-        write_json(
-            self._path,
-            {
-                "phase": "training",
-                "step": state.global_step,
-                "max_steps": state.max_steps,
-                "metrics": self._metrics,
-                "tokens_per_s": self._tokens_per_s,
-                "seconds_left": (self._written - self._started) / done * left if done else None,
-            },
-        )
+        self._last = {
+            "phase": "training",
+            "step": state.global_step,
+            "max_steps": state.max_steps,
+            "metrics": self._metrics,
+            "tokens_per_s": self._tokens_per_s,
+            "seconds_left": (self._written - self._started) / done * left if done else None,
+        }
+        write_json(self._path, self._last)
 
 
 class StopOnRequest(TrainerCallback):
