@@ -33,4 +33,5 @@ $(READY): pyproject.toml constraints.txt
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	echo 'torch==$(TORCH)' >> $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[dev]'
+	rm -f $(VENV)/.ready-torch-*
 	touch $(READY)

@@ -15,13 +15,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from alignctl.config.stages import StageConfig
-from alignctl.data.reading import Rows, as_plain_text, ledger_dict, read_split
+from alignctl.data.reading import Rows, as_plain_text, read_split
 from alignctl.errors import RequestError, Stopped
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.evaluate.measure import Evaluation, Pairs, Questions, Reference, measure
 from alignctl.methods.registry import Method, methods, resolve
 from alignctl.models.loading import build_peft_config, load_model, load_tokenizer, save_finished
 from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
+from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
@@ -36,12 +37,12 @@ class HeldOut:
     questions: Questions | None
 
 
-def run_stage(stage: StageConfig, start: str | None, paths: StagePaths, stop_requested: Callable[[], bool]) -> None:
+def run_stage(stage: StageConfig, start: str | None, paths: StagePaths, signal: StopSignal) -> None:
     """Runs a stage to its result, continuing from its newest complete checkpoint if there is one.
 
     Args:
         start: Folder or Hub id of the weights; None for random ones.
-        stop_requested: Asked at the end of every optimizer step.
+        signal: Looked at at the end of every optimizer step.
 
     Raises:
         Stopped: Training was stopped on request; its checkpoint continues it.
@@ -51,13 +52,11 @@ def run_stage(stage: StageConfig, start: str | None, paths: StagePaths, stop_req
     progress = ProgressFile(paths, method.key_metrics)
     progress.phase("reading data")
     rows, held_rows = read_split(stage.data, method.data_kind, stage.seed)
-    write_json(
-        paths.data, {"train": ledger_dict(rows.ledger), "eval": ledger_dict(held_rows.ledger) if held_rows else None}
-    )
     progress.phase("loading model")
     tokenizer = load_tokenizer(stage.model, start, texts=lambda: _texts(rows.dataset))
-    stop = StopOnRequest(stop_requested)
+    stop = StopOnRequest(signal)
     trainer = _build_trainer(stage, method, start, tokenizer, rows, held_rows, paths, [progress, stop])
+    _write_ledgers(stage, paths, trainer, rows, held_rows)
     held_out = _held_out(stage, method, trainer, tokenizer, held_rows)
 
     def evaluate(reference: Reference | None) -> Evaluation:
@@ -74,6 +73,8 @@ def run_stage(stage: StageConfig, start: str | None, paths: StagePaths, stop_req
     if start is not None:  # random weights are not worth measuring
         progress.phase("measuring before")
         before = _once(paths, lambda: evaluate(None))
+        if "reference" in method.roles and held_out.questions:
+            before.metrics["kl"] = 0.0  # it is the reference
     _train(trainer, stop, paths)
     progress.phase("measuring after")
     after = evaluate(_reference(trainer, stage, start, tokenizer) if "reference" in method.roles else None)
@@ -123,6 +124,16 @@ def _build_trainer(
         callbacks=[MetricsFile(paths), *callbacks],
         **roles,
     )
+
+
+def _write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows: Rows, held_rows: Rows | None) -> None:
+    """What became of all rows, those included whose prompt leaves no room for a completion: TRL drops them."""
+    ledgers = {}
+    for part, given, used in (("train", rows, trainer.train_dataset), ("eval", held_rows, trainer.eval_dataset)):
+        if given is not None:
+            too_long = 0 if stage.trainer.get("packing") else len(given.dataset) - len(used)
+            ledgers[part] = asdict(given.ledger) | {"too_long": too_long}
+    write_json(paths.data, ledgers)
 
 
 def _arguments(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:

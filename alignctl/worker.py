@@ -13,39 +13,15 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from types import FrameType
 
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
+from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import write_json
 from alignctl.run.freeze import read_stage
 from alignctl.run.paths import RunPaths
 
 _PR_SET_PDEATHSIG = 1
-
-
-class StopSignal:
-    """Remembers that the process was asked to stop.
-
-    The first request waits for the end of a step while training, and ends everything else at once; a second one ends
-    the process wherever it is.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.training = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def ask(self) -> bool:
-        """Whether a stop was requested; asked by the trainer at the end of every step."""
-        self.training = True
-        return self.requested
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        again, self.requested = self.requested, True
-        if again or not self.training:
-            raise KeyboardInterrupt
 
 
 def main(run_dir: str, stage_name: str) -> int:
@@ -58,7 +34,7 @@ def main(run_dir: str, stage_name: str) -> int:
         from alignctl.stage import run_stage  # imports torch: after the signals are ours
 
         stage, start = read_stage(paths, stage_name)
-        run_stage(stage, start, stage_paths, stop.ask)
+        run_stage(stage, start, stage_paths, stop)
         return 0
     except KeyboardInterrupt:
         saved = newest_checkpoint(stage_paths.checkpoints)

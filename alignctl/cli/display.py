@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from alignctl.plan.plan import StagePlan
 
@@ -16,16 +17,13 @@ class Display:
     """Watches a run. Use as a context manager, so that the terminal is given back whatever happens."""
 
     def __init__(self, every: int):
-        """Args: every: optimizer steps between two plain lines."""
+        """Takes the optimizer steps between two plain lines."""
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._live = Live(console=self._console, transient=True, refresh_per_second=8) if self._is_terminal else None
+        terminal = self._console.is_terminal
+        self._live = Live(console=self._console, transient=True, refresh_per_second=8) if terminal else None
         self._every = every
         self._phase: str | None = None
         self._step_said = 0
-
-    @property
-    def _is_terminal(self) -> bool:
-        return self._console.is_terminal
 
     def __enter__(self) -> Display:
         if self._live:
@@ -46,7 +44,7 @@ class Display:
 
     def finished(self, stage: StagePlan, seconds: float) -> None:
         if self._live:
-            self._live.update("")
+            self._live.update("", refresh=True)
         self.say(f"{stage.config.name}: done in {_duration(seconds)}")
 
     def progress(self, stage: StagePlan, progress: dict[str, Any]) -> None:
@@ -73,11 +71,13 @@ class Display:
 def _live_row(name: str, progress: dict[str, Any]) -> Table:
     row = Table.grid(padding=(0, 1))
     if "step" not in progress:
-        row.add_row(f"[bold]{name}[/bold]", f"{progress['phase']} ...")
+        row.add_row(Text(name, style="bold"), f"{progress['phase']} ...")
         return row
     step, steps = progress["step"], progress["max_steps"]
     row.add_row(
-        f"[bold]{name}[/bold]", ProgressBar(total=steps, completed=step, width=24), f"{step}/{steps}{_facts(progress)}"
+        Text(name, style="bold"),
+        ProgressBar(total=steps, completed=step, width=24),
+        f"{step}/{steps}{_facts(progress)}",
     )
     return row
 

@@ -86,6 +86,7 @@ def _row_counts(ledger: dict[str, Any]) -> dict[str, Any]:
         "kept": ledger["kept"],
         "skipped": len(ledger["skipped"]),
         "skipped_rows": list(map(int, ledger["skipped"])),
+        "too_long": ledger["too_long"],
     }
 
 
@@ -105,6 +106,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         for part, rows in other["rows"].items():
             if rows["skipped"]:
                 console.print(f"{stage_name}: {_skipped(part, rows)}", markup=False)
+            if rows["too_long"]:
+                lost = f"{rows['too_long']} of {rows['read']} {part} rows dropped: the prompt alone fills max_length"
+                console.print(f"{stage_name}: {lost}", markup=False)
     console.print(f"model: {stage['model']}", markup=False)
 
 

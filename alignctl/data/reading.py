@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,6 @@ def as_plain_text(rows: Rows, where: str) -> Dataset:
             "give one with `model.chat_template=FILE` (Jinja), or start from a chat model",
         )
     return rows.dataset.map(_plain_text, fn_kwargs={"as_text": rows.format.as_text})
-
-
-def ledger_dict(ledger: Ledger) -> dict[str, Any]:
-    """For data.json."""
-    return asdict(ledger)
 
 
 def _plain_text(row: dict[str, Any], as_text: Any) -> dict[str, str]:

@@ -71,7 +71,7 @@ def measure(
     - answer_tokens: mean length of the sampled answers.
 
     Args:
-        reference: None when the policy is its own reference: then it has no reward accuracy, and its KL is 0.
+        reference: None where there is none to compare with; then there is no reward accuracy and no KL.
     """
     was_training = policy.training
     policy.eval()
@@ -134,9 +134,9 @@ def _answers(
         verdicts = [judge(q, a) for q, a in zip(questions.texts, evaluation.completions, strict=True)]
         metrics["right"] = _share(verdict.right for verdict in verdicts)
         metrics["wanted_manner"] = _share(verdict.wanted_manner for verdict in verdicts)
-    if reference is None:
-        metrics["kl"] = 0.0
-    elif settings.temperature == 1.0:  # at another temperature the answers are not samples of the policy
+    if (
+        reference is not None and settings.temperature == 1.0
+    ):  # at another temperature the answers are not samples of the policy
         ours = completion_logps(policy, questions.prompts, answers, settings.batch_size)
         with reference() as model:
             theirs = completion_logps(model, questions.prompts, answers, settings.batch_size)

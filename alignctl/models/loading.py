@@ -112,4 +112,6 @@ def _from_pretrained(cls: Any, source: str, settings: ModelSettings, **options: 
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         hint = None if Path(source).exists() else "is the id right, and the Hub reachable? A gated model needs HF_TOKEN"
+        if "pytorch_model.bin" in reason:
+            hint = "weights must be safetensors: other files can run code when they are loaded"
         raise AlignctlError(f"cannot load {source}: {reason}", hint) from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alignctl.monitor.stopping import StopSignal
 from alignctl.run.files import read_json_lines, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
 
@@ -122,16 +122,28 @@ class ProgressFile(TrainerCallback):
 class StopOnRequest(TrainerCallback):
     """Saves and stops at the end of the step in which the process was asked to stop."""
 
-    def __init__(self, stop_requested: Callable[[], bool]):
-        self._stop_requested = stop_requested
+    def __init__(self, signal: StopSignal):
+        self._signal = signal
         self.stopped = False
         """Whether training ended because of the request, with a checkpoint of its last step."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._signal.waits = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if self._stop_requested() and state.global_step < state.max_steps:
+        if self._signal.requested and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True
         return control
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._signal.waits = False
+        if self._signal.requested and not self.stopped:  # asked in the last step, which needs no stopping
+            raise KeyboardInterrupt

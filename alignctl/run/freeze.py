@@ -14,8 +14,9 @@ from alignctl.config.secrets import mask
 from alignctl.config.stages import StageConfig
 from alignctl.errors import RequestError
 from alignctl.plan.plan import RunPlan
+from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_text
-from alignctl.run.paths import RunPaths
+from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
 
 _PATH_KEYS = {"model": ("path", "tokenizer", "chat_template"), "data": ("path", "eval_path")}
@@ -90,13 +91,17 @@ def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
     paths = plan.paths
     frozen = _frozen_fingerprints(paths)
     for name, fingerprint in fingerprints(plan).items():
-        begun = paths.stage(name).result.exists() or paths.stage(name).checkpoints.exists()
-        if begun and frozen.get(name) != fingerprint:
+        if _begun(paths.stage(name)) and frozen.get(name) != fingerprint:
             changes = _changes(paths, config) or ["an input file is not the same"]
             raise RequestError(
                 f"{paths.root} holds a run whose stage `{name}` was begun otherwise: {'; '.join(changes)}",
                 "give another `run_dir`, or remove this one",
             )
+
+
+def _begun(stage: StagePaths) -> bool:
+    """Whether a stage has anything that other settings would spoil."""
+    return stage.result.exists() or stage.evaluation_before.exists() or newest_checkpoint(stage.checkpoints) is not None
 
 
 def _frozen_fingerprints(paths: RunPaths) -> dict[str, str]:
