@@ -312,3 +312,36 @@ def test_real_pairs_on_a_real_checkpoint(tmp_path, alignctl, shared_data):
     assert stage["after"]["reward_accuracy"] > 0.5
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "dpo" / "model")
     assert sum(p.numel() for p in model.parameters()) == 260_032
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_kept_though_it_is_not_the_last(tmp_path, alignctl):
+    """The worst loss counts as the best here, so the best checkpoint is the first, which rotation must spare."""
+    done = alignctl(
+        "train", *SFT, "run_dir=run", "sft.eval_strategy=steps", "sft.eval_steps=5", "sft.load_best_model_at_end=true",
+        "sft.metric_for_best_model=eval_loss", "sft.greater_is_better=true",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    stage = tmp_path / "run" / "sft"
+    left = sorted(path.name for path in (stage / "checkpoints").glob("checkpoint-*"))
+    assert left == ["checkpoint-20", "checkpoint-24", "checkpoint-5"]
+    assert weights(stage / "model") == weights(stage / "checkpoints" / "checkpoint-5")
+    state = json.loads((stage / "checkpoints" / "checkpoint-24" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(stage / "checkpoints" / "checkpoint-5")
+
+
+@pytest.mark.slow
+def test_precomputed_reference_gives_the_same_model(tmp_path, alignctl, pipeline):
+    (run,) = (pipeline / "runs" / "quickstart").iterdir()
+    models = []
+    for precompute in ("false", "true"):
+        done = alignctl(
+            "train", *SMALL, "stages=[dpo]", "dpo.from=null", f"model.path={run / 'sft' / 'model'}",
+            "model.scratch=null", "dpo.max_steps=3", f"dpo.precompute_ref_log_probs={precompute}",
+            f"run_dir=run_{precompute}", "--json",
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        models.append(json.loads(done.out)["stages"]["dpo"])
+    # float32 noise: the reference saw other batches
+    assert models[0]["after"] == pytest.approx(models[1]["after"], abs=1e-3)
+    assert models[0]["after"]["kl"] > 0

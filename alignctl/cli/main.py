@@ -11,6 +11,7 @@ import click
 
 import alignctl
 from alignctl.config.compose import compose, list_recipes, read_request, value_sources
+from alignctl.config.flat import flatten
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REQUEST, AlignctlError, RequestError
 
 _overrides = click.argument("overrides", nargs=-1, shell_complete=lambda *_: _complete(*_))
@@ -106,11 +107,8 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
     if incomplete.startswith("recipe=") or not any(argument.startswith("recipe=") for argument in given):
         offers = [f"recipe={recipe.name}" for recipe in list_recipes()]
     else:
-        from alignctl.cli.show import flat_keys
-
-        offers = [
-            f"{key}=" for key in flat_keys(compose(read_request([g for g in given if g.startswith("recipe=")]))[0])
-        ]
+        config, _ = compose(read_request([argument for argument in given if argument.startswith("recipe=")]))
+        offers = [f"{key}=" for key in flatten(config)]
     return [offer for offer in offers if offer.startswith(incomplete)]
 
 

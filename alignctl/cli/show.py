@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from alignctl.config.flat import flatten
 from alignctl.config.secrets import mask
 
 
@@ -24,26 +25,10 @@ def render_config(config: Mapping[str, Any], sources: Mapping[str, str] | None, 
         return json.dumps(content, indent=2) + "\n"
     if sources is None:
         return OmegaConf.to_yaml(OmegaConf.create(config))
-    lines = [f"{key}: {json.dumps(value)}" for key, value in flat_values(config)]
-    width = max(len(line) for line in lines)
-    keys = flat_keys(config)
-    return "".join(
-        f"{line:<{width}}  # {_short(sources.get(key, 'default'))}\n" for key, line in zip(keys, lines, strict=True)
-    )
-
-
-def flat_keys(config: Mapping[str, Any]) -> list[str]:
-    """Dotted keys of all values."""
-    return [key for key, _ in flat_values(config)]
-
-
-def flat_values(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys with their values; a list is one value."""
-    if isinstance(node, Mapping) and node:
-        return [
-            pair for key, value in node.items() for pair in flat_values(value, f"{prefix}.{key}" if prefix else key)
-        ]
-    return [(prefix, node)]
+    flat = flatten(config)
+    lines = {key: f"{key}: {json.dumps(value)}" for key, value in flat.items()}
+    width = max(map(len, lines.values()))
+    return "".join(f"{line:<{width}}  # {_short(sources.get(key, 'default'))}\n" for key, line in lines.items())
 
 
 def _ordered(config: dict[str, Any]) -> dict[str, Any]:

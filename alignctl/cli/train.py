@@ -20,6 +20,7 @@ from alignctl.errors import AlignctlError, Interrupted, Problem, RequestError, S
 from alignctl.launch.local import check_machine, is_done, run_plan
 from alignctl.plan.plan import RunPlan, make_plan
 from alignctl.run.freeze import absolute_paths, find_run, fingerprints, freeze, new_run_dir, refuse_other_run
+from alignctl.run.state import locked
 
 RUNS = Path("runs")
 
@@ -108,8 +109,8 @@ def _run(point: Prepared) -> None:
         click.echo(f"already finished: {plan.run_dir} (`--new` runs it again)", err=True)
         return
     check_machine(plan)
-    freeze(plan, point.config, sys.argv)
-    with Display(point.config["log_every"]) as display:
+    with locked(plan.paths), Display(point.config["log_every"]) as display:
+        freeze(plan, point.config, sys.argv)
         display.say(f"{point.label + ': ' if point.label else ''}{plan.recipe} in {plan.run_dir}")
         for stage in plan.stages:
             if is_done(plan, stage):

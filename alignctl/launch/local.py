@@ -29,7 +29,7 @@ from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
-from alignctl.run.state import State, locked, write_stage_state, write_state
+from alignctl.run.state import State, write_stage_state, write_state
 
 _POLL_S = 0.1
 _LOG_TAIL = 25  # lines, or all of the last traceback
@@ -80,11 +80,10 @@ def run_plan(plan: RunPlan, watcher: Watcher) -> None:
         Stopped, Interrupted: A stop was requested (SIGINT or SIGTERM to this process).
         AlignctlError: A stage failed.
     """
-    with locked(plan.paths):
-        for stage in plan.stages:
-            if not is_done(plan, stage):
-                _run_stage(plan, stage, watcher)
-        write_state(plan.paths, "done")
+    for stage in plan.stages:
+        if not is_done(plan, stage):
+            _run_stage(plan, stage, watcher)
+    write_state(plan.paths, "done")
 
 
 def _run_stage(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:

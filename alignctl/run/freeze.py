@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from alignctl.config.flat import flatten
 from alignctl.config.schema import DataSettings, EvalSettings, ModelSettings
 from alignctl.config.secrets import mask
 from alignctl.config.stages import StageConfig
@@ -111,16 +112,10 @@ def _frozen_fingerprints(paths: RunPaths) -> dict[str, str]:
 
 def _changes(paths: RunPaths, config: Mapping[str, Any]) -> list[str]:
     """Settings that differ from the frozen ones, `key: then -> now`."""
-    then = _flat(OmegaConf.to_container(OmegaConf.load(paths.config)))
-    now = _flat(mask(dict(config)))
+    then = flatten(OmegaConf.to_container(OmegaConf.load(paths.config)))
+    now = flatten(mask(dict(config)))
     keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     return [f"`{key}`: {then.get(key)} -> {now.get(key)}" for key in keys if key not in ("run_dir", "log_every")]
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {prefix.rstrip("."): node}
-    return {key: value for name, item in node.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
 
 
 def _absolute(value: Any) -> Any:
