@@ -18,7 +18,7 @@ from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, Alignct
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import write_json
-from alignctl.run.freeze import read_stage
+from alignctl.run.frozen import read_stage
 from alignctl.run.paths import RunPaths
 
 _PR_SET_PDEATHSIG = 1

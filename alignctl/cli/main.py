@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 import alignctl
+from alignctl.cli.completion import complete_override
 from alignctl.config.compose import compose, list_recipes, read_request, value_sources
-from alignctl.config.flat import flatten
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REQUEST, AlignctlError, RequestError
 
-_overrides = click.argument("overrides", nargs=-1, shell_complete=lambda *_: _complete(*_))
+_overrides = click.argument("overrides", nargs=-1, shell_complete=lambda *arguments: _complete(*arguments))
 _recipe_dir = click.option(
     "--recipe-dir",
     "recipe_dirs",
@@ -28,9 +28,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="Machine-readable o
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(alignctl.__version__, prog_name="alignctl")
-@click.option("--debug", is_flag=True, help="Show the traceback of every error.")
-@click.pass_context
-def cli(context: click.Context, debug: bool) -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of every error; may stand anywhere.")
+def cli(debug: bool) -> None:
     """Align language models from a recipe: `alignctl train recipe=quickstart`."""
 
 
@@ -41,7 +40,6 @@ def cli(context: click.Context, debug: bool) -> None:
 @click.option("-m", "--multirun", is_flag=True, help="Run every combination of overrides like `dpo.beta=0.05,0.1`.")
 @click.option("--new", is_flag=True, help="Start a new run even if the same command was run before.")
 @_json
-@click.option("--debug", is_flag=True, help="Show the traceback of every error.")
 def train(
     overrides: tuple[str, ...],
     recipe_dirs: tuple[Path, ...],
@@ -49,7 +47,6 @@ def train(
     multirun: bool,
     new: bool,
     as_json: bool,
-    debug: bool,
 ) -> None:
     """Run a recipe: `alignctl train recipe=NAME [key=value ...]`.
 
@@ -65,7 +62,7 @@ def train(
 @_json
 def recipes(recipe_dirs: tuple[Path, ...], as_json: bool) -> None:
     """List the recipes, one line each."""
-    found = list_recipes([folder.resolve() for folder in recipe_dirs])
+    found = list_recipes(recipe_dirs)
     if as_json:
         click.echo(json.dumps([{"name": r.name, "summary": r.summary, "path": str(r.path)} for r in found], indent=2))
         return
@@ -102,24 +99,29 @@ def completion(shell: str) -> None:
 
 
 def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Completes `recipe=...` by name, and other keys of the recipe already named."""
-    given = [str(argument) for argument in context.params.get("overrides") or ()]
-    if incomplete.startswith("recipe=") or not any(argument.startswith("recipe=") for argument in given):
-        offers = [f"recipe={recipe.name}" for recipe in list_recipes()]
-    else:
-        config, _ = compose(read_request([argument for argument in given if argument.startswith("recipe=")]))
-        offers = [f"{key}=" for key in flatten(config)]
-    return [offer for offer in offers if offer.startswith(incomplete)]
+    """Completes `recipe=NAME`, options of groups, and fields of the recipe's stages."""
+    # bash takes `=` for a word of its own: `recipe=q` arrives as `recipe`, `=`, `q`, and wants `q...` back.
+    words = [str(word) for word in context.params.get("overrides") or ()]
+    cut_off = ""
+    if words and words[-1] == "=":
+        cut_off, words = f"{words[-2]}=", words[:-2]
+    elif incomplete == "=" and words:
+        cut_off, incomplete, words = f"{words[-1]}=", "", words[:-1]
+    given = " ".join(words).replace(" = ", "=").split()
+    offers = complete_override(given, cut_off + incomplete, context.params.get("recipe_dirs") or ())
+    return [offer.removeprefix(cut_off) for offer in offers]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `alignctl`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         result: Any = cli.main(args=arguments, prog_name="alignctl", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except AlignctlError as error:
-        if "--debug" in arguments:
+        if debug:
             raise
         click.echo(str(error), err=True)
         code = error.exit_code

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alignctl.config.schema import DataSettings
+from alignctl.data.sources import BUILTIN_SOURCES
 from alignctl.plan.plan import RunPlan
 from alignctl.run.files import read_json
 
@@ -48,10 +50,9 @@ def print_plan(plan: RunPlan) -> None:
     print(f"recipe {plan.recipe}, run directory {plan.run_dir}")
     for number, stage in enumerate(plan.stages, start=1):
         config = stage.config
-        held_out = config.data.eval_path or config.data.eval_split or "a part of it"
         facts = {
             "start": stage.start,
-            "data": f"{config.data.path}, held out: {held_out}",
+            "data": f"{config.data.path}, held out: {_held_out(config.data)}",
             "trained": stage.trained,
             "models": ", ".join(stage.roles),
             "global batch": f"{stage.global_batch_size} per device and optimizer step",
@@ -62,6 +63,14 @@ def print_plan(plan: RunPlan) -> None:
             print(f"   {name:<13} {fact}")
         settings = " ".join(f"{key}={value}" for key, value in sorted(stage.environment.items()))
         print(f"   $ {settings} {shlex.join(stage.command)}")
+
+
+def _held_out(data: DataSettings) -> str:
+    if data.eval_path or data.eval_split:
+        return data.eval_path or data.eval_split or ""
+    if data.path in BUILTIN_SOURCES:
+        return "prompts of its own"
+    return f"{data.eval_rows} of its rows" if data.eval_rows else "none"
 
 
 def run_summary(plan: RunPlan) -> dict[str, Any]:

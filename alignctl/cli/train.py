@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +17,16 @@ from alignctl.cli.display import Display
 from alignctl.cli.tables import print_comparison, print_plan, print_summary, run_summary
 from alignctl.config.checks import find_problems
 from alignctl.config.compose import Request, compose, expand_sweep, read_request, swept
+from alignctl.config.schema import RunSettings
 from alignctl.config.secrets import mask, mask_override
 from alignctl.errors import AlignctlError, Interrupted, Problem, RequestError, Stopped
-from alignctl.launch.local import check_machine, is_done, run_plan
+from alignctl.launch.local import check_machine, run_plan
+from alignctl.plan.freeze import absolute_paths, find_run, fingerprints, freeze, new_run_dir, refuse_other_run
 from alignctl.plan.plan import RunPlan, make_plan
-from alignctl.run.freeze import absolute_paths, find_run, fingerprints, freeze, new_run_dir, refuse_other_run
-from alignctl.run.state import locked
+from alignctl.run.state import is_done, locked
 
 RUNS = Path("runs")
+_NAME_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def train_command(
     points = expand_sweep(request) if multirun else [request]
     prepared = _prepare(request, points, new)
     if dry_run:
-        _print_plans(prepared, as_json)
+        _print_plans(prepared, multirun, as_json)
         return
     finished, failed = [], []
     for point in prepared:
@@ -58,11 +62,11 @@ def train_command(
         except (Stopped, Interrupted):
             raise
         except AlignctlError as error:
-            if len(prepared) == 1:
+            if not multirun:
                 raise
             failed.append(point.label)
             click.echo(f"{point.label}: {error}", err=True)
-    _print_results(finished, as_json)
+    _print_results(finished, multirun, as_json)
     if failed:
         raise AlignctlError(f"{len(failed)} of {len(prepared)} points failed: {'; '.join(failed)}")
 
@@ -79,6 +83,8 @@ def _prepare(request: Request, points: Sequence[Request], new: bool) -> list[Pre
         config, found = compose(point)
         problems += found + find_problems(config)
         composed.append((" ".join(map(mask_override, swept(request, point))), config))
+        if new and config.get("run_dir"):
+            problems.append(Problem("`--new` makes a folder, but `run_dir` names one", "give another `run_dir`"))
     if problems:
         raise RequestError.from_problems(list(dict.fromkeys(problems)))
     return [
@@ -89,50 +95,56 @@ def _prepare(request: Request, points: Sequence[Request], new: bool) -> list[Pre
 
 def _plan(recipe: str, label: str, config: dict[str, Any], new: bool) -> Prepared:
     """Plans a run in the folder asked for, else in that of the same run before, else in a new one."""
-    given = config["run_dir"]
-    suffix = f"_{label.replace('/', '_').replace(' ', '_')}" if label else ""
-    if given:
-        run_dir = Path(given).expanduser().resolve()
-        run_dir = run_dir / suffix.lstrip("_") if label else run_dir
+    if given := config.get("run_dir"):
+        run_dir = Path(given).expanduser().resolve() / _folder_name(label)
         return Prepared(label, config, make_plan(config, recipe, run_dir))
-    fresh = new_run_dir(recipe, RUNS.resolve(), suffix)
+    fresh = new_run_dir(recipe, RUNS.resolve(), f"_{_folder_name(label)}" if label else "")
     plan = make_plan(config, recipe, fresh)
     earlier = None if new else find_run(recipe, RUNS.resolve(), fingerprints(plan))
     return Prepared(label, config, make_plan(config, recipe, earlier) if earlier else plan)
+
+
+def _folder_name(label: str) -> str:
+    """A point of a sweep as the name of a folder; a hash keeps points apart that would be written alike."""
+    name = re.sub(r"[^\w.=,+-]+", "_", label)[:_NAME_LENGTH]
+    return name if name == label.replace(" ", "_") else f"{name}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def _run(point: Prepared) -> None:
     """Freezes and runs one plan, or says that it is finished."""
     plan = point.plan
     refuse_other_run(plan, point.config)
-    if all(is_done(plan, stage) for stage in plan.stages) and plan.paths.plan.exists():
-        click.echo(f"already finished: {plan.run_dir} (`--new` runs it again)", err=True)
+    if all(is_done(plan.paths.stage(stage.config.name)) for stage in plan.stages) and plan.paths.plan.exists():
+        again = "" if point.config.get("run_dir") else " (`--new` runs it again)"
+        click.echo(f"already finished: {plan.run_dir}{again}", err=True)
         return
     check_machine(plan)
-    with locked(plan.paths), Display(point.config["log_every"]) as display:
+    with locked(plan.paths), Display(point.config.get("log_every", RunSettings.log_every)) as display:
         freeze(plan, point.config, sys.argv)
         display.say(f"{point.label + ': ' if point.label else ''}{plan.recipe} in {plan.run_dir}")
         for stage in plan.stages:
-            if is_done(plan, stage):
+            if is_done(plan.paths.stage(stage.config.name)):
                 display.say(f"{stage.config.name}: done before")
         run_plan(plan, display)
 
 
-def _print_plans(prepared: Sequence[Prepared], as_json: bool) -> None:
+def _print_plans(prepared: Sequence[Prepared], multirun: bool, as_json: bool) -> None:
     if as_json:
         plans = [{"config": mask(point.config), "plan": mask(point.plan.to_dict())} for point in prepared]
-        click.echo(json.dumps(plans[0] if len(plans) == 1 else plans, indent=2))
+        click.echo(json.dumps(plans if multirun else plans[0], indent=2))
         return
     for point in prepared:
         print_plan(point.plan)
     click.echo("\nDry run: nothing was written. Without `--dry-run` this starts.")
 
 
-def _print_results(finished: list[tuple[str, dict[str, Any]]], as_json: bool) -> None:
-    if as_json:
-        summaries = [summary | ({"point": label} if label else {}) for label, summary in finished]
-        click.echo(json.dumps(summaries[0] if len(summaries) == 1 else summaries, indent=2))
-    elif len(finished) == 1:
+def _print_results(finished: list[tuple[str, dict[str, Any]]], multirun: bool, as_json: bool) -> None:
+    """A run's summary, or a sweep's comparison: a list in JSON, however many points it has."""
+    if as_json and multirun:
+        click.echo(json.dumps([{"point": label} | summary for label, summary in finished], indent=2))
+    elif as_json:
+        click.echo(json.dumps(finished[0][1], indent=2))
+    elif not multirun:
         print_summary(finished[0][1])
     elif finished:
         print_comparison(finished)

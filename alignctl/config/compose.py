@@ -8,6 +8,7 @@ knows which keys exist and says so with a suggestion.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from alignctl.config.suggest import did_you_mean
 from alignctl.errors import Problem, RequestError
 
 DEFAULT_RECIPE = "quickstart"
-_YAML = (".yaml", ".yml")
+_SUFFIX = ".yaml"
 
 
 def _shipped(folder: str) -> Path:
@@ -68,11 +69,10 @@ class Request:
 def list_recipes(recipe_dirs: Sequence[Path] = ()) -> list[Recipe]:
     """All recipes by name; a user's own hides a shipped one of the same name."""
     found: dict[str, Recipe] = {}
-    for folder in (RECIPES_DIR, *reversed(recipe_dirs)):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in _YAML and path.is_file() and _is_recipe(path):
-                name = path.relative_to(folder).with_suffix("").as_posix()
-                found[name] = Recipe(name, path)
+    for folder in (RECIPES_DIR, *reversed(_folders(recipe_dirs))):
+        for path in _recipe_files(folder):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            found[name] = Recipe(name, path)
     return sorted(found.values(), key=lambda recipe: recipe.name)
 
 
@@ -82,13 +82,10 @@ def read_request(arguments: Sequence[str], recipe_dirs: Sequence[Path] = ()) -> 
     Raises:
         RequestError: No such recipe, or `recipe=` more than once.
     """
-    recipe_dirs = tuple(Path(folder).resolve() for folder in recipe_dirs)
+    recipe_dirs = _folders(recipe_dirs)
     named = [argument for argument in arguments if argument.startswith("recipe=")]
     if len(named) > 1:
         raise RequestError(f"`recipe` is given {len(named)} times: {', '.join(named)}")
-    for folder in recipe_dirs:
-        if not folder.is_dir():
-            raise RequestError(f"`--recipe-dir {folder}` is not a folder")
     name = named[0].partition("=")[2] if named else DEFAULT_RECIPE
     overrides = tuple(argument for argument in arguments if not argument.startswith("recipe="))
     return Request(_find_recipe(name, recipe_dirs), overrides, recipe_dirs)
@@ -105,14 +102,20 @@ def compose(request: Request) -> tuple[dict[str, Any], list[Problem]]:
     """
     loader = _loader(request)
     overrides, problems = _checked_overrides(request, loader)
-
-    def load() -> Any:
-        config = loader.load_configuration(request.recipe.path.stem, overrides, RunMode.RUN, from_shell=False)
-        with open_dict(config):
-            del config["hydra"]
-        return OmegaConf.to_container(config, resolve=True)
-
-    return _translated(request, load), problems
+    try:
+        return _load(request, loader, overrides), problems
+    except RequestError:
+        config = _load(request, loader, [])  # raises again when the recipe itself is wrong
+    # Some override is: apply them one at a time to find which.
+    accepted: list[str] = []
+    for override in overrides:
+        try:
+            config = _load(request, loader, [*accepted, override])
+            accepted.append(override)
+        except RequestError as error:
+            reason = error.problems[0].message.rpartition(": ")[2]
+            problems.append(Problem(f"`{override.removeprefix('++')}`: {reason}"))
+    return config, problems
 
 
 def value_sources(request: Request) -> dict[str, str]:
@@ -133,18 +136,27 @@ def value_sources(request: Request) -> dict[str, str]:
     return {key: file for key, file in sources.items() if key in composed}
 
 
+def group_options(request: Request) -> dict[str, list[str]]:
+    """Groups of the recipe, as they are written on the command line, and the options of each."""
+    loader = _loader(request)
+    return {name: loader.get_group_options(name.partition("@")[0]) for name in _groups(request, loader)}
+
+
 def expand_sweep(request: Request) -> list[Request]:
     """All points of a sweep: one request for each combination of the swept overrides' values, in order."""
     problems: list[Problem] = []
-    parsed = _parse(request.overrides, problems)
+    choices = []
+    for override in _parse(request.overrides, problems, _loader(request)):
+        key = override.input_line.partition("=")[0]
+        try:
+            values = override.sweep_string_iterator() if override.is_sweep_override() else None
+            choices.append(
+                [override.input_line] if values is None else [f"{key}={value}" for value in dict.fromkeys(values)]
+            )
+        except HydraException as error:
+            problems.append(Problem(f"cannot sweep over `{override.input_line}`: {error}", "list the values: `a,b,c`"))
     if problems:
         raise RequestError.from_problems(problems)
-    choices = [
-        [f"{override.input_line.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [override.input_line]
-        for override in parsed
-    ]
     return [Request(request.recipe, point, request.recipe_dirs) for point in itertools.product(*choices)]
 
 
@@ -155,14 +167,17 @@ def swept(request: Request, point: Request) -> list[str]:
 
 def _find_recipe(name: str, recipe_dirs: Sequence[Path]) -> Recipe:
     path = Path(name).expanduser()
-    if path.suffix in _YAML:
+    if path.suffix == ".yml":
+        raise RequestError(
+            f"`recipe={name}`: Hydra reads files that end with `.yaml`", f"rename it to `{path.stem}.yaml`"
+        )
+    if path.suffix == _SUFFIX:
         if path.is_file():
             return Recipe(path.stem, path.resolve())
         raise RequestError(f"`recipe={name}`: there is no such file", f"recipes by name: {_names(recipe_dirs)}")
     for folder in (*recipe_dirs, RECIPES_DIR):
-        for suffix in _YAML:
-            if name and (folder / (name + suffix)).is_file():
-                return Recipe(name, folder / (name + suffix))
+        if name and (folder / (name + _SUFFIX)).is_file():
+            return Recipe(name, folder / (name + _SUFFIX))
     names = [recipe.name for recipe in list_recipes(recipe_dirs)]
     raise RequestError(
         f"unknown recipe `{name}`",
@@ -174,9 +189,33 @@ def _names(recipe_dirs: Sequence[Path]) -> str:
     return ", ".join(recipe.name for recipe in list_recipes(recipe_dirs))
 
 
+def _folders(recipe_dirs: Sequence[Path]) -> tuple[Path, ...]:
+    for folder in recipe_dirs:
+        if not folder.is_dir():
+            raise RequestError(f"`--recipe-dir {folder}` is not a folder")
+    return tuple(folder.resolve() for folder in recipe_dirs)
+
+
+def _recipe_files(folder: Path) -> list[Path]:
+    """Recipes in a folder and those below it; not runs, and not groups, which may stand beside them."""
+    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in groups and not name.startswith(".")]
+        if "plan.json" in files:
+            folders.clear()
+        else:
+            found += [Path(root, name) for name in files if name.endswith(_SUFFIX) and _is_recipe(Path(root, name))]
+    return sorted(found)
+
+
 def _is_recipe(path: Path) -> bool:
-    """Whether a YAML file names stages; a folder of recipes may hold groups of its own beside them."""
-    return any(line.startswith("stages:") for line in path.read_text(encoding="utf-8").splitlines())
+    """Whether a YAML file says which stages run, or starts from a recipe that does."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(line.startswith(("stages:", "defaults:")) for line in lines)
 
 
 def _loader(request: Request) -> ConfigLoaderImpl:
@@ -191,15 +230,25 @@ def _loader(request: Request) -> ConfigLoaderImpl:
     return ConfigLoaderImpl(search_path)
 
 
-def _parse(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:
-    """Parses what can be parsed; the rest goes to `problems`."""
+def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> dict[str, Any]:
+    def load() -> Any:
+        config = loader.load_configuration(request.recipe.path.stem, overrides, RunMode.RUN, from_shell=False)
+        with open_dict(config):
+            del config["hydra"]
+        return OmegaConf.to_container(config, resolve=True)
+
+    return _translated(request, load)
+
+
+def _parse(overrides: Sequence[str], problems: list[Problem], loader: ConfigLoaderImpl | None = None) -> list[Override]:
+    """Parses what can be parsed; the rest goes to `problems`. With a loader, `glob(*)` finds options of groups."""
     parsed: list[Override] = []
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
             problems.append(Problem(f"`{text}` is not an override", "write `key=value`, for example `dpo.beta=0.2`"))
             continue
         try:
-            parsed += OverridesParser.create().parse_overrides([text])
+            parsed += OverridesParser.create(config_loader=loader).parse_overrides([text])
         except HydraException as error:
             reason = str(error).splitlines()[0]
             hint = "quote values with special characters: `'key=\"a value, with: signs\"'`"
@@ -209,8 +258,7 @@ def _parse(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:
 
 def _checked_overrides(request: Request, loader: ConfigLoaderImpl) -> tuple[list[str], list[Problem]]:
     """The overrides for Hydra, and what is wrong with the others. Plain values are allowed to add a key."""
-    defaults = _translated(request, lambda: loader.compute_defaults_list(request.recipe.path.stem, [], RunMode.RUN))
-    groups = [name for name in defaults.overrides.known_choices if not name.startswith("hydra/")]
+    groups = _groups(request, loader)
     overrides: list[str] = []
     problems: list[Problem] = []
     for override in _parse(request.overrides, problems):
@@ -231,6 +279,12 @@ def _checked_overrides(request: Request, loader: ConfigLoaderImpl) -> tuple[list
     return overrides, problems
 
 
+def _groups(request: Request, loader: ConfigLoaderImpl) -> list[str]:
+    """Groups in the recipe's defaults, `group` or `group@place`."""
+    defaults = _translated(request, lambda: loader.compute_defaults_list(request.recipe.path.stem, [], RunMode.RUN))
+    return [name for name in defaults.overrides.known_choices if not name.startswith("hydra/")]
+
+
 def _group_problem(override: Override, options: Sequence[str], groups: Sequence[str]) -> Problem | None:
     group = override.key_or_group
     name = group + (f"@{override.package}" if override.package else "")
@@ -241,19 +295,27 @@ def _group_problem(override: Override, options: Sequence[str], groups: Sequence[
         hint = f"this recipe has {', '.join(f'`{other}=...`' for other in placed)}" if placed else None
         return Problem(f"`{name}` is not a group of this recipe", hint or f"add it with `+{override.input_line}`")
     value = override.value()
-    if not override.is_delete() and isinstance(value, str) and value not in options:
-        hint = did_you_mean(value, options, prefix=f"{name}=")
-        return Problem(f"unknown {group} `{value}` in `{override.input_line}`", hint)
-    return None
+    if override.is_delete() or value in options:
+        return None
+    hint = did_you_mean(str(value), options, prefix=f"{name}=")
+    return Problem(f"unknown {group} `{value}` in `{override.input_line}`", hint)
 
 
 def _translated(request: Request, action: Callable[[], Any]) -> Any:
     """Runs a step of Hydra's; its errors become one paragraph about the recipe."""
     try:
         return action()
+    except RecursionError as error:
+        raise RequestError(
+            f"recipe `{request.recipe.name}` ({request.recipe.path}) starts from itself",
+            "give it another name than the recipe in its `defaults`",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"recipe `{request.recipe.name}` ({request.recipe.path}) cannot be read: {error}") from error
     except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
-        reason = " ".join(str(cause if str(cause) else error).split("\n")[:2])
+        lines = [line.strip() for line in str(cause if str(cause) else error).splitlines()]
+        reason = " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
         raise RequestError(f"recipe `{request.recipe.name}` ({request.recipe.path}): {reason}") from error
     except Exception as error:
         if type(error).__module__.startswith("yaml"):

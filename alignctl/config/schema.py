@@ -39,7 +39,7 @@ class ModelSettings:
 class DataSettings:
     """Section `data`: rows to train on and rows held out."""
 
-    path: str | None = MISSING
+    path: str = MISSING
     """A .json, .jsonl, .parquet or .csv file, a Hub id `owner/name`, or `builtin:quickstart`."""
     name: str | None = None
     """Configuration of a Hub data set that has several."""
@@ -86,14 +86,6 @@ class TrackerSettings:
 
 
 @dataclass
-class LauncherSettings:
-    """Section `launcher`: what starts the processes."""
-
-    type: Literal["local"] = "local"
-    """local runs the stages here, one after the other."""
-
-
-@dataclass
 class RunSettings:
     """Top level of a recipe. Every other key is a stage."""
 
@@ -110,8 +102,22 @@ class RunSettings:
     peft: dict[str, Any] = field(default_factory=dict)
     eval: EvalSettings = field(default_factory=EvalSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
-    launcher: LauncherSettings = field(default_factory=LauncherSettings)
 
+
+MINIMUM = {
+    "seed": 0,
+    "log_every": 1,
+    "data.eval_rows": 0,
+    "data.limit": 1,
+    "data.eval_limit": 1,
+    "eval.prompts": 0,
+    "eval.max_new_tokens": 1,
+    "eval.batch_size": 1,
+}
+"""Least values of whole-number settings."""
+
+PATHS = {"model": ("path", "tokenizer", "chat_template"), "data": ("path", "eval_path")}
+"""Settings that may name a file or a folder."""
 
 SECTIONS = {"model": ModelSettings, "data": DataSettings, "eval": EvalSettings}
 """Sections a stage may have of its own; what it does not say is taken from the section at the top."""

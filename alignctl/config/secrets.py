@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from alignctl.config.schema import PATHS
+
 MASK = "***"
+_PATH_KEYS = {"run_dir", "start", "output", "command"} | {key for keys in PATHS.values() for key in keys}
 _SECRET_KEY = re.compile(r"(^|[._])(hub_token|access_token|auth_token|api_key|apikey|password|passwd|secret)$", re.I)
 # Tokens of the Hub, GitHub, OpenAI-like services and AWS, wherever they appear.
 _SECRET_VALUE = re.compile(
@@ -19,14 +22,21 @@ def is_secret(key: str) -> bool:
     return _SECRET_KEY.search(key) is not None
 
 
+def looks_secret(value: Any) -> bool:
+    """Whether a text holds what looks like a token of a known service."""
+    return isinstance(value, str) and _SECRET_VALUE.search(value) is not None
+
+
 def mask(value: Any, key: str = "") -> Any:
-    """Copies a config with every secret replaced by `***`."""
+    """Copies a config with every secret replaced by `***`. Paths stay as they are: a worker has to find them."""
     if isinstance(value, Mapping):
         return {name: mask(item, f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [mask(item, key) for item in value]
     if value is not None and is_secret(key):
         return MASK
+    if key.rpartition(".")[2] in _PATH_KEYS:
+        return value
     return _SECRET_VALUE.sub(MASK, value) if isinstance(value, str) else value
 
 

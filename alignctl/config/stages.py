@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignctl.config.schema import SECTIONS, STAGE_KEYS, DataSettings, EvalSettings, ModelSettings
+from alignctl.config.schema import (
+    PATHS,
+    SECTIONS,
+    STAGE_KEYS,
+    DataSettings,
+    EvalSettings,
+    ModelSettings,
+    RunSettings,
+    TrackerSettings,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,16 @@ class StageConfig:
     trainer: dict[str, Any]
     """Fields of the trainer's config class, under their own names."""
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Files, folders and Hub ids that the stage reads, by dotted key; weights of an earlier stage are not there."""
+        given = {
+            f"{section}.{key}": getattr(getattr(self, section), key) for section, keys in PATHS.items() for key in keys
+        }
+        if self.start_from:
+            del given["model.path"]
+        return {key: path for key, path in given.items() if path}
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -39,9 +58,9 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
         name=name,
         method=stage["method"],
         start_from=stage.get("from"),
-        seed=config["seed"],
+        seed=config.get("seed", RunSettings.seed),
         peft=merged_section(config, name, "peft"),
-        report_to=config["tracker"]["report_to"],
+        report_to=TrackerSettings(**config.get("tracker") or {}).report_to,
         trainer={key: value for key, value in stage.items() if key not in STAGE_KEYS},
         **sections,
     )
@@ -54,12 +73,12 @@ _DATA_IDENTITY = ("path", "name", "split", "eval_path", "eval_split", "format")
 def merged_section(config: Mapping[str, Any], stage: str, section: str) -> dict[str, Any]:
     """A section of a stage: the run's, overridden key by key by the stage's own.
 
-    What belongs to one adapter or one data set says nothing about another: a stage with its own `peft.type` starts
-    that section anew, and one with its own `data.path` takes over only how rows are handled.
+    What belongs to one adapter or one data set says nothing about another: a stage with another `peft.type` starts that
+    section anew, and one with its own `data.path` takes over only how rows are handled. What is not a mapping counts as
+    empty; config/checks.py reports it.
     """
-    common = dict(config.get(section) or {})
-    own = dict((config.get(stage) or {}).get(section) or {})
-    if section == "peft" and "type" in own:
+    common, own = _mapping(config.get(section)), _mapping(_mapping(config.get(stage)).get(section))
+    if section == "peft" and own.get("type", common.get("type")) != common.get("type"):
         common = {}
     if section == "data" and "path" in own:
         common = {key: value for key, value in common.items() if key not in _DATA_IDENTITY}
@@ -69,3 +88,7 @@ def merged_section(config: Mapping[str, Any], stage: str, section: str) -> dict[
 def stage_names(config: Mapping[str, Any]) -> list[str]:
     """Every stage the config describes, whether `stages` names it or not."""
     return [key for key, value in config.items() if isinstance(value, Mapping) and "method" in value]
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}

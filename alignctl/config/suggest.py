@@ -50,7 +50,7 @@ def closest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
 
 def did_you_mean(name: str, options: Iterable[str], prefix: str = "") -> str | None:
     """A hint that names what was probably meant, else lists the options when they are few."""
-    options = sorted(set(options))
+    name, options = str(name), sorted(set(options))
     near = closest(name, options)
     if near:
         note = f" ({NOTES[name]})" if name in NOTES else ""

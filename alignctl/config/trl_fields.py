@@ -29,7 +29,6 @@ class Field:
     annotation: str
     default: Any
     """The default where the source writes it as a literal, else None."""
-    help: str
     choices: tuple[str, ...] | None
     """The values the field's help says are possible, if it says so."""
 
@@ -118,7 +117,7 @@ def _read_field(item: ast.AnnAssign) -> Field:
         default = _literal(item.value)
     found = _POSSIBLE_VALUES.search(text)
     choices = tuple(re.findall(r"`'?([\w-]+)'?`", found.group(1))) if found else None
-    return Field(ast.unparse(item.annotation), default, text, choices)
+    return Field(ast.unparse(item.annotation), default, choices)
 
 
 def _literal(node: ast.expr) -> Any:

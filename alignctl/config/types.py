@@ -103,6 +103,10 @@ def _describe(tree: ast.expr, choices: Choices) -> str:
             return f"a list of {_describe(item, choices).removeprefix('a ')}s"
         case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
             return "one of " + ", ".join(str(option) for option in _literals(options))
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=item):
+            return f"{_describe(item, choices)} or null"
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=items)):
+            return " or ".join(dict.fromkeys(_describe(item, choices) for item in items))
         case ast.Name(id=name):
             options = choices(name)
             return "one of " + ", ".join(options) if options else name

@@ -9,7 +9,7 @@ Whatever the source, a row becomes one of two kinds, either as text or as messag
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,16 +38,19 @@ class Format:
     None where there is no customary way."""
 
 
-def detect_format(row: Row, kind: str, name: str = "auto") -> Format:
-    """Finds the format of a row, or checks that it has the one named.
+def detect_format(rows: Iterable[Row], kind: str, name: str = "auto") -> Format:
+    """Finds the format that the first of some rows has that has any, or checks that one has the format named.
 
     Raises:
-        ValueError: No format of this kind fits; says which columns there are and what would fit.
+        ValueError: No format of this kind fits a row; says which columns there are and what would fit.
     """
+    rows = list(rows)
     candidates = [f for f in FORMATS.values() if f.kind == kind and name in ("auto", f.name)]
-    for candidate in candidates:
-        if candidate.matches(row):
-            return candidate
+    for row in rows:
+        for candidate in candidates:
+            if candidate.matches(row):
+                return candidate
+    row = rows[0]
     found = ", ".join(f"`{column}`" for column in row)
     if not candidates:
         raise ValueError(f"format `{name}` holds {FORMATS[name].kind}, but {kind} are needed")

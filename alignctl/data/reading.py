@@ -17,6 +17,7 @@ from alignctl.data.sources import BUILTIN_SOURCES, first_bad_line
 from alignctl.errors import AlignctlError, RequestError
 
 _SHOWN_BAD_ROWS = 5
+_DETECT_ROWS = 20
 _LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -90,7 +91,7 @@ def _read(settings: DataSettings, path: str, split: str, part: str, kind: str, l
     if len(raw) == 0:
         raise RequestError(f"{path} has no rows")
     try:
-        row_format = detect_format(raw[0], kind, settings.format)
+        row_format = detect_format(raw.select(range(min(len(raw), _DETECT_ROWS))), kind, settings.format)
     except ValueError as error:
         raise RequestError(f"{path}: {error}") from error
     rows = _convert(raw, row_format, path)
@@ -131,11 +132,14 @@ def _load(path: str, split: str, settings: DataSettings, part: str, kind: str) -
 
 
 def _convert(raw: Dataset, row_format: Format, source: str) -> Rows:
+    columns = _columns(raw, row_format)
+    messages = List({"role": Value("string"), "content": Value("string")})
+    features = {name: messages if holds_messages else Value("string") for name, holds_messages in columns.items()}
     converted = raw.map(
         _convert_row,
-        fn_kwargs={"convert": row_format.convert, "columns": _columns(raw, row_format)},
+        fn_kwargs={"convert": row_format.convert, "columns": columns},
         remove_columns=raw.column_names,
-        features=Features({"problem": Value("string")} | _features(raw, row_format)),
+        features=Features({"problem": Value("string")} | features),
         desc=f"Reading {source}",
     )
     problems = converted["problem"]
@@ -171,11 +175,6 @@ def _columns(raw: Dataset, row_format: Format) -> dict[str, bool]:
         except (BadRow, KeyError):
             continue
     raise RequestError("no row can be used", f"format `{row_format.name}` needs {row_format.columns}")
-
-
-def _features(raw: Dataset, row_format: Format) -> dict[str, Any]:
-    messages = List({"role": Value("string"), "content": Value("string")})
-    return {key: messages if holds else Value("string") for key, holds in _columns(raw, row_format).items()}
 
 
 def _hold_out(rows: Rows, settings: DataSettings, seed: int) -> tuple[Rows, Rows | None]:

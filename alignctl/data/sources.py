@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ BUILTIN_SOURCES = ("builtin:quickstart",)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PEEK_BYTES = 64 * 2**20
+_PEEK_ROWS = 20
 
 
 def is_hub_id(path: str) -> bool:
@@ -25,45 +28,32 @@ def is_hub_id(path: str) -> bool:
     )
 
 
-def is_local(path: str | None) -> bool:
-    """Whether nothing has to be downloaded for `path`."""
-    return path is None or not is_hub_id(path)
-
-
-def peek_row(file: Path) -> dict[str, Any] | None:
-    """Reads the first row of a .jsonl, .csv or small .json file; None where that takes a library or too long.
+def peek_rows(file: Path) -> list[dict[str, Any]]:
+    """Reads the first rows of a .jsonl, .csv or small .json file; none where that takes a library or too long.
 
     Raises:
         ValueError: The file has no rows or is not what its name says.
     """
-    if file.suffix == ".csv":
-        with file.open(newline="", encoding="utf-8") as lines:
-            row = next(csv.DictReader(lines), None)
-        if row is None:
-            raise ValueError("the file has no rows")
-        return row
-    if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
-            text = next((line for line in lines if line.strip()), None)
-    elif file.suffix == ".json" and file.stat().st_size < _PEEK_BYTES:
-        text = file.read_text(encoding="utf-8")
-    else:
-        return None
-    if not text or not text.strip():
-        raise ValueError("the file has no rows")
     try:
-        row = json.loads(text)
-    except ValueError as error:
-        if file.suffix == ".json" and text.lstrip().startswith("{"):
-            return _first_line(text)
-        raise ValueError(f"line 1 is not JSON: {error}") from error
-    if isinstance(row, list):
-        if not row:
-            raise ValueError("the file has no rows")
-        row = row[0]
-    if not isinstance(row, dict):
-        raise ValueError(f"a row must be an object with named columns, got {type(row).__name__}")
-    return row
+        if file.suffix == ".csv":
+            csv.field_size_limit(sys.maxsize)  # a transcript is longer than the limit of 128 KiB
+            with file.open(newline="", encoding="utf-8") as lines:
+                rows: Any = list(islice(csv.DictReader(lines), _PEEK_ROWS))
+        elif file.suffix == ".jsonl":
+            with file.open(encoding="utf-8") as lines:
+                texts = islice((line for line in lines if line.strip()), _PEEK_ROWS)
+                rows = [_parsed(text, f"line {number}") for number, text in enumerate(texts, start=1)]
+        elif file.suffix == ".json" and file.stat().st_size < _PEEK_BYTES:
+            rows = _json_rows(file.read_text(encoding="utf-8"))
+        else:
+            return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"cannot be read: {error}") from error
+    if not rows:
+        raise ValueError("the file has no rows")
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a row must be an object with named columns")
+    return rows
 
 
 def first_bad_line(file: Path) -> str | None:
@@ -81,12 +71,20 @@ def first_bad_line(file: Path) -> str | None:
     return None
 
 
-def _first_line(text: str) -> dict[str, Any]:
-    """The first row of a .json file that holds one object a line."""
+def _json_rows(text: str) -> list[Any]:
+    """The first rows of a .json file: a list of objects, one object, or one object a line."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and text.lstrip().startswith("{"):
+        try:
+            return [json.loads(line) for line in lines[:_PEEK_ROWS]]
+        except ValueError:
+            pass  # one object over several lines
+    value = _parsed(text, "the file") if lines else []
+    return value[:_PEEK_ROWS] if isinstance(value, list) else [value]
+
+
+def _parsed(text: str, where: str) -> Any:
     try:
-        row = json.loads(text.lstrip().splitlines()[0])
+        return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"the file is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError("a row must be an object with named columns")
-    return row
+        raise ValueError(f"{where} is not JSON: {error}") from error

@@ -29,7 +29,7 @@ from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
-from alignctl.run.state import State, write_stage_state, write_state
+from alignctl.run.state import State, is_done, write_stage_state, write_state
 
 _POLL_S = 0.1
 _LOG_TAIL = 25  # lines, or all of the last traceback
@@ -49,12 +49,6 @@ class Watcher(Protocol):
         """A stage is done."""
 
 
-def is_done(plan: RunPlan, stage: StagePlan) -> bool:
-    """Whether a stage has its result and its model."""
-    paths = plan.paths.stage(stage.config.name)
-    return paths.result.exists() and paths.model.exists()
-
-
 def check_machine(plan: RunPlan) -> None:
     """Refuses what this machine cannot do, before anything is loaded.
 
@@ -66,7 +60,7 @@ def check_machine(plan: RunPlan) -> None:
     for stage in plan.stages:
         trainer, name = stage.config.trainer, stage.config.name
         for key in ("bf16", "fp16"):
-            if trainer.get(key) and not trainer.get("use_cpu") and not is_done(plan, stage):
+            if trainer.get(key) and not trainer.get("use_cpu") and not is_done(plan.paths.stage(stage.config.name)):
                 raise LaunchError(
                     f"`{name}.{key}=true` needs a GPU, and this machine shows none",
                     f"run it where there is one, see the plan with `--dry-run`, or set `{name}.{key}=false`",
@@ -81,7 +75,7 @@ def run_plan(plan: RunPlan, watcher: Watcher) -> None:
         AlignctlError: A stage failed.
     """
     for stage in plan.stages:
-        if not is_done(plan, stage):
+        if not is_done(plan.paths.stage(stage.config.name)):
             _run_stage(plan, stage, watcher)
     write_state(plan.paths, "done")
 
@@ -118,29 +112,30 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> i
             start_new_session=True,  # a Ctrl-C reaches it through us alone, once
         )
     seen = None
-    with _passed_on(worker):
+    with _passed_on(worker) as received:
         while worker.poll() is None:
             progress = read_json(paths.progress)
             if progress and progress != seen:
                 watcher.progress(stage, progress)
                 seen = progress
             time.sleep(_POLL_S)
+    if received and worker.returncode in (-signal.SIGINT, -signal.SIGTERM):  # before it had handlers of its own
+        return EXIT_STOPPED if newest_checkpoint(paths.checkpoints) else EXIT_INTERRUPTED
     return worker.returncode
 
 
 @contextmanager
-def _passed_on(worker: subprocess.Popen[bytes]) -> Iterator[None]:
+def _passed_on(worker: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     """Sends SIGINT and SIGTERM on to the worker: the first asks it to save, the second to stop, the third kills it."""
-    received = 0
+    received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received += 1
-        worker.send_signal(signal.SIGKILL if received > 2 else number)
+        received.append(number)
+        worker.send_signal(signal.SIGKILL if len(received) > 2 else number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

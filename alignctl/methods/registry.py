@@ -48,6 +48,8 @@ RUN_OWNED_FIELDS = {
     "do_predict": "alignctl does not predict",
     "resume_from_checkpoint": "run the same command again: it continues from the newest checkpoint",
     "local_rank": "it comes from the launcher",
+    "seed": "set `seed` of the run",
+    "per_device_eval_batch_size": "set `eval.batch_size`",
     "disable_tqdm": "progress is shown by alignctl",
     "deepspeed": "it comes from the launcher",
     "fsdp": "it comes from the launcher",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,11 +18,10 @@ from transformers import (
     set_seed,
 )
 
-from alignctl.config.schema import ModelSettings
+from alignctl.config.schema import PEFT_CLASSES, ModelSettings
 from alignctl.errors import AlignctlError
+from alignctl.methods.registry import resolve
 from alignctl.models.tokenizer import train_tokenizer
-
-_PEFT_CONFIGS: dict[str, type[PeftConfig] | None] = {"none": None, "lora": LoraConfig}
 
 
 def load_tokenizer(
@@ -73,10 +72,10 @@ def load_model(
 
 def build_peft_config(peft: dict[str, Any]) -> PeftConfig | None:
     """The adapter of a section `peft`; None when all weights are trained."""
-    kind = _PEFT_CONFIGS[peft.get("type", "none")]
-    if kind is None:
+    config_class = PEFT_CLASSES[peft.get("type", "none")]
+    if config_class is None:
         return None
-    return kind(**{key: value for key, value in peft.items() if key != "type"}, task_type="CAUSAL_LM")
+    return resolve(config_class)(**{key: value for key, value in peft.items() if key != "type"}, task_type="CAUSAL_LM")
 
 
 def save_finished(

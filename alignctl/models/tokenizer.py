@@ -1,4 +1,4 @@
-"""Trains a small tokenizer on the texts of a run, for models that start from scratch. Called by models/load.py."""
+"""Trains a small tokenizer on the texts of a run, for models that start from scratch. Called by models/loading.py."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from alignctl.config.stages import StageConfig, stage_config
 from alignctl.config.trl_fields import config_fields
-from alignctl.data.sources import is_local
+from alignctl.data.sources import is_hub_id
 from alignctl.methods.registry import methods
 from alignctl.run.fingerprint import stage_fingerprint
 from alignctl.run.paths import RunPaths
@@ -27,7 +27,7 @@ class StagePlan:
     roles: tuple[str, ...]
     trained: str
     global_batch_size: int
-    """Sequences (pairs for preferences) per optimizer step, over all devices."""
+    """Sequences (pairs for preferences) per optimizer step and device."""
     command: tuple[str, ...]
     """Starts its worker."""
     environment: dict[str, str]
@@ -82,8 +82,8 @@ def _start(stage: StageConfig, paths: RunPaths) -> str:
 def _trained(peft: Mapping[str, Any]) -> str:
     if peft.get("type", "none") == "none":
         return "all weights"
-    modules = peft.get("target_modules")
-    return f"{peft['type']} r={peft.get('r')} on {', '.join(modules) if isinstance(modules, list) else modules}"
+    modules = peft.get("target_modules") or "the modules peft chooses"
+    return f"{peft['type']} r={peft.get('r', 8)} on {', '.join(modules) if isinstance(modules, list) else modules}"
 
 
 def _per_device_batch_size(stage: StageConfig) -> int:
@@ -94,8 +94,6 @@ def _per_device_batch_size(stage: StageConfig) -> int:
 def _environment(stage: StageConfig) -> dict[str, str]:
     """No telemetry; and no look at the Hub where every input is on this machine."""
     environment = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
-    model = stage.model.path if stage.start_from is None else None
-    inputs = (model, stage.model.tokenizer, stage.data.path, stage.data.eval_path)
-    if all(is_local(path) for path in inputs):
+    if not any(is_hub_id(path) for path in stage.inputs.values()):
         environment["HF_HUB_OFFLINE"] = "1"
     return environment

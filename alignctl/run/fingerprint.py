@@ -20,18 +20,8 @@ def stage_fingerprint(stage: StageConfig, upstream: str | None) -> str:
     too many bytes to read for this.
     """
     settings = stage.to_dict()
-    for free in ("report_to",):  # changes nothing about the result
-        settings.pop(free)
-    inputs = {
-        key: _identity(path)
-        for key, path in (
-            ("model", stage.model.path),
-            ("tokenizer", stage.model.tokenizer),
-            ("chat_template", stage.model.chat_template),
-            ("data", stage.data.path),
-            ("eval_data", stage.data.eval_path),
-        )
-    }
+    del settings["report_to"]  # changes nothing about the result
+    inputs = {key: _identity(path) for key, path in stage.inputs.items()}
     return _hash(json.dumps([settings, inputs, upstream], sort_keys=True).encode())
 
 
@@ -45,9 +35,9 @@ def file_digest(path: Path) -> str:
 
 
 @cache
-def _identity(path: str | None) -> Any:
-    place = Path(path) if path else None
-    if place is None or not place.exists():
+def _identity(path: str) -> Any:
+    place = Path(path)
+    if not place.exists():
         return path
     if place.is_file():
         return file_digest(place)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from alignctl.errors import LaunchError
 from alignctl.run.files import read_json, write_json
-from alignctl.run.paths import RunPaths
+from alignctl.run.paths import RunPaths, StagePaths
 
 State = Literal["waiting", "running", "done", "failed", "stopped", "interrupted"]
 
@@ -20,6 +20,11 @@ State = Literal["waiting", "running", "done", "failed", "stopped", "interrupted"
 def read_status(paths: RunPaths) -> dict[str, Any]:
     """The status of a run: {state, updated, stages: {name: {state, attempts, seconds}}}."""
     return read_json(paths.status) or {"state": "waiting", "stages": {}}
+
+
+def is_done(stage: StagePaths) -> bool:
+    """Whether a stage has its result and its model."""
+    return stage.result.exists() and stage.model.exists()
 
 
 def write_state(paths: RunPaths, state: State) -> None:

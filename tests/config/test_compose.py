@@ -12,6 +12,7 @@ from alignctl.config.compose import (
     swept,
     value_sources,
 )
+from alignctl.config.stages import stage_config
 from alignctl.errors import RequestError
 
 RECIPES = [recipe.name for recipe in list_recipes()]
@@ -148,6 +149,50 @@ def test_sweep_is_every_combination_in_order():
         ["dpo.beta=0.1", "seed=2"],
     ]
     assert all("dpo.loss_type=[hinge,sft]" in point.overrides for point in points)
+
+
+def test_a_sweep_can_go_over_all_options_and_names_none_twice():
+    points = expand_sweep(read_request(["recipe=dpo_llama3", "peft=glob(lora*)", "dpo.beta=0.1,0.1"]))
+    assert [point.overrides for point in points] == [
+        ("peft=lora", "dpo.beta=0.1"),
+        ("peft=lora_attention", "dpo.beta=0.1"),
+    ]
+
+
+def test_deleted_settings_have_their_defaults():
+    config = composed("recipe=dpo_llama3", "~seed", "~tracker")
+    assert find_problems(config) == []
+    assert stage_config(config, "dpo").seed == 42
+    assert stage_config(config, "dpo").report_to == "none"
+
+
+def test_the_same_adapter_named_again_keeps_its_settings():
+    config = composed("recipe=dpo_llama3", "dpo.peft.type=lora", "dpo.peft.r=8")
+    peft = stage_config(config, "dpo").peft
+    assert (peft["r"], peft["lora_alpha"]) == (8, 32)
+
+
+def test_a_recipe_that_starts_from_itself(tmp_path):
+    (tmp_path / "dpo_llama3.yaml").write_text("# Ours.\ndefaults: [dpo_llama3, _self_]\nstages: [dpo]\n")
+    with pytest.raises(RequestError, match="starts from itself"):
+        compose(read_request(["recipe=dpo_llama3"], [tmp_path]))
+
+
+def test_what_counts_as_a_recipe(tmp_path):
+    (tmp_path / "mine.yaml").write_text("# Inherits its stages.\ndefaults: [dpo_llama3, _self_]\n")
+    (tmp_path / "team").mkdir()
+    (tmp_path / "team" / "x.yaml").write_text("stages: [dpo]\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "ours.yaml").write_text("defaults: [llama3_8b]\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plan.json").write_text("{}")
+    (tmp_path / "run" / "config.yaml").write_text("stages: [dpo]\n")
+    (tmp_path / "latin.yaml").write_bytes(b"stages: [d\xe9]\n")
+    own = {recipe.name for recipe in list_recipes([tmp_path])} - set(RECIPES)
+    assert own == {"mine", "team/x"}
+    assert compose(read_request(["recipe=team/x"], [tmp_path]))[0] == {"stages": ["dpo"]}
+    with pytest.raises(RequestError, match="cannot be read"):
+        compose(read_request(["recipe=latin"], [tmp_path]))
 
 
 def test_broken_yaml_names_the_recipe(tmp_path):

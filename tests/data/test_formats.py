@@ -79,7 +79,7 @@ CONVERTED = [
     ("name", "row", "expected"), CONVERTED, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(CONVERTED)]
 )
 def test_detected_and_converted(name, row, expected):
-    row_format = detect_format(row, FORMATS[name].kind)
+    row_format = detect_format([row], FORMATS[name].kind)
     assert row_format.name == name
     assert row_format.convert(row) == expected
 
@@ -107,7 +107,7 @@ def test_every_format_is_tested():
 )
 def test_bad_preference_rows(row, reason):
     with pytest.raises(BadRow, match=reason):
-        detect_format(row, "preferences").convert(row)
+        detect_format([row], "preferences").convert(row)
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_bad_preference_rows(row, reason):
 )
 def test_bad_demonstration_rows(row, reason):
     with pytest.raises(BadRow, match=reason):
-        detect_format(row, "demonstrations").convert(row)
+        detect_format([row], "demonstrations").convert(row)
 
 
 def test_a_named_format_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="holds demonstrations, but preferences are needed"):
-        detect_format({"text": "x"}, "preferences", "text")
+        detect_format([{"text": "x"}], "preferences", "text")
 
 
 def test_a_transcript_round_trips():

@@ -1,4 +1,4 @@
-"""Writes a planned run to its directory, finds runs written before, and reads them back. Torch-free."""
+"""Writes a planned run to its directory, and finds runs written before. Torch-free; run/frozen.py reads them back."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from alignctl.config.flat import flatten
-from alignctl.config.schema import DataSettings, EvalSettings, ModelSettings
+from alignctl.config.schema import PATHS
 from alignctl.config.secrets import mask
-from alignctl.config.stages import StageConfig
 from alignctl.errors import RequestError
 from alignctl.plan.plan import RunPlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_text
+from alignctl.run.frozen import frozen_fingerprints
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
-
-_PATH_KEYS = {"model": ("path", "tokenizer", "chat_template"), "data": ("path", "eval_path")}
 
 
 def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """Makes the paths of files and folders that exist here independent of the current folder."""
     absolute = dict(config)
     for key, node in config.items():
-        if key in _PATH_KEYS and isinstance(node, Mapping):
-            paths = {name: _absolute(node[name]) for name in _PATH_KEYS[key] if name in node}
+        if key in PATHS and isinstance(node, Mapping):
+            paths = {name: _absolute(node[name]) for name in PATHS[key] if name in node}
             absolute[key] = dict(node) | paths
         elif isinstance(node, Mapping):
             absolute[key] = absolute_paths(node)
@@ -50,7 +48,7 @@ def find_run(recipe: str, root: Path, fingerprints: Mapping[str, str]) -> Path |
     """The newest run of a recipe that would do exactly the same, finished or not."""
     plans = sorted((root / recipe).glob("*/plan.json"), reverse=True)
     for plan in plans:
-        if _frozen_fingerprints(RunPaths(plan.parent)) == fingerprints:
+        if frozen_fingerprints(RunPaths(plan.parent)) == fingerprints:
             return plan.parent
     return None
 
@@ -70,19 +68,6 @@ def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> 
     write_json(paths.plan, mask(plan.to_dict()))  # last: a directory with a plan is a run
 
 
-def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, str | None]:
-    """A stage as it was frozen, and where its weights come from (None: random)."""
-    stage = next(stage for stage in read_json(paths.plan)["stages"] if stage["config"]["name"] == name)
-    config = stage["config"] | {
-        "model": ModelSettings(**stage["config"]["model"]),
-        "data": DataSettings(**stage["config"]["data"]),
-        "eval": EvalSettings(**stage["config"]["eval"]),
-    }
-    stage_config = StageConfig(**config)
-    from_scratch = stage_config.start_from is None and stage_config.model.path is None
-    return stage_config, None if from_scratch else stage["start"]
-
-
 def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
     """Keeps a run directory to one run.
 
@@ -90,9 +75,9 @@ def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
         RequestError: A stage in it was begun with other settings or inputs than this plan has for it.
     """
     paths = plan.paths
-    frozen = _frozen_fingerprints(paths)
-    for name, fingerprint in fingerprints(plan).items():
-        if _begun(paths.stage(name)) and frozen.get(name) != fingerprint:
+    frozen, planned = frozen_fingerprints(paths), fingerprints(plan)
+    for name in frozen | planned:
+        if _begun(paths.stage(name)) and frozen.get(name) != planned.get(name):
             changes = _changes(paths, config) or ["an input file is not the same"]
             raise RequestError(
                 f"{paths.root} holds a run whose stage `{name}` was begun otherwise: {'; '.join(changes)}",
@@ -103,11 +88,6 @@ def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
 def _begun(stage: StagePaths) -> bool:
     """Whether a stage has anything that other settings would spoil."""
     return stage.result.exists() or stage.evaluation_before.exists() or newest_checkpoint(stage.checkpoints) is not None
-
-
-def _frozen_fingerprints(paths: RunPaths) -> dict[str, str]:
-    frozen = read_json(paths.plan) or {"stages": []}
-    return {stage["config"]["name"]: stage["fingerprint"] for stage in frozen["stages"]}
 
 
 def _changes(paths: RunPaths, config: Mapping[str, Any]) -> list[str]:

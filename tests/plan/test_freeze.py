@@ -8,10 +8,11 @@ from alignctl.config.compose import compose, read_request
 from alignctl.config.secrets import mask, mask_override
 from alignctl.config.stages import stage_config
 from alignctl.errors import LaunchError, RequestError
+from alignctl.plan.freeze import absolute_paths, find_run, fingerprints, freeze, refuse_other_run
 from alignctl.plan.plan import make_plan
 from alignctl.run.files import read_json, read_json_lines, write_json
 from alignctl.run.fingerprint import _identity
-from alignctl.run.freeze import absolute_paths, find_run, fingerprints, freeze, read_stage, refuse_other_run
+from alignctl.run.frozen import read_stage
 from alignctl.run.paths import RunPaths
 from alignctl.run.state import locked
 
@@ -76,6 +77,7 @@ def test_what_counts_as_a_secret():
         "hub_token": None,
     }
     assert mask(("--key", TOKEN)) == ["--key", "***"]
+    assert mask({"data": {"path": f"{TOKEN}/rows.jsonl"}}) == {"data": {"path": f"{TOKEN}/rows.jsonl"}}
     assert mask_override("+dpo.hub_token=x") == "+dpo.hub_token=***"
     assert mask_override("dpo.beta=0.1") == "dpo.beta=0.1"
 
@@ -134,6 +136,9 @@ def test_a_run_directory_holds_one_run(tmp_path):
     write_json(plan.paths.stage("dpo").result, {})
     with pytest.raises(RequestError, match=r"stage `dpo` was begun otherwise: `dpo.beta`: 0.5 -> 0.2"):
         refuse_other_run(changed, other)
+    fewer = config_of("recipe=quickstart", "stages=[sft]")  # would forget what dpo was begun with
+    with pytest.raises(RequestError, match="stage `dpo` was begun otherwise: `stages`"):
+        refuse_other_run(make_plan(fewer, "quickstart", tmp_path), fewer)
 
 
 def test_one_process_at_a_time(tmp_path):

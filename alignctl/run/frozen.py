@@ -1,0 +1,29 @@
+"""Reads a run directory back as it was frozen (plan/freeze.py writes it). Torch-free."""
+
+from __future__ import annotations
+
+from alignctl.config.schema import DataSettings, EvalSettings, ModelSettings
+from alignctl.config.stages import StageConfig
+from alignctl.run.files import read_json
+from alignctl.run.paths import RunPaths
+
+
+def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, str | None]:
+    """A stage, and where its weights come from (None: random)."""
+    stage = next(stage for stage in read_json(paths.plan)["stages"] if stage["config"]["name"] == name)
+    config = StageConfig(
+        **stage["config"]
+        | {
+            "model": ModelSettings(**stage["config"]["model"]),
+            "data": DataSettings(**stage["config"]["data"]),
+            "eval": EvalSettings(**stage["config"]["eval"]),
+        }
+    )
+    from_scratch = config.start_from is None and config.model.path is None
+    return config, None if from_scratch else stage["start"]
+
+
+def frozen_fingerprints(paths: RunPaths) -> dict[str, str]:
+    """Stages of a run directory and their fingerprints, in order; empty where there is no run."""
+    plan = read_json(paths.plan) or {"stages": []}
+    return {stage["config"]["name"]: stage["fingerprint"] for stage in plan["stages"]}
