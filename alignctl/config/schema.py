@@ -125,6 +125,9 @@ SECTIONS = {"model": ModelSettings, "data": DataSettings, "eval": EvalSettings}
 PEFT_CLASSES = {"none": None, "lora": "peft.tuners.lora.config:LoraConfig"}
 """Values of `peft.type` and the peft class whose fields the section takes."""
 
+RESERVED_NAMES = ("config", "plan", "provenance", "status", "logs")
+"""Names a stage may not have: files of the run directory beside the folders of the stages."""
+
 STAGE_KEYS = ("method", "from", *SECTIONS, "peft")
 """Keys of a stage that are not the trainer's."""
 

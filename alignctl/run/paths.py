@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-RESERVED_NAMES = ("config", "plan", "provenance", "status", "logs")
-"""Names a stage may not have."""
-
 
 @dataclass(frozen=True)
 class StagePaths:

@@ -1,0 +1,99 @@
+"""Checks of settings that exclude each other, or of which one would have no effect. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignctl.config.schema import MISSING
+from alignctl.config.stages import merged_section
+from alignctl.config.trl_fields import config_fields
+from alignctl.config.value_checks import check_choice, method_of
+from alignctl.errors import Problem
+from alignctl.evaluate.judges import JUDGES
+
+# Numbers of a trainer that must be greater than 0.
+_POSITIVE = (
+    "learning_rate", "beta", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
+    "num_train_epochs", "save_steps", "logging_steps", "eval_steps",
+)  # fmt: skip
+
+
+def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    """Settings that exclude each other, or of which one would have no effect."""
+    stage = config[name]
+    peft = merged_section(config, name, "peft")
+    method = method_of(config, name)
+    assert method is not None
+    default = config_fields(method.config_class).get("disable_dropout")
+    disable_dropout = stage.get("disable_dropout", default.default if default else False)
+    if stage.get("bf16") and stage.get("fp16"):
+        yield Problem(f"`{name}.bf16` and `{name}.fp16` exclude each other", f"set `{name}.fp16=false`")
+    if peft.get("lora_dropout") and disable_dropout:
+        yield Problem(
+            f"`peft.lora_dropout={peft['lora_dropout']}` would have no effect: `{name}.disable_dropout` is true",
+            f"set `{name}.disable_dropout=false`, or `peft.lora_dropout=0`",
+        )
+    if stage.get("load_best_model_at_end") and stage.get("eval_strategy", "no") == "no":
+        yield Problem(
+            f"`{name}.load_best_model_at_end` needs evaluations to compare", f"set `{name}.eval_strategy=steps`"
+        )
+    weights, losses = stage.get("loss_weights"), stage.get("loss_type")
+    if isinstance(weights, list) and isinstance(losses, list) and len(weights) != len(losses):
+        yield Problem(f"`{name}.loss_weights` has {len(weights)} values for {len(losses)} in `{name}.loss_type`")
+    for key in _POSITIVE:
+        value = stage.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+            yield Problem(f"`{name}.{key}` must be greater than 0, got `{value}`")
+    settings = merged_section(config, name, "eval")
+    temperature, judge = settings.get("temperature", 1.0), settings.get("judge")
+    if isinstance(temperature, (int, float)) and temperature <= 0:
+        yield Problem(f"`eval.temperature` must be greater than 0, got `{temperature}`")
+    if judge is not None:
+        problems = list(check_choice("eval.judge", judge, JUDGES))
+        yield from problems
+        source = f"builtin:{judge}"
+        data = merged_section(config, name, "data")
+        if not problems and (data.get("eval_path") or data.get("path")) != source:
+            yield Problem(f"`eval.judge={judge}` can only judge prompts of `{source}`", "set `eval.judge=null`")
+    yield from _length(config, name)
+
+
+def check_unused(config: Mapping[str, Any], stages: list[str]) -> Iterator[Problem]:
+    """A data set at the top that no stage would read."""
+    data = config.get("data")
+    path = data.get("path", MISSING) if isinstance(data, Mapping) else MISSING
+    if (
+        path != MISSING
+        and stages
+        and all("path" in merged_section({name: config[name]}, name, "data") for name in stages)
+    ):
+        targets = " or ".join(f"`{name}.data.path=...`" for name in stages)
+        yield Problem("`data.path` would have no effect: every stage has data of its own", f"give {targets}")
+
+
+def _length(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    """Whether sequences fit into the model, as far as its config is on this machine."""
+    start = name
+    while isinstance(config.get(start), Mapping) and (config[start].get("from") in config):
+        start = config[start]["from"]
+        if start == name:
+            return
+    model = merged_section(config, start, "model")
+    described: Any = None
+    if isinstance(model.get("scratch"), Mapping):
+        described = model["scratch"].get("config")
+    elif isinstance(model.get("path"), str):
+        try:
+            described = json.loads((Path(model["path"]).expanduser() / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+    limit = described.get("max_position_embeddings") if isinstance(described, Mapping) else None
+    wanted = config[name].get("max_length")
+    if isinstance(limit, int) and isinstance(wanted, int) and wanted > limit:
+        yield Problem(
+            f"`{name}.max_length={wanted}` is longer than the model can see: {limit} tokens",
+            f"set `{name}.max_length={limit}`",
+        )

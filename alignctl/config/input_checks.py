@@ -1,0 +1,125 @@
+"""Checks of what a run reads and where it writes: checkpoints, rows, folders. Torch-free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignctl.config.schema import MISSING
+from alignctl.config.stages import merged_section
+from alignctl.config.suggest import did_you_mean
+from alignctl.config.value_checks import check_choice, check_value, method_of
+from alignctl.data.formats import FORMATS, detect_format
+from alignctl.data.sources import BUILTIN_SOURCES, FILE_SUFFIXES, is_hub_id, peek_rows
+from alignctl.errors import Problem
+from alignctl.methods.registry import Method
+
+
+def check_run_dir(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether the folder of the run is there or can be made."""
+    path = config.get("run_dir")
+    if not isinstance(path, str):
+        return
+    place = Path(path).expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        yield Problem(f"`run_dir={path}`: {place} is not a folder that can be written to")
+
+
+def check_model(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    model = merged_section(config, name, "model")
+    for key in ("chat_template", "tokenizer"):
+        given = model.get(key)
+        if (
+            isinstance(given, str)
+            and not Path(given).expanduser().exists()
+            and not (key == "tokenizer" and is_hub_id(given))
+        ):
+            yield Problem(f"`model.{key}={given}`: there is no such file or folder")
+    own = config[name].get("model")
+    own = own if isinstance(own, Mapping) else {}
+    if config[name].get("from") is not None:
+        for key in ("path", "revision", "scratch"):
+            if own.get(key) is not None:
+                start = config[name]["from"]
+                yield Problem(
+                    f"`{name}.model.{key}` would have no effect: `{name}` starts from the model of `{start}`",
+                    f"set `{name}.from=null` to start from a model of its own",
+                )
+        return
+    path, scratch = model.get("path"), model.get("scratch")
+    where = f"{name}.model.path" if "path" in own else "model.path"
+    if path == MISSING:
+        yield Problem(f"`{where}` must be given: a checkpoint folder or a Hub id", f"add `{where}=...`")
+    elif path is None and scratch is None:
+        yield Problem(f"stage `{name}` has no model to start from", f"give `{where}=...`")
+    elif path is not None and scratch is not None:
+        yield Problem(f"`{where}` and `model.scratch` exclude each other", "set one of them to null")
+    elif isinstance(path, str):
+        yield from _checkpoint(where, path)
+    elif isinstance(scratch, Mapping):
+        yield from _scratch(scratch)
+
+
+def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    method = method_of(config, name)
+    assert method is not None
+    data = merged_section(config, name, "data")
+    own = config[name].get("data")
+    where = f"{name}.data" if isinstance(own, Mapping) and "path" in own else "data"
+    if data.get("path", MISSING) in (MISSING, None):
+        yield Problem(f"`{where}.path` must be given: a file or a Hub id", f"add `{where}.path=...`")
+    if data.get("eval_path") and data.get("eval_split"):
+        yield Problem(f"`{where}.eval_path` and `{where}.eval_split` exclude each other")
+    row_format = data.get("format", "auto")
+    if problems := list(check_choice(f"{where}.format", row_format, ["auto", *FORMATS])):
+        yield from problems
+        return
+    for key in ("path", "eval_path"):
+        if isinstance(data.get(key), str) and data[key] != MISSING:
+            yield from _rows(f"{where}.{key}", data[key], row_format, method)
+    if data.get("eval_split") and isinstance(data.get("path"), str) and not is_hub_id(data["path"]):
+        yield Problem(f"`{where}.eval_split` is for Hub data sets", f"give the held-out file as `{where}.eval_path`")
+
+
+def _checkpoint(where: str, path: str) -> Iterator[Problem]:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            yield Problem(f"`{where}={path}`: the folder has no config.json, so it is not a checkpoint")
+    elif not is_hub_id(path):
+        yield Problem(f"`{where}={path}`: there is no such folder", "a Hub id has the form `owner/name`")
+
+
+def _scratch(scratch: Mapping[str, Any]) -> Iterator[Problem]:
+    known = {"vocab_size": "int", "config": "dict"}
+    for key in scratch:
+        if key not in known:
+            yield Problem(f"unknown key `model.scratch.{key}`", did_you_mean(key, known, prefix="model.scratch."))
+    for key, annotation in known.items():
+        yield from check_value(f"model.scratch.{key}", scratch.get(key, MISSING), annotation)
+    config = scratch.get("config")
+    if isinstance(config, Mapping) and "model_type" not in config:
+        yield Problem("`model.scratch.config.model_type` must be given", "for example `llama`")
+
+
+def _rows(where: str, path: str, row_format: str, method: Method) -> Iterator[Problem]:
+    """Whether a source of rows exists and its first row suits the method."""
+    if path in BUILTIN_SOURCES or is_hub_id(path):
+        return
+    file = Path(path).expanduser()
+    if path.startswith("builtin:"):
+        yield Problem(f"unknown `{where}={path}`", did_you_mean(path, BUILTIN_SOURCES))
+    elif not file.is_file():
+        yield Problem(f"`{where}={path}`: there is no such file", "a Hub id has the form `owner/name`")
+    elif file.suffix not in FILE_SUFFIXES:
+        yield Problem(f"`{where}={path}`: cannot read `{file.suffix or file.name}`", f"use {', '.join(FILE_SUFFIXES)}")
+    else:
+        try:
+            if rows := peek_rows(file):
+                detect_format(rows, method.data_kind, row_format)
+        except ValueError as error:
+            yield Problem(f"`{where}={path}`: {error}")

@@ -1,0 +1,166 @@
+"""Checks of keys, their types, and the order of stages. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alignctl.config.flat import flatten
+from alignctl.config.schema import (
+    MISSING,
+    PEFT_CLASSES,
+    RESERVED_NAMES,
+    SECTIONS,
+    STAGE_KEYS,
+    RunSettings,
+    TrackerSettings,
+    annotations,
+)
+from alignctl.config.secrets import looks_secret
+from alignctl.config.stages import merged_section, stage_names
+from alignctl.config.suggest import did_you_mean
+from alignctl.config.trl_fields import config_fields
+from alignctl.config.value_checks import check_choice, check_trainer_value, check_value, method_of
+from alignctl.errors import Problem
+from alignctl.methods.registry import methods
+
+_TOP_SECTIONS = SECTIONS | {"tracker": TrackerSettings}
+# Reporting integrations of transformers and the packages they need.
+_TRACKERS = {
+    "none": None, "azure_ml": "azureml", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet_ml",
+    "dagshub": "dagshub", "dvclive": "dvclive", "flyte": "flytekit", "mlflow": "mlflow", "neptune": "neptune",
+    "swanlab": "swanlab", "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
+}  # fmt: skip
+
+
+def check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
+    known = annotations(RunSettings)
+    names = stage_names(config)
+    for key, value in config.items():
+        if key in names:
+            if key in RESERVED_NAMES or not key.isidentifier():
+                yield Problem(f"`{key}` cannot be the name of a stage", "use letters, digits and `_`")
+        elif key not in known:
+            hint = did_you_mean(key, [*known, *names])
+            if isinstance(value, Mapping):
+                hint = hint or "a stage has the key `method`"
+            yield Problem(f"unknown key `{key}`", hint)
+        elif key == "peft":
+            yield from _peft("peft", value)
+        elif key in _TOP_SECTIONS:
+            yield from _section(key, value, _TOP_SECTIONS[key])
+        else:
+            yield from check_value(key, value, known[key])
+    if not config.get("stages") or config.get("stages") == MISSING:
+        listed = f"stages of this recipe: {', '.join(names)}" if names else "name them: `stages: [dpo]`"
+        yield Problem("`stages` is empty: there is nothing to run", listed)
+    yield from _tracker(config.get("tracker"))
+
+
+def _tracker(tracker: Any) -> Iterator[Problem]:
+    """Whether the reporting integration exists and its package is installed."""
+    report_to = tracker.get("report_to", "none") if isinstance(tracker, Mapping) else "none"
+    yield from check_choice("tracker.report_to", report_to, _TRACKERS)
+    package = _TRACKERS.get(report_to) if isinstance(report_to, str) else None
+    if package and importlib.util.find_spec(package) is None:
+        yield Problem(f"`tracker.report_to={report_to}` needs the package `{package}`", f"pip install {package}")
+
+
+def check_secrets(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Values that look like a token: they would be masked in the run directory, and the worker would miss them."""
+    for key, value in flatten(config).items():
+        if looks_secret(value):
+            yield Problem(f"`{key}` holds what looks like a token", "put it in the environment, for example HF_TOKEN")
+
+
+def check_stage(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    """Keys and types of one stage."""
+    stage = config[name]
+    method = method_of(config, name)
+    if method is None:
+        yield from check_choice(f"{name}.method", stage["method"], methods())
+        return
+    fields = config_fields(method.config_class)
+    offered = [*STAGE_KEYS, *(key for key in fields if key not in method.owned_fields)]
+    for key, value in stage.items():
+        where = f"{name}.{key}"
+        if key in SECTIONS:
+            yield from _section(where, value, SECTIONS[key])
+        elif key == "peft":
+            yield from _peft(where, merged_section(config, name, "peft") if isinstance(value, Mapping) else value)
+        elif key in method.owned_fields:
+            yield Problem(f"`{where}` is not a stage's to set", method.owned_fields[key])
+        elif key in fields:
+            yield from check_trainer_value(where, value, fields[key])
+        elif key not in STAGE_KEYS:
+            yield Problem(f"unknown key `{where}`", did_you_mean(key, offered, prefix=f"{name}."))
+
+
+def check_stage_order(config: Mapping[str, Any], names: list[str]) -> Iterator[Problem]:
+    """Whether every stage exists, runs once, and starts from one that runs before it."""
+    stages = config.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(name, str) for name in stages):
+        return
+    for position, name in enumerate(stages):
+        if name not in names:
+            yield Problem(f"`stages` names `{name}`, which is not a stage of this recipe", did_you_mean(name, names))
+            continue
+        if name in stages[:position]:
+            yield Problem(f"`stages` names `{name}` twice")
+        start = config[name].get("from")
+        if start is None:
+            continue
+        if start == name:
+            yield Problem(f"`{name}.from={start}`: a stage cannot start from itself")
+        elif start not in stages:
+            hint = f"add it to `stages`, or start from `model` with `{name}.from=null`"
+            near = did_you_mean(str(start), stages, prefix=f"{name}.from=")
+            yield Problem(
+                f"`{name}.from={start}`, but `{start}` is not in `stages` ({', '.join(stages)})",
+                near if near and near.startswith("did") else hint,
+            )
+        elif start not in stages[:position]:
+            yield Problem(
+                f"`{name}.from={start}`, but `{start}` runs after `{name}`", f"put `{start}` first in `stages`"
+            )
+
+
+def _section(where: str, section: Any, settings: type) -> Iterator[Problem]:
+    """Keys and types of one of alignctl's own sections."""
+    if not isinstance(section, Mapping):
+        key = where.rpartition(".")[2]
+        hint = f"to choose an option of the group: `{key}@{where}={section}`" if isinstance(section, str) else None
+        yield Problem(f"`{where}` must be a mapping, got `{section}`", hint)
+        return
+    known = annotations(settings)
+    for key, value in section.items():
+        if key not in known:
+            yield Problem(f"unknown key `{where}.{key}`", did_you_mean(key, known, prefix=f"{where}."))
+        elif value != MISSING:
+            yield from check_value(f"{where}.{key}", value, known[key])
+
+
+def _peft(where: str, section: Any) -> Iterator[Problem]:
+    if not isinstance(section, Mapping):
+        yield Problem(f"`{where}` must be a mapping, got `{section}`")
+        return
+    kind = section.get("type", "none")
+    if problems := list(check_choice(f"{where}.type", kind, PEFT_CLASSES)):
+        yield from problems
+        return
+    given = {key: value for key, value in section.items() if key != "type"}
+    config_class = PEFT_CLASSES[kind]
+    if config_class is None:
+        if given:
+            keys = ", ".join(f"`{where}.{key}`" for key in given)
+            yield Problem(
+                f"{keys} would have no effect: `{where}.type` is none", f"choose an adapter: `{where}.type=lora`"
+            )
+        return
+    fields = config_fields(config_class)
+    for key, value in given.items():
+        if key not in fields:
+            yield Problem(f"unknown key `{where}.{key}`", did_you_mean(key, fields, prefix=f"{where}."))
+        else:
+            yield from check_value(f"{where}.{key}", value, fields[key].annotation)
