@@ -54,6 +54,10 @@ def run_stage(stage: StageConfig, start: str | None, paths: StagePaths, signal: 
     rows, held_rows = read_split(stage.data, method.data_kind, stage.seed)
     progress.phase("loading model")
     tokenizer = load_tokenizer(stage.model, start, texts=lambda: _texts(rows.dataset))
+    if tokenizer.chat_template is None:
+        where = start or "the stage"
+        rows = as_plain_text(rows, where)
+        held_rows = held_rows and as_plain_text(held_rows, where)
     stop = StopOnRequest(signal)
     trainer = _build_trainer(stage, method, start, tokenizer, rows, held_rows, paths, [progress, stop])
     _write_ledgers(stage, paths, trainer, rows, held_rows)
@@ -107,18 +111,13 @@ def _build_trainer(
         alone = peft_config is not None or stage.trainer.get("precompute_ref_log_probs")
         roles["ref_model"] = None if alone else load()
 
-    def prepared(rows: Rows | None) -> Dataset | None:
-        if rows is None:
-            return None
-        return rows.dataset if tokenizer.chat_template else as_plain_text(rows, start or "the stage")
-
     trainer_class = resolve(method.trainer)
     complete = type(f"Alignctl{trainer_class.__name__}", (CompleteCheckpoints, trainer_class), {})
     return complete(
         model=policy,
         args=resolve(method.config_class)(**_arguments(stage, paths)),
-        train_dataset=prepared(rows),
-        eval_dataset=prepared(held_rows),
+        train_dataset=rows.dataset,
+        eval_dataset=held_rows.dataset if held_rows else None,
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=[MetricsFile(paths), *callbacks],
@@ -185,7 +184,7 @@ def _held_out(
         return HeldOut(None, None)
     pairs = None
     if method.data_kind == "preferences":
-        longest = stage.trainer.get("max_length")
+        longest = trainer.args.max_length
         cut = [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in trainer.eval_dataset]
         pairs = Pairs(
             prompts=[prompt for prompt, _, _ in cut],
@@ -204,19 +203,19 @@ def _questions(
     stage: StageConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows, trainer: Trainer
 ) -> Questions | None:
     """Distinct held-out prompts that leave room for an answer."""
-    dataset = rows.dataset if tokenizer.chat_template else as_plain_text(rows, "the stage")
-    if "prompt" not in dataset.column_names:
+    if "prompt" not in rows.dataset.column_names:
         return None
     limit = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
     room = limit - stage.eval.max_new_tokens if limit else None
-    questions = Questions([], [])
-    for prompt in dataset["prompt"]:
+    questions, seen = Questions([], []), set()
+    for prompt in rows.dataset["prompt"]:
         if isinstance(prompt, str):
             text, ids = prompt, tokenizer(prompt)["input_ids"]
         else:
             text = prompt[-1]["content"]
             ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-        if ids not in questions.prompts and ids and (room is None or len(ids) <= room):
+        if ids and tuple(ids) not in seen and (room is None or len(ids) <= room):
+            seen.add(tuple(ids))
             questions.texts.append(text)
             questions.prompts.append(ids)
         if len(questions.prompts) == stage.eval.prompts:

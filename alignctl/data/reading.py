@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def read_split(settings: DataSettings, kind: str, seed: int) -> tuple[Rows, Rows
     return _hold_out(train, settings, seed)
 
 
-def as_plain_text(rows: Rows, where: str) -> Dataset:
+def as_plain_text(rows: Rows, where: str) -> Rows:
     """Rows for a tokenizer without chat template: messages written as the format's customary plain text.
 
     Raises:
@@ -68,13 +68,13 @@ def as_plain_text(rows: Rows, where: str) -> Dataset:
     """
     first = rows.dataset[0]
     if not any(is_messages(value) for value in first.values()):
-        return rows.dataset
+        return rows
     if rows.format.as_text is None:
         raise RequestError(
             f"the rows of {rows.ledger.source} are conversations, but the tokenizer of {where} has no chat template",
             "give one with `model.chat_template=FILE` (Jinja), or start from a chat model",
         )
-    return rows.dataset.map(_plain_text, fn_kwargs={"as_text": rows.format.as_text})
+    return replace(rows, dataset=rows.dataset.map(_plain_text, fn_kwargs={"as_text": rows.format.as_text}))
 
 
 def _plain_text(row: dict[str, Any], as_text: Any) -> dict[str, str]:
@@ -178,7 +178,7 @@ def _columns(raw: Dataset, row_format: Format) -> dict[str, bool]:
 
 
 def _hold_out(rows: Rows, settings: DataSettings, seed: int) -> tuple[Rows, Rows | None]:
-    """Splits off about `eval_rows` rows, the same ones for the same seed, whatever the order of the rows."""
+    """Splits off up to `eval_rows` rows, the same ones for the same seed, whatever the order of the rows."""
     keys = [_prompt_key(row, seed) for row in rows.dataset]
     by_prompt: dict[str, list[int]] = {}
     for index, key in enumerate(keys):
@@ -186,21 +186,17 @@ def _hold_out(rows: Rows, settings: DataSettings, seed: int) -> tuple[Rows, Rows
     wanted = min(settings.eval_rows, len(keys) // 5)  # never more than a fifth
     held: set[int] = set()
     for key in sorted(by_prompt):
-        if len(held) >= wanted:
-            break
-        held.update(by_prompt[key])
+        if len(held) + len(by_prompt[key]) <= wanted:
+            held.update(by_prompt[key])
     if not held:
         return rows, None
 
     def part(indices: list[int]) -> Rows:
-        ledger = Ledger(rows.ledger.source, rows.ledger.format, rows.ledger.read, len(indices), rows.ledger.skipped)
-        return Rows(rows.dataset.select(indices), rows.format, ledger)
+        return replace(rows, dataset=rows.dataset.select(indices), ledger=replace(rows.ledger, kept=len(indices)))
 
     return part([i for i in range(len(keys)) if i not in held]), part(sorted(held))
 
 
 def _prompt_key(row: dict[str, Any], seed: int) -> str:
-    prompt: str | Messages = row.get("prompt") or row.get("messages") or row.get("text")
-    if is_messages(prompt) and "messages" in row:
-        prompt = prompt[:1]
+    prompt: str | Messages = row.get("prompt") or row.get("text") or row["messages"][:-1]
     return hashlib.sha256(f"{seed}|{json.dumps(prompt)}".encode()).hexdigest()

@@ -122,22 +122,32 @@ def test_held_out_rows_share_no_prompt(tmp_path):
     rows = [{"prompt": f"p{i // 3}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(90)]
     path = write(tmp_path / "rows.jsonl", rows)
     train, held_out = read(path, eval_rows=10)
-    assert 10 <= len(held_out.dataset) <= 12
+    assert len(held_out.dataset) == 9  # three prompts of three rows; a fourth would be too many
     assert len(train.dataset) + len(held_out.dataset) == 90
     assert not set(train.dataset["prompt"]) & set(held_out.dataset["prompt"])
     again, _ = read(path, eval_rows=10)
     assert list(again.dataset) == list(train.dataset)
 
 
+def test_a_system_prompt_in_common_is_no_common_prompt(tmp_path):
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        {"messages": [system, {"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]}
+        for i in range(50)
+    ]
+    train, held_out = read(write(tmp_path / "rows.jsonl", rows), "demonstrations", eval_rows=10)
+    assert (len(train.dataset), len(held_out.dataset)) == (40, 10)
+
+
 def test_messages_become_the_customary_text(tmp_path):
     hh = "\n\nHuman: Hi\n\nAssistant:"
     path = write(tmp_path / "hh.jsonl", [{"chosen": f"{hh} Good", "rejected": f"{hh} Bad"}])
     rows, _ = read(path, eval_rows=0)
-    assert list(as_plain_text(rows, "it")) == [{"prompt": hh, "chosen": " Good", "rejected": " Bad"}]
+    assert list(as_plain_text(rows, "it").dataset) == [{"prompt": hh, "chosen": " Good", "rejected": " Bad"}]
 
     path = write(tmp_path / "ins.jsonl", [{"instruction": "Do", "input": "it", "chosen": "A", "rejected": "B"}])
     rows, _ = read(path, eval_rows=0)
-    assert list(as_plain_text(rows, "it")) == [{"prompt": "Do\n\nit\n\n", "chosen": "A", "rejected": "B"}]
+    assert list(as_plain_text(rows, "it").dataset) == [{"prompt": "Do\n\nit\n\n", "chosen": "A", "rejected": "B"}]
 
 
 def test_conversations_without_a_template_are_refused(tmp_path):
