@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from alignctl.config.compose import CONF_DIR
+from alignctl.config.schema import SECTIONS, annotations
 from alignctl.data.formats import FORMATS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,6 +72,9 @@ def test_completion_script(alignctl):
 def test_pages_name_what_exists():
     data, recipes = ((ROOT / "docs" / page).read_text() for page in ("data.md", "recipes.md"))
     assert set(re.findall(r"^\| `(\w+)` \|", data, re.MULTILINE)) == set(FORMATS)
-    for group, options in re.findall(r"^\| `(\w+)` \| (`.*) \|$", recipes, re.MULTILINE):
+    for section, settings in SECTIONS.items():
+        table = recipes.partition(f"| key of `{section}` |")[2].partition("\n\n")[0]
+        assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(annotations(settings)), section
+    for group, options in re.findall(r"^\| `(\w+)` \| (`[^|]*) \|$", recipes, re.MULTILINE):
         listed = set(re.findall(r"`(\w+)`", options))
         assert listed == {path.stem for path in (CONF_DIR / group).glob("*.yaml")}, group

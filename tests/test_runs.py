@@ -236,6 +236,23 @@ def test_what_nobody_foresaw_keeps_its_traceback_and_names_the_log(tmp_path, ali
     assert "attempt_1" in failed.err
 
 
+def test_without_held_out_rows_it_says_so(tmp_path, alignctl, shared_data):
+    rows = [{"prompt": "Once", "chosen": " upon a time", "rejected": " never"}] * 2
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = (
+        "train", "recipe=dpo_local", f"model.path={shared_data / 'models/stories260K'}", "data.path=rows.jsonl",
+        "dpo.max_steps=1", "run_dir=run",
+    )  # fmt: skip
+    planned = alignctl(*arguments, "--dry-run")
+    assert "up to 256 of its rows" in planned.out
+    assert "state         new" in planned.out
+    done = alignctl(*arguments)
+    assert done.code == 0, done.err
+    assert "no held-out rows, so nothing was measured" in done.out
+    assert "state         done" in alignctl(*arguments, "--dry-run").out
+    assert not (tmp_path / "run" / "dpo" / "checkpoints" / "README.md").exists()
+
+
 def test_a_mistake_only_the_worker_can_see_is_a_clear_message(tmp_path, alignctl, shared_data):
     done = alignctl(
         "train", "recipe=dpo_local", f"model.path={shared_data / 'models/stories260K'}",

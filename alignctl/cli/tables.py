@@ -13,7 +13,10 @@ from rich.table import Table
 from alignctl.config.schema import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES
 from alignctl.plan.plan import RunPlan
+from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json
+from alignctl.run.paths import StagePaths
+from alignctl.run.state import is_done
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def print_plan(plan: RunPlan) -> None:
             "models": ", ".join(stage.roles),
             "global batch": f"{stage.global_batch_size} per device and optimizer step",
             "output": stage.output,
+            "state": _state(plan.paths.stage(config.name)),
         }
         print(f"\n{number}. {config.name} ({config.method})")
         for name, fact in facts.items():
@@ -65,12 +69,19 @@ def print_plan(plan: RunPlan) -> None:
         print(f"   $ {settings} {shlex.join(stage.command)}")
 
 
+def _state(paths: StagePaths) -> str:
+    if is_done(paths):
+        return "done"
+    checkpoint = newest_checkpoint(paths.checkpoints)
+    return f"continues after step {checkpoint.step}" if checkpoint else "new"
+
+
 def _held_out(data: DataSettings) -> str:
     if data.eval_path or data.eval_split:
         return data.eval_path or data.eval_split or ""
     if data.path in BUILTIN_SOURCES:
         return "prompts of its own"
-    return f"{data.eval_rows} of its rows" if data.eval_rows else "none"
+    return f"up to {data.eval_rows} of its rows" if data.eval_rows else "none"
 
 
 def run_summary(plan: RunPlan) -> dict[str, Any]:
@@ -110,7 +121,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     for metric in METRICS:
         if metric.key in after:
             table.add_row(metric.title, *([metric.text(before)] if before else []), metric.text(after))
-    console.print(table)
+    console.print(table if after else f"stage {name}: no held-out rows, so nothing was measured")
     for stage_name, other in summary["stages"].items():
         for part, rows in other["rows"].items():
             if rows["skipped"]:

@@ -49,6 +49,8 @@ def train_command(
 ) -> None:
     """Checks everything, then runs it."""
     request = read_request(overrides, recipe_dirs)
+    if not any(override.startswith("recipe=") for override in overrides):
+        click.echo(f"no recipe named: recipe={request.recipe.name}", err=True)
     points = expand_sweep(request) if multirun else [request]
     prepared = _prepare(request, points, new)
     if dry_run:

@@ -245,14 +245,18 @@ def _parse(overrides: Sequence[str], problems: list[Problem], loader: ConfigLoad
     parsed: list[Override] = []
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
-            problems.append(Problem(f"`{text}` is not an override", "write `key=value`, for example `dpo.beta=0.2`"))
+            known = text in {recipe.name for recipe in list_recipes()}
+            hint = f"write `recipe={text}`" if known else "write `key=value`, for example `dpo.beta=0.2`"
+            problems.append(Problem(f"`{text}` is not an override", hint))
             continue
         try:
             parsed += OverridesParser.create(config_loader=loader).parse_overrides([text])
         except HydraException as error:
+            key, _, value = text.partition("=")
+            hint = f"""quote a value with special characters: `'{key}="{value}"'`"""
             reason = str(error).splitlines()[0]
-            hint = "quote values with special characters: `'key=\"a value, with: signs\"'`"
-            problems.append(Problem(f"cannot read the override `{text}`: {reason}", hint))
+            reason = "" if "Exception" in reason else f": {reason}"
+            problems.append(Problem(f"cannot read the override `{text}`{reason}", hint))
     return parsed
 
 

@@ -74,6 +74,12 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
         yield Problem(f"`{where}.path` must be given: a file or a Hub id", f"add `{where}.path=...`")
     if data.get("eval_path") and data.get("eval_split"):
         yield Problem(f"`{where}.eval_path` and `{where}.eval_split` exclude each other")
+    elif data.get("eval_path") and data["eval_path"] == data.get("path"):
+        yield Problem(
+            f"`{where}.eval_path` is the file that is trained on", f"leave it out: rows of `{where}.path` are held out"
+        )
+    if "eval_rows" in data and (data.get("eval_path") or data.get("eval_split") or data.get("path") in BUILTIN_SOURCES):
+        yield Problem(f"`{where}.eval_rows` would have no effect: held-out rows are given", f"set `{where}.eval_limit`")
     row_format = data.get("format", "auto")
     if problems := list(check_choice(f"{where}.format", row_format, ["auto", *FORMATS])):
         yield from problems

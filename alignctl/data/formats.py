@@ -17,6 +17,10 @@ Row = Mapping[str, Any]
 Messages = list[dict[str, str]]
 
 
+# What a table of text makes of a list of messages.
+_WRITTEN_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
+
+
 class BadRow(ValueError):
     """A row that cannot be used; the text says why."""
 
@@ -48,9 +52,11 @@ def detect_format(rows: Iterable[Row], kind: str, name: str = "auto") -> Format:
     candidates = [f for f in FORMATS.values() if f.kind == kind and name in ("auto", f.name)]
     for row in rows:
         for candidate in candidates:
-            if candidate.matches(row):
+            if candidate.matches(row) and not _is_written_out(row):
                 return candidate
     row = rows[0]
+    if _is_written_out(row):
+        raise ValueError("messages are written as text in this file; save the rows as .jsonl or .parquet")
     found = ", ".join(f"`{column}`" for column in row)
     if not candidates:
         raise ValueError(f"format `{name}` holds {FORMATS[name].kind}, but {kind} are needed")
@@ -58,6 +64,11 @@ def detect_format(rows: Iterable[Row], kind: str, name: str = "auto") -> Format:
     others = sorted({f.kind for f in FORMATS.values() if f.kind != kind and f.matches(row)})
     instead = f" They would do as {others[0]}." if others else ""
     raise ValueError(f"the rows have the columns {found}, which are no {kind}.{instead} Formats: {wanted}")
+
+
+def _is_written_out(row: Row) -> bool:
+    """Whether a column holds messages as text, as tables of text do."""
+    return any(isinstance(value, str) and _WRITTEN_MESSAGES.match(value) for value in row.values())
 
 
 def is_messages(value: Any) -> bool:
@@ -173,6 +184,11 @@ def _instruction_text(messages: Messages) -> str:
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 
 
+def _is_judged(row: Row) -> bool:
+    """Whether a row says if its answer is wanted: it may be one nobody should imitate."""
+    return isinstance(row.get("label"), bool)
+
+
 def _answered(messages: Messages) -> dict[str, Any]:
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         raise BadRow("the conversation does not end with an answer")
@@ -255,7 +271,7 @@ FORMATS: dict[str, Format] = {
             name="messages",
             kind="demonstrations",
             columns="messages",
-            matches=lambda row: is_messages(row.get("messages")),
+            matches=lambda row: is_messages(row.get("messages")) and not _is_judged(row),
             convert=lambda row: _answered(_clean(row["messages"])),
             as_text=None,
         ),
@@ -275,7 +291,7 @@ FORMATS: dict[str, Format] = {
             name="prompt_completion",
             kind="demonstrations",
             columns="prompt, completion: text or messages",
-            matches=_has("prompt", "completion"),
+            matches=lambda row: _has("prompt", "completion")(row) and not _is_judged(row),
             convert=_convert_completion,
             as_text=None,
         ),

@@ -72,9 +72,12 @@ def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
     """Keeps a run directory to one run.
 
     Raises:
-        RequestError: A stage in it was begun with other settings or inputs than this plan has for it.
+        RequestError: A stage in it was begun with other settings or inputs than this plan has for it, or it is not a
+            run directory.
     """
     paths = plan.paths
+    if not paths.plan.exists() and _other_things(paths):
+        raise RequestError(f"{paths.root} holds other things than a run", "give another `run_dir`")
     frozen, planned = frozen_fingerprints(paths), fingerprints(plan)
     for name in frozen | planned:
         if _begun(paths.stage(name)) and frozen.get(name) != planned.get(name):
@@ -83,6 +86,13 @@ def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
                 f"{paths.root} holds a run whose stage `{name}` was begun otherwise: {'; '.join(changes)}",
                 "give another `run_dir`, or remove this one",
             )
+
+
+def _other_things(paths: RunPaths) -> bool:
+    """Whether a folder without a plan holds more than a command leaves that was killed before it wrote one."""
+    ours = (paths.config, paths.provenance)
+    folder = paths.root.iterdir() if paths.root.is_dir() else ()
+    return any(file not in ours and not file.name.startswith(".") for file in folder)
 
 
 def _begun(stage: StagePaths) -> bool:

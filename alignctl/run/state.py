@@ -51,7 +51,10 @@ def locked(paths: RunPaths) -> Iterator[None]:
     Raises:
         LaunchError: Another process holds it.
     """
-    paths.root.mkdir(parents=True, exist_ok=True)
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(f"cannot make {paths.root}: {error.strerror}", "give another `run_dir`") from error
     with Path(paths.lock).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,6 +23,9 @@ class CompleteCheckpoints:
         folder = super()._get_output_dir(trial)
         return str(Path(folder, STAGING)) if self._staging else folder
 
+    def create_model_card(self, *arguments: Any, **options: Any) -> None:
+        """No card among the checkpoints: TRL's cannot know the model a stage started from."""
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial))
         name = f"{PREFIX}{self.state.global_step}"

@@ -74,6 +74,13 @@ BAD = [
     (["recipe=nowhere/mine.yaml"], ["nowhere/mine.yaml", "no such file"]),
     ([DPO, "recipe=quickstart"], ["`recipe` is given 2 times"]),
     (["recipe=mine.yml"], ["`recipe=mine.yml`", "mine.yaml"]),
+    (["quickstart"], ["`quickstart` is not an override", "write `recipe=quickstart`"]),
+    ([DPO, "dpo.data.path=~/p(1).csv"], ["cannot read the override", """'dpo.data.path="~/p(1).csv"'"""]),
+    (["recipe=quickstart", "data.eval_rows=32"], ["`data.eval_rows` would have no effect"]),
+    (
+        [LOCAL, "model.path=a/b", "data.path=x/y", "data.eval_path=x/y"],
+        ["`data.eval_path` is the file that is trained"],
+    ),
     # values of a kind nobody expects
     ([DPO, "model=null"], ["unknown model `None`", "`model=llama3_8b`"]),
     ([DPO, "tracker=5"], ["unknown tracker `5`"]),

@@ -129,6 +129,19 @@ def test_a_named_format_of_another_kind_is_refused():
         detect_format([{"text": "x"}], "preferences", "text")
 
 
+def test_messages_written_as_text_are_refused():
+    row = {"prompt": "[{'role': 'user', 'content': 'p'}]", "chosen": "[{'role': 'assistant'", "rejected": "x"}
+    with pytest.raises(ValueError, match="messages are written as text"):
+        detect_format([row], "preferences")
+
+
+@pytest.mark.parametrize("row", [{"prompt": "p", "completion": "c"}, {"messages": [user("p"), assistant("a")]}])
+def test_judged_answers_are_no_demonstrations(row):
+    assert detect_format([row], "demonstrations")
+    with pytest.raises(ValueError, match="are no demonstrations"):
+        detect_format([row | {"label": False}], "demonstrations")
+
+
 def test_a_transcript_round_trips():
     row = {"chosen": HH + "Good", "rejected": HH + "Bad"}
     converted = FORMATS["hh_rlhf"].convert(row)

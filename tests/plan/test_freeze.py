@@ -141,6 +141,19 @@ def test_a_run_directory_holds_one_run(tmp_path):
         refuse_other_run(make_plan(fewer, "quickstart", tmp_path), fewer)
 
 
+def test_a_folder_of_other_things_is_not_taken(tmp_path):
+    config = config_of("recipe=quickstart")
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RequestError, match="holds other things than a run"):
+        refuse_other_run(make_plan(config, "quickstart", tmp_path), config)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LaunchError, match="cannot make"), locked(RunPaths(tmp_path / "file" / "run")):
+        pass
+
+
 def test_one_process_at_a_time(tmp_path):
     with locked(RunPaths(tmp_path)), pytest.raises(LaunchError, match="another alignctl"), locked(RunPaths(tmp_path)):
         pass
