@@ -22,11 +22,22 @@ def repos(shared_data):
     }
 
 
-def test_model_and_data_by_id(repos, alignctl, tmp_path, monkeypatch):
-    with serve_hub(repos) as (address, asked):
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-        done = alignctl("train", "recipe=dpo_local", "model.path=owner/model", "data.path=owner/pairs", *SHORT)
+@pytest.fixture
+def train_from(alignctl, tmp_path, monkeypatch):
+    """Trains from a Hub that has some repositories; gives the finished command and the paths it asked for."""
+
+    def run(repos, data: str):
+        with serve_hub(repos) as (address, asked):
+            monkeypatch.setenv("HF_ENDPOINT", address)
+            monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+            done = alignctl("train", "recipe=dpo_local", "model.path=owner/model", f"data.path={data}", *SHORT)
+        return done, asked
+
+    return run
+
+
+def test_model_and_data_by_id(repos, train_from):
+    done, asked = train_from(repos, "owner/pairs")
     assert done.code == 0, done.err
     rows = json.loads(done.out)["stages"]["dpo"]["rows"]
     assert (rows["train"]["kept"], rows["eval"]["kept"]) == (16, 4)
@@ -35,24 +46,18 @@ def test_model_and_data_by_id(repos, alignctl, tmp_path, monkeypatch):
     assert not [path for path in asked if "telemetry" in path]
 
 
-def test_an_id_that_does_not_exist(repos, alignctl, tmp_path, monkeypatch):
-    with serve_hub(repos) as (address, _):
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-        done = alignctl("train", "recipe=dpo_local", "model.path=owner/model", "data.path=owner/pears", *SHORT)
+def test_an_id_that_does_not_exist(repos, train_from):
+    done, _ = train_from(repos, "owner/pears")
     assert done.code == 1
     assert "cannot read owner/pears" in done.err
     assert "is the id right" in done.err
     assert "Traceback" not in done.err
 
 
-def test_weights_that_are_code_are_refused(repos, alignctl, tmp_path, monkeypatch):
+def test_weights_that_are_code_are_refused(repos, train_from):
     """A pickle can run code when it is loaded."""
     repos["models/owner/model"]["pytorch_model.bin"] = repos["models/owner/model"].pop("model.safetensors")
-    with serve_hub(repos) as (address, asked):
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-        done = alignctl("train", "recipe=dpo_local", "model.path=owner/model", "data.path=owner/pairs", *SHORT)
+    done, asked = train_from(repos, "owner/pairs")
     assert done.code == 1
     assert "weights must be safetensors" in done.err
     assert not [path for path in asked if path.endswith("/pytorch_model.bin")]

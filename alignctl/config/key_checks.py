@@ -35,6 +35,7 @@ _TRACKERS = {
 
 
 def check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Keys and types outside the stages, and whether there is anything to run."""
     known = annotations(RunSettings)
     names = stage_names(config)
     for key, value in config.items():

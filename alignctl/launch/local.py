@@ -60,7 +60,7 @@ def check_machine(plan: RunPlan) -> None:
     for stage in plan.stages:
         trainer, name = stage.config.trainer, stage.config.name
         for key in ("bf16", "fp16"):
-            if trainer.get(key) and not trainer.get("use_cpu") and not is_done(plan.paths.stage(stage.config.name)):
+            if trainer.get(key) and not trainer.get("use_cpu") and not is_done(plan.paths.stage(name)):
                 raise LaunchError(
                     f"`{name}.{key}=true` needs a GPU, and this machine shows none",
                     f"run it where there is one, see the plan with `--dry-run`, or set `{name}.{key}=false`",
