@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,16 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from alignctl.config.stages import StageConfig
-from alignctl.data.reading import Rows, as_plain_text, read_split
+from alignctl.data.formats import is_messages
+from alignctl.data.reading import Rows, as_plain_text, read_split, unpaired
 from alignctl.errors import RequestError, Stopped
+from alignctl.evaluate.held_out import Cut, HeldOut, build_feedback, build_pairs, build_questions, cutter
 from alignctl.evaluate.judges import JUDGES, win_rate
-from alignctl.evaluate.measure import Evaluation, Pairs, Questions, Reference, measure
-from alignctl.methods.registry import Method, methods, resolve
+from alignctl.evaluate.measure import Evaluation, Reference, measure
+from alignctl.evaluate.reward_model import REWARD_STATISTICS, measure_reward_model, reward_statistics
+from alignctl.methods.registry import Method, Role, methods, resolve
 from alignctl.models.loading import build_peft_config, load_model, load_tokenizer, save_finished
+from alignctl.models.template import check_template
 from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
@@ -28,20 +33,17 @@ from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.checkpointing import CompleteCheckpoints
 
+Weights = Mapping[Role, str | None]
+"""Folder or Hub id of each role's weights; None for random ones."""
 
-@dataclass
-class HeldOut:
-    """What a stage is measured on; parts are None where there are no such rows or they are not wanted."""
-
-    pairs: Pairs | None
-    questions: Questions | None
+_STATISTICS_ROWS = 256
 
 
-def run_stage(stage: StageConfig, start: str | None, paths: StagePaths, signal: StopSignal) -> None:
+def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSignal) -> None:
     """Runs a stage to its result, continuing from its newest complete checkpoint if there is one.
 
     Args:
-        start: Folder or Hub id of the weights; None for random ones.
+        weights: Of the method's roles, the trained one first.
         signal: Looked at at the end of every optimizer step.
 
     Raises:
@@ -49,26 +51,27 @@ def run_stage(stage: StageConfig, start: str | None, paths: StagePaths, signal: 
         AlignctlError: Something the user can mend.
     """
     method = methods()[stage.method]
+    start = weights[method.trained]
     progress = ProgressFile(paths, method.key_metrics)
     progress.phase("reading data")
     rows, held_rows = read_split(stage.data, method.data_kind, stage.seed)
     progress.phase("loading model")
     tokenizer = load_tokenizer(stage.model, start, texts=lambda: _texts(rows.dataset))
-    if tokenizer.chat_template is None:
-        where = start or "the stage"
-        rows = as_plain_text(rows, where)
-        held_rows = held_rows and as_plain_text(held_rows, where)
+    rows, held_rows = (part and _written(part, tokenizer, start, progress) for part in (rows, held_rows))
+    examples, held_examples = rows, held_rows
+    if rows.format.kind != method.data_kind:
+        examples, held_examples = unpaired(rows), held_rows and unpaired(held_rows)
+        progress.notice(
+            f"{len(rows.dataset):,} pairs are taken apart into {len(examples.dataset):,} labelled completions"
+        )
     stop = StopOnRequest(signal)
-    trainer = _build_trainer(stage, method, start, tokenizer, rows, held_rows, paths, [progress, stop])
-    _write_ledgers(stage, paths, trainer, rows, held_rows)
+    trainer = _build_trainer(stage, method, weights, tokenizer, examples, held_examples, paths, progress, stop)
+    _write_ledgers(stage, paths, trainer, examples, held_examples)
     held_out = _held_out(stage, method, trainer, tokenizer, held_rows)
 
     def evaluate(reference: Reference | None) -> Evaluation:
         with _random_state_kept():
-            evaluation = measure(
-                trainer.model, reference, tokenizer, held_out.pairs, held_out.questions,
-                JUDGES.get(stage.eval.judge), stage.eval, stage.seed,
-            )  # fmt: skip
+            evaluation = _measure(stage, method, trainer, tokenizer, held_out, reference)
             if trainer.eval_dataset is not None and held_out.pairs is None:
                 evaluation.metrics["loss"] = trainer.evaluate()["eval_loss"]
         return evaluation
@@ -77,62 +80,96 @@ def run_stage(stage: StageConfig, start: str | None, paths: StagePaths, signal: 
     if start is not None:  # random weights are not worth measuring
         progress.phase("measuring before")
         before = _once(paths, lambda: evaluate(None))
-        if "reference" in method.roles and held_out.questions:
+        if weights.get("reference") == start and held_out.questions:
             before.metrics["kl"] = 0.0  # it is the reference
     _train(trainer, stop, paths)
     progress.phase("measuring after")
-    after = evaluate(_reference(trainer, stage, start, tokenizer) if "reference" in method.roles else None)
+    after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)
     progress.phase("saving model")
-    save_finished(trainer.accelerator.unwrap_model(trainer.model), tokenizer, paths.model, paths.adapter)
-    _write_result(stage, paths, trainer.state.global_step, held_out.questions, before, after)
+    save_finished(
+        trainer.accelerator.unwrap_model(trainer.model),
+        tokenizer,
+        paths.model,
+        paths.adapter,
+        load_whole=lambda: load_model(stage.model, method.trained, start, tokenizer, {}, stage.seed),
+        facts=_facts(stage, trainer, tokenizer, rows, held_out, method),
+    )
+    _write_result(stage, paths, trainer.state.global_step, held_out, before, after)
+
+
+def _written(rows: Rows, tokenizer: PreTrainedTokenizerBase, start: str | None, progress: ProgressFile) -> Rows:
+    """Rows as the tokenizer can write them; says what is odd about how it does."""
+    if tokenizer.chat_template is None:
+        return as_plain_text(rows, start or "the stage")
+    if any(is_messages(value) for value in rows.dataset[0].values()):
+        for notice in check_template(tokenizer, rows.dataset):
+            progress.notice(notice)
+    return rows
 
 
 def _build_trainer(
     stage: StageConfig,
     method: Method,
-    start: str | None,
+    weights: Weights,
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
     held_rows: Rows | None,
     paths: StagePaths,
-    callbacks: list[Any],
+    progress: ProgressFile,
+    stop: StopOnRequest,
 ) -> Trainer:
     """The method's trainer with its models, data, and alignctl's checkpoints."""
-    peft_config = build_peft_config(stage.peft)
+    peft_config = build_peft_config(stage.peft, method.trained)
 
-    def load() -> PreTrainedModel:
-        return load_model(stage.model, start, tokenizer, peft_config is None, stage.seed)
+    def load(role: Role) -> PreTrainedModel:
+        return load_model(stage.model, role, weights[role], tokenizer, stage.peft, stage.seed)
 
-    policy = load()
-    _check_length(stage, policy)
+    trained = load(method.trained)
+    _check_length(stage, trained)
     roles: dict[str, Any] = {}
     if "reference" in method.roles:
-        # An adapter switched off is the reference; so are log-probabilities computed beforehand.
-        alone = peft_config is not None or stage.trainer.get("precompute_ref_log_probs")
-        roles["ref_model"] = None if alone else load()
-
+        # An adapter switched off is the reference; so is the model itself before it is trained, where log-probabilities
+        # are computed beforehand.
+        itself = weights["reference"] == weights[method.trained]
+        spared = itself and (peft_config is not None or stage.trainer.get("precompute_ref_log_probs"))
+        roles["ref_model"] = None if spared else load("reference")
     trainer_class = resolve(method.trainer)
     complete = type(f"Alignctl{trainer_class.__name__}", (CompleteCheckpoints, trainer_class), {})
-    return complete(
-        model=policy,
+    trainer = complete(
+        model=trained,
         args=resolve(method.config_class)(**_arguments(stage, paths)),
         train_dataset=rows.dataset,
         eval_dataset=held_rows.dataset if held_rows else None,
         processing_class=tokenizer,
         peft_config=peft_config,
-        callbacks=[MetricsFile(paths), *callbacks],
+        callbacks=[MetricsFile(paths), progress, stop],
         **roles,
     )
+    for notice in getattr(trainer, "notices", ()):
+        progress.notice(notice)
+    return trainer
 
 
 def _write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows: Rows, held_rows: Rows | None) -> None:
-    """What became of all rows, those included whose prompt leaves no room for a completion: TRL drops them."""
+    """What became of all rows, those included that trainers drop because nothing of them is left within `max_length`.
+
+    Raises:
+        RequestError: Too many of the training rows are.
+    """
     ledgers = {}
     for part, given, used in (("train", rows, trainer.train_dataset), ("eval", held_rows, trainer.eval_dataset)):
         if given is not None:
             too_long = 0 if stage.trainer.get("packing") else len(given.dataset) - len(used)
             ledgers[part] = asdict(given.ledger) | {"too_long": too_long}
     write_json(paths.data, ledgers)
+    lost, count = ledgers["train"]["too_long"], len(rows.dataset)
+    if lost > stage.data.max_too_long * count:
+        key, percent = f"{stage.name}.max_length", math.ceil(100 * lost / count)
+        raise RequestError(
+            f"{lost:,} of {count:,} training rows ({percent} %) are lost: with `{key}={trainer.args.max_length}` "
+            f"nothing of a completion is left, and `data.max_too_long={stage.data.max_too_long:g}` is the most allowed",
+            f"raise `{key}`, take rows with long prompts out, or accept it with `data.max_too_long={percent / 100:g}`",
+        )
 
 
 def _arguments(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
@@ -152,8 +189,8 @@ def _arguments(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
     }
 
 
-def _check_length(stage: StageConfig, policy: PreTrainedModel) -> None:
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+def _check_length(stage: StageConfig, model: PreTrainedModel) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     wanted = stage.trainer.get("max_length")
     if limit and wanted and wanted > limit:
         raise RequestError(
@@ -168,7 +205,7 @@ def _texts(dataset: Dataset) -> Iterator[str]:
         for value in row.values():
             if isinstance(value, str):
                 yield value
-            else:
+            elif is_messages(value):
                 yield from (message["content"] for message in value)
 
 
@@ -179,66 +216,77 @@ def _held_out(
     tokenizer: PreTrainedTokenizerBase,
     held_rows: Rows | None,
 ) -> HeldOut:
-    """Held-out rows as token ids: pairs as the trainer sees them, prompts as a policy is asked."""
+    """Held-out rows as token ids: completions as the trainer sees them, prompts as a policy is asked."""
     if held_rows is None:
-        return HeldOut(None, None)
-    pairs = None
-    if method.data_kind == "preferences":
-        longest = trainer.args.max_length
-        cut = [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in trainer.eval_dataset]
-        pairs = Pairs(
-            prompts=[prompt for prompt, _, _ in cut],
-            chosen=[_cut(prompt, chosen, longest) for prompt, chosen, _ in cut],
-            rejected=[_cut(prompt, rejected, longest) for prompt, _, rejected in cut],
-        )
-    return HeldOut(pairs, _questions(stage, tokenizer, held_rows, trainer) if stage.eval.prompts else None)
-
-
-def _cut(prompt: list[int], completion: list[int], longest: int | None) -> list[int]:
-    """A completion cut where the trainer cuts it."""
-    return completion if longest is None else completion[: max(longest - len(prompt), 0)]
-
-
-def _questions(
-    stage: StageConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows, trainer: Trainer
-) -> Questions | None:
-    """Distinct held-out prompts that leave room for an answer."""
-    if "prompt" not in rows.dataset.column_names:
-        return None
+        return HeldOut()
+    cut, is_policy = _cutter(trainer, method), method.trained == "policy"
+    kind, dataset = held_rows.format.kind, held_rows.dataset
     limit = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
     room = limit - stage.eval.max_new_tokens if limit else None
-    questions, seen = Questions([], []), set()
-    for prompt in rows.dataset["prompt"]:
-        if isinstance(prompt, str):
-            text, ids = prompt, tokenizer(prompt)["input_ids"]
-        else:
-            text = prompt[-1]["content"]
-            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-        if ids and tuple(ids) not in seen and (room is None or len(ids) <= room):
-            seen.add(tuple(ids))
-            questions.texts.append(text)
-            questions.prompts.append(ids)
-        if len(questions.prompts) == stage.eval.prompts:
-            break
-    return questions if questions.prompts else None
+    asks = is_policy and stage.eval.prompts and "prompt" in dataset.column_names
+    return HeldOut(
+        pairs=build_pairs(dataset, tokenizer, cut) if kind == "preferences" else None,
+        feedback=build_feedback(dataset, tokenizer, cut) if kind == "feedback" else None,
+        questions=build_questions(dataset["prompt"], tokenizer, stage.eval.prompts, room) if asks else None,
+    )
 
 
-def _reference(
-    trainer: Trainer, stage: StageConfig, start: str | None, tokenizer: PreTrainedTokenizerBase
-) -> Reference:
-    """The reference the policy was trained against: the adapter off, the model beside it, or the start loaded again."""
+def _cutter(trainer: Trainer, method: Method) -> Cut:
+    """TRL's trainers of policies cut what is too long, that of reward models leaves it out."""
+    mode = getattr(trainer.args, "truncation_mode", "keep_start")
+    return cutter(trainer.args.max_length, mode, drops_longer=method.trained == "reward_model")
+
+
+def _measure(
+    stage: StageConfig,
+    method: Method,
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    reference: Reference | None,
+) -> Evaluation:
+    if method.trained == "policy":
+        judge = JUDGES.get(stage.eval.judge)
+        return measure(trainer.model, reference, tokenizer, held_out, judge, stage.eval, stage.seed)
+    if held_out.pairs is None:
+        return Evaluation()
+    return Evaluation(measure_reward_model(trainer.model, held_out.pairs, stage.eval.batch_size))
+
+
+def _facts(
+    stage: StageConfig,
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    held_out: HeldOut,
+    method: Method,
+) -> dict[str, Any]:
+    """What is saved beside a model's weights: of a reward model, how its scores are distributed."""
+    if method.trained != "reward_model":
+        return {}
+    pairs, source = held_out.pairs, "held-out pairs"
+    if pairs is None:
+        some = rows.dataset.select(range(min(len(rows.dataset), _STATISTICS_ROWS)))
+        pairs, source = build_pairs(some, tokenizer, _cutter(trainer, method)), "training pairs"
+    assert pairs is not None  # the trainer had rows
+    statistics = reward_statistics(trainer.model, pairs, stage.eval.batch_size)
+    return {REWARD_STATISTICS: asdict(statistics) | {"source": source}}
+
+
+def _reference(trainer: Trainer, stage: StageConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase) -> Reference:
+    """The reference the policy was trained against: a model beside it, the adapter off, or its weights loaded again."""
     policy = trainer.accelerator.unwrap_model(trainer.model)
 
     @contextmanager
     def reference() -> Iterator[PreTrainedModel]:
-        if isinstance(policy, PeftModel):
+        if trainer.ref_model is not None:
+            yield trainer.accelerator.unwrap_model(trainer.ref_model)
+        elif isinstance(policy, PeftModel) and weights["reference"] == weights["policy"]:
             with policy.disable_adapter():
                 yield policy
-        elif trainer.ref_model is not None:
-            yield trainer.accelerator.unwrap_model(trainer.ref_model)
         else:
-            model = load_model(stage.model, start, tokenizer, True, stage.seed).to(policy.device).eval()
-            yield model
+            model = load_model(stage.model, "reference", weights["reference"], tokenizer, stage.peft, stage.seed)
+            yield model.to(policy.device).eval()
 
     return reference
 
@@ -272,11 +320,12 @@ def _write_result(
     stage: StageConfig,
     paths: StagePaths,
     steps: int,
-    questions: Questions | None,
+    held_out: HeldOut,
     before: Evaluation | None,
     after: Evaluation,
 ) -> None:
     """Writes samples and, last of all, the result: a stage that has one is done."""
+    questions = held_out.questions
     if questions is not None:
         answers_before = before.completions if before else [None] * len(questions.texts)
         rows = zip(questions.texts, answers_before, after.completions, strict=True)

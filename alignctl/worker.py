@@ -33,8 +33,8 @@ def main(run_dir: str, stage_name: str) -> int:
     try:
         from alignctl.stage import run_stage  # imports torch: after the signals are ours
 
-        stage, start = read_stage(paths, stage_name)
-        run_stage(stage, start, stage_paths, stop)
+        stage, weights = read_stage(paths, stage_name)
+        run_stage(stage, weights, stage_paths, stop)
         return 0
     except KeyboardInterrupt:
         saved = newest_checkpoint(stage_paths.checkpoints)

@@ -29,10 +29,12 @@ print("HEAVY", [m for m in {heavy!r} if m in sys.modules], "CODE", code, file=sy
     [
         (["--version"], 0),
         (["recipes"], 0),
+        (["methods"], 0),
         (["show", "recipe=quickstart", "--sources"], 0),
         (["train", "recipe=dpo_llama3", "--dry-run"], 0),
         (["train", "recipe=sft_dpo_llama3", "--dry-run", "--json"], 0),
         (["train", "recipe=dpo_llama3", "dpo.learning_rte=1", "dpo.beta=high", "model=x"], 2),
+        (["train", "recipe=sft_kto_llama3", "peft=dora", "--dry-run"], 0),
         (["train", "recipe=dpo_llama3"], 3),  # no GPU here
     ],
     ids=str,
@@ -79,22 +81,17 @@ CONFIG_AND_TABLES = {"errors", "config", "methods", "data", "evaluate"}
 ALLOWED = {
     "errors": set(),
     "engine": set(),
-    "config": {
-        "errors",
-        "methods",
-        "data",
-        "evaluate",
-        "run",
-    },  # data, evaluate and run: tables and names, see the checks
-    "methods": set(),
-    "data": {"config", "errors"},
-    "evaluate": {"config", "data", "engine"},
+    # config: of data, evaluate and run only tables and names, for the checks
+    "config": {"errors", "methods", "data", "evaluate", "run"},
+    "methods": {"errors"},
+    "data": {"config", "errors", "methods"},
+    "evaluate": {"config", "data", "engine", "models"},
     "run": {"config", "errors"},
     "plan": CONFIG_AND_TABLES | {"run"},
-    "launch": {"errors", "plan", "run"},
+    "launch": {"config", "errors", "plan", "run"},
     "models": {"config", "errors", "methods"},
     "monitor": {"run"},
-    "trainers": {"run"},
+    "trainers": {"errors", "models", "run"},
     "stage": CONFIG_AND_TABLES | {"models", "monitor", "run", "trainers"},
     "worker": {"errors", "monitor", "run", "stage"},
     "cli": {"config", "data", "errors", "launch", "methods", "plan", "run"},

@@ -24,6 +24,7 @@ class Display:
         self._every = every
         self._phase: str | None = None
         self._step_said = 0
+        self._notices_said = 0
 
     def __enter__(self) -> Display:
         if self._live:
@@ -39,7 +40,7 @@ class Display:
 
     def started(self, stage: StagePlan, step: int | None) -> None:
         verb = f"continues after step {step}" if step else "starts"
-        self._phase, self._step_said = None, -1
+        self._phase, self._step_said, self._notices_said = None, -1, 0
         self.say(f"{stage.config.name}: {verb} ({stage.config.method}, from {stage.start})")
 
     def finished(self, stage: StagePlan, seconds: float) -> None:
@@ -49,6 +50,10 @@ class Display:
 
     def progress(self, stage: StagePlan, progress: dict[str, Any]) -> None:
         name = stage.config.name
+        notices = progress.get("notices", [])
+        for notice in notices[self._notices_said :]:
+            self.say(f"{name}: {notice}")
+        self._notices_said = len(notices)
         if self._live:
             self._live.update(_live_row(name, progress))
             return

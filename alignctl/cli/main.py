@@ -72,6 +72,18 @@ def recipes(recipe_dirs: tuple[Path, ...], as_json: bool) -> None:
 
 
 @cli.command()
+@_json
+def methods(as_json: bool) -> None:
+    """List the methods: the data and models each needs, and when to choose it."""
+    from alignctl.cli.methods import describe_methods, render_methods
+
+    if as_json:
+        click.echo(json.dumps(describe_methods(), indent=2))
+    else:
+        click.echo(render_methods(), nl=False)
+
+
+@cli.command()
 @_overrides
 @_recipe_dir
 @click.option("--sources", is_flag=True, help="Write beside each value the file it comes from.")

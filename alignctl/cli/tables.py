@@ -12,7 +12,7 @@ from rich.table import Table
 
 from alignctl.config.schema import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES
-from alignctl.plan.plan import RunPlan
+from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
@@ -41,6 +41,9 @@ METRICS = (
     Metric("wanted_manner", "wanted manner", "manner", True),
     Metric("preference_accuracy", "preference accuracy", "pref. acc.", True),
     Metric("reward_accuracy", "reward accuracy", "reward acc.", True),
+    Metric("label_auc", "labels told apart (AUC)", "AUC", True),
+    Metric("accuracy", "reward model accuracy", "RM acc.", True),
+    Metric("margin", "reward model margin", "margin", False),
     Metric("kl", "KL to the reference (nats per answer)", "KL", False),
     Metric("answer_tokens", "answer length (tokens)", "tokens", False),
     Metric("loss", "held-out loss", "loss", False),
@@ -57,7 +60,7 @@ def print_plan(plan: RunPlan) -> None:
             "start": stage.start,
             "data": f"{config.data.path}, held out: {_held_out(config.data)}",
             "trained": stage.trained,
-            "models": ", ".join(stage.roles),
+            "models": ", ".join(_role(stage, role) for role in stage.roles),
             "global batch": f"{stage.global_batch_size} per device and optimizer step",
             "output": stage.output,
             "state": _state(plan.paths.stage(config.name)),
@@ -67,6 +70,12 @@ def print_plan(plan: RunPlan) -> None:
             print(f"   {name:<13} {fact}")
         settings = " ".join(f"{key}={value}" for key, value in sorted(stage.environment.items()))
         print(f"   $ {settings} {shlex.join(stage.command)}")
+
+
+def _role(stage: StagePlan, role: str) -> str:
+    """A role, with the source of its weights where that is not where the stage starts."""
+    source = stage.roles[role]
+    return role if source == stage.start else f"{role} ({source})"
 
 
 def _state(paths: StagePaths) -> str:
@@ -127,7 +136,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             if rows["skipped"]:
                 console.print(f"{stage_name}: {_skipped(part, rows)}", markup=False)
             if rows["too_long"]:
-                lost = f"{rows['too_long']} of {rows['read']} {part} rows dropped: the prompt alone fills max_length"
+                lost = f"{rows['too_long']} {part} rows dropped: within max_length nothing of the completion is left"
                 console.print(f"{stage_name}: {lost}", markup=False)
     console.print(f"model: {stage['model']}", markup=False)
 

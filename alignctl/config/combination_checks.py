@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignctl.config.schema import MISSING
-from alignctl.config.stages import merged_section
+from alignctl.config.schema import MISSING, QUANTIZED
+from alignctl.config.stages import first_stage, merged_section
 from alignctl.config.trl_fields import config_fields
 from alignctl.config.value_checks import check_choice, method_of
 from alignctl.errors import Problem
@@ -16,8 +17,9 @@ from alignctl.evaluate.judges import JUDGES
 
 # Numbers of a trainer that must be greater than 0.
 _POSITIVE = (
-    "learning_rate", "beta", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length",
-    "num_train_epochs", "save_steps", "logging_steps", "eval_steps",
+    "learning_rate", "beta", "gamma_beta_ratio", "desirable_weight", "undesirable_weight",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "num_train_epochs", "save_steps",
+    "logging_steps", "eval_steps",
 )  # fmt: skip
 
 
@@ -43,6 +45,15 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
     weights, losses = stage.get("loss_weights"), stage.get("loss_type")
     if isinstance(weights, list) and isinstance(losses, list) and len(weights) != len(losses):
         yield Problem(f"`{name}.loss_weights` has {len(weights)} values for {len(losses)} in `{name}.loss_type`")
+    if method.check is not None:
+        yield from method.check(name, dict(stage) | {"peft": peft})
+    yield from _bitsandbytes(name, stage, peft)
+    modules = peft.get("target_modules")
+    if isinstance(modules, list) and "lm_head" in modules and method.trained == "policy":
+        yield Problem(
+            "`peft.target_modules` names `lm_head`: TRL computes log-probabilities from its weights, past an adapter",
+            "take `lm_head` out",
+        )
     for key in _POSITIVE:
         value = stage.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
@@ -61,6 +72,17 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
     yield from _length(config, name)
 
 
+def _bitsandbytes(name: str, stage: Mapping[str, Any], peft: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether 4-bit weights and 8-bit optimizers have their package, and something to quantize."""
+    optimizer = stage.get("optim")
+    wants = [f"peft.type={peft['type']}"] if peft.get("type") in QUANTIZED else []
+    if isinstance(optimizer, str) and ("8bit" in optimizer or "paged" in optimizer):
+        wants.append(f"{name}.optim={optimizer}")
+    if wants and importlib.util.find_spec("bitsandbytes") is None:
+        for setting in wants:
+            yield Problem(f"`{setting}` needs the package `bitsandbytes`", 'pip install "alignctl[bitsandbytes]"')
+
+
 def check_unused(config: Mapping[str, Any], stages: list[str]) -> Iterator[Problem]:
     """A data set at the top that no stage would read."""
     data = config.get("data")
@@ -76,12 +98,7 @@ def check_unused(config: Mapping[str, Any], stages: list[str]) -> Iterator[Probl
 
 def _length(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     """Whether sequences fit into the model, as far as its config is on this machine."""
-    start = name
-    while isinstance(config.get(start), Mapping) and (config[start].get("from") in config):
-        start = config[start]["from"]
-        if start == name:
-            return
-    model = merged_section(config, start, "model")
+    model = merged_section(config, first_stage(config, name), "model")
     described: Any = None
     if isinstance(model.get("scratch"), Mapping):
         described = model["scratch"].get("config")

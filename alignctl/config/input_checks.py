@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignctl.config.schema import MISSING
+from alignctl.config.schema import MISSING, QUANTIZED
 from alignctl.config.stages import merged_section
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.value_checks import check_choice, check_value, method_of
@@ -59,9 +59,13 @@ def check_model(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     elif path is not None and scratch is not None:
         yield Problem(f"`{where}` and `model.scratch` exclude each other", "set one of them to null")
     elif isinstance(path, str):
-        yield from _checkpoint(where, path)
+        yield from check_checkpoint(where, path)
     elif isinstance(scratch, Mapping):
         yield from _scratch(scratch)
+        if (kind := merged_section(config, name, "peft").get("type")) in QUANTIZED:
+            yield Problem(
+                f"`peft.type={kind}` holds the weights of a checkpoint in 4 bits, and there is none to start from"
+            )
 
 
 def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
@@ -91,7 +95,8 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
         yield Problem(f"`{where}.eval_split` is for Hub data sets", f"give the held-out file as `{where}.eval_path`")
 
 
-def _checkpoint(where: str, path: str) -> Iterator[Problem]:
+def check_checkpoint(where: str, path: str) -> Iterator[Problem]:
+    """Whether a path is a folder with a checkpoint, or may be a Hub id."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignctl.config.flat import flatten
+from alignctl.config.input_checks import check_checkpoint
 from alignctl.config.schema import (
     MISSING,
     PEFT_CLASSES,
     RESERVED_NAMES,
+    ROLE_KEYS,
     SECTIONS,
     STAGE_KEYS,
     RunSettings,
@@ -23,7 +25,7 @@ from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import config_fields
 from alignctl.config.value_checks import check_choice, check_trainer_value, check_value, method_of
 from alignctl.errors import Problem
-from alignctl.methods.registry import methods
+from alignctl.methods.registry import Method, methods
 
 _TOP_SECTIONS = SECTIONS | {"tracker": TrackerSettings}
 # Reporting integrations of transformers and the packages they need.
@@ -83,19 +85,35 @@ def check_stage(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
         yield from check_choice(f"{name}.method", stage["method"], methods())
         return
     fields = config_fields(method.config_class)
-    offered = [*STAGE_KEYS, *(key for key in fields if key not in method.owned_fields)]
+    offered = [
+        *(key for key in STAGE_KEYS if key not in ROLE_KEYS or key in method.roles[1:]),
+        *(key for key in fields if key not in method.owned_fields),
+    ]
     for key, value in stage.items():
         where = f"{name}.{key}"
         if key in SECTIONS:
             yield from _section(where, value, SECTIONS[key])
         elif key == "peft":
             yield from _peft(where, merged_section(config, name, "peft") if isinstance(value, Mapping) else value)
+        elif key in ROLE_KEYS:
+            yield from _role(where, value, key, method)
         elif key in method.owned_fields:
             yield Problem(f"`{where}` is not a stage's to set", method.owned_fields[key])
         elif key in fields:
             yield from check_trainer_value(where, value, fields[key])
         elif key not in STAGE_KEYS:
             yield Problem(f"unknown key `{where}`", did_you_mean(key, offered, prefix=f"{name}."))
+
+
+def _role(where: str, value: Any, role: str, method: Method) -> Iterator[Problem]:
+    if role not in method.roles[1:]:
+        if value is not None:
+            no = role.replace("_", " ")
+            yield Problem(
+                f"`{where}` would have no effect: the method {method.name} has no {no}", f"take `{where}` out"
+            )
+    else:
+        yield from check_value(where, value, "str | None")
 
 
 def check_stage_order(config: Mapping[str, Any], names: list[str]) -> Iterator[Problem]:
@@ -109,22 +127,36 @@ def check_stage_order(config: Mapping[str, Any], names: list[str]) -> Iterator[P
             continue
         if name in stages[:position]:
             yield Problem(f"`stages` names `{name}` twice")
-        start = config[name].get("from")
-        if start is None:
-            continue
-        if start == name:
-            yield Problem(f"`{name}.from={start}`: a stage cannot start from itself")
-        elif start not in stages:
-            hint = f"add it to `stages`, or start from `model` with `{name}.from=null`"
-            near = did_you_mean(str(start), stages, prefix=f"{name}.from=")
-            yield Problem(
-                f"`{name}.from={start}`, but `{start}` is not in `stages` ({', '.join(stages)})",
-                near if near and near.startswith("did") else hint,
-            )
-        elif start not in stages[:position]:
-            yield Problem(
-                f"`{name}.from={start}`, but `{start}` runs after `{name}`", f"put `{start}` first in `stages`"
-            )
+        for key in ("from", *ROLE_KEYS):
+            source = config[name].get(key)
+            if isinstance(source, str):
+                yield from _source(config, f"{name}.{key}={source}", name, key, stages, position)
+
+
+def _source(
+    config: Mapping[str, Any], where: str, name: str, key: str, stages: list[str], position: int
+) -> Iterator[Problem]:
+    """Whether what a stage starts from, or takes the model of a role from, is a stage before it that trains such a
+    model; a role's model may also be a checkpoint."""
+    source = config[name][key]
+    if key != "from" and source not in stages and source not in stage_names(config):
+        yield from check_checkpoint(f"{name}.{key}", source)
+    elif source == name:
+        yield Problem(f"`{where}`: a stage cannot start from itself")
+    elif source not in stages:
+        hint = f"add it to `stages`, or start from `model` with `{name}.{key}=null`"
+        near = did_you_mean(source, stages, prefix=f"{name}.{key}=")
+        yield Problem(
+            f"`{where}`, but `{source}` is not in `stages` ({', '.join(stages)})",
+            near if near and near.startswith("did") else hint,
+        )
+    elif source not in stages[:position]:
+        yield Problem(f"`{where}`, but `{source}` runs after `{name}`", f"put `{source}` first in `stages`")
+    elif (giver := method_of(config, source)) and (taker := method_of(config, name)):
+        wanted = "reward_model" if key == "reward_model" else "policy"
+        if giver.trained != wanted and not (key == "from" and giver.trained == taker.trained):
+            trains = giver.trained.replace("_", " ")
+            yield Problem(f"`{where}`, but `{source}` trains a {trains}, and a {wanted.replace('_', ' ')} is needed")
 
 
 def _section(where: str, section: Any, settings: type) -> Iterator[Problem]:

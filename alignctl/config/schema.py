@@ -31,6 +31,8 @@ class ModelSettings:
     """Folder or Hub id of another tokenizer than the model's."""
     chat_template: str | None = None
     """File with a Jinja chat template, where the tokenizer has none or another is wanted."""
+    eos_token: str | None = None
+    """Token of the vocabulary that ends an answer, where it is not the tokenizer's own: `<|im_end|>` for example."""
     scratch: dict[str, Any] | None = None
     """Start from random weights instead of `path`: {vocab_size, config: {model_type, ...}}."""
 
@@ -59,6 +61,11 @@ class DataSettings:
     """Name of a row format in data/formats.py; auto detects it from the first row."""
     on_bad_row: Literal["skip", "fail"] = "skip"
     """What to do with a row that cannot be used. Skipped rows are counted and listed in the stage's data.json."""
+    margin: str | list[str] | None = None
+    """Column that says how much better the chosen completion is, or two columns, `[better, worse]`, to subtract. For
+    reward models; None takes the column `margin` where there is one."""
+    max_too_long: float = 0.05
+    """Largest share of the training rows that may be lost because the prompt alone fills `max_length`."""
 
 
 @dataclass
@@ -106,6 +113,7 @@ class RunSettings:
 
 MINIMUM = {
     "seed": 0,
+    "data.max_too_long": 0,
     "log_every": 1,
     "data.eval_rows": 0,
     "data.limit": 1,
@@ -114,7 +122,7 @@ MINIMUM = {
     "eval.max_new_tokens": 1,
     "eval.batch_size": 1,
 }
-"""Least values of whole-number settings."""
+"""Least values of settings that are numbers."""
 
 PATHS = {"model": ("path", "tokenizer", "chat_template"), "data": ("path", "eval_path")}
 """Settings that may name a file or a folder."""
@@ -122,13 +130,20 @@ PATHS = {"model": ("path", "tokenizer", "chat_template"), "data": ("path", "eval
 SECTIONS = {"model": ModelSettings, "data": DataSettings, "eval": EvalSettings}
 """Sections a stage may have of its own; what it does not say is taken from the section at the top."""
 
-PEFT_CLASSES = {"none": None, "lora": "peft.tuners.lora.config:LoraConfig"}
+_LORA = "peft.tuners.lora.config:LoraConfig"
+PEFT_CLASSES = {"none": None, "lora": _LORA, "qlora": _LORA}
 """Values of `peft.type` and the peft class whose fields the section takes."""
+
+QUANTIZED = ("qlora",)
+"""Values of `peft.type` that hold the weights beside the adapter in 4 bits."""
+
+ROLE_KEYS = ("reference", "reward_model")
+"""Keys of a stage, named as the roles of models that it does not train: a stage before it, a folder or a Hub id."""
 
 RESERVED_NAMES = ("config", "plan", "provenance", "status", "logs")
 """Names a stage may not have: files of the run directory beside the folders of the stages."""
 
-STAGE_KEYS = ("method", "from", *SECTIONS, "peft")
+STAGE_KEYS = ("method", "from", *ROLE_KEYS, *SECTIONS, "peft")
 """Keys of a stage that are not the trainer's."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from alignctl.config.schema import (
     PATHS,
+    ROLE_KEYS,
     SECTIONS,
     STAGE_KEYS,
     DataSettings,
@@ -27,6 +28,10 @@ class StageConfig:
     method: str
     start_from: str | None
     """The stage whose model this one starts from; None starts from `model`."""
+    roles_from: dict[str, str]
+    """Stages that give the models of other roles, as far as the stage names any."""
+    role_paths: dict[str, str]
+    """Folders or Hub ids of the models of other roles, as far as the stage names any."""
     seed: int
     model: ModelSettings
     data: DataSettings
@@ -44,6 +49,7 @@ class StageConfig:
         }
         if self.start_from:
             del given["model.path"]
+        given |= self.role_paths
         return {key: path for key, path in given.items() if path}
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,11 +59,14 @@ class StageConfig:
 def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
     """Builds the settings of one stage of a checked config."""
     stage = config[name]
+    roles = {key: stage[key] for key in ROLE_KEYS if stage.get(key)}
     sections = {key: cls(**merged_section(config, name, key)) for key, cls in SECTIONS.items()}
     return StageConfig(
         name=name,
         method=stage["method"],
         start_from=stage.get("from"),
+        roles_from={key: source for key, source in roles.items() if source in config["stages"]},
+        role_paths={key: source for key, source in roles.items() if source not in config["stages"]},
         seed=config.get("seed", RunSettings.seed),
         peft=merged_section(config, name, "peft"),
         report_to=TrackerSettings(**config.get("tracker") or {}).report_to,
@@ -83,6 +92,14 @@ def merged_section(config: Mapping[str, Any], stage: str, section: str) -> dict[
     if section == "data" and "path" in own:
         common = {key: value for key, value in common.items() if key not in _DATA_IDENTITY}
     return common | own
+
+
+def first_stage(config: Mapping[str, Any], name: str) -> str:
+    """Where the line of `from` that ends with a stage begins: its `model` is what all of them start from."""
+    seen = [name]
+    while (start := _mapping(config.get(seen[-1])).get("from")) in config and start not in seen:
+        seen.append(start)
+    return seen[-1]
 
 
 def stage_names(config: Mapping[str, Any]) -> list[str]:

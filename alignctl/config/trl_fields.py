@@ -1,4 +1,4 @@
-"""Reads the fields of TRL's, transformers' and peft's config classes from their source, without importing them.
+"""Reads the fields of TRL's, transformers', peft's and our config classes from their source, without importing them.
 
 Importing `trl.DPOConfig` takes seconds and wants torch; parsing its file takes milliseconds. What is read is what is
 installed, so it cannot go stale. Torch-free.
@@ -94,11 +94,13 @@ def _imported_from(tree: ast.Module, module: str, name: str) -> str | None:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return f"{module}:{name}"
-        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
-            parents = module.split(".")[: -node.level] if node.level else []
-            home = ".".join(parents + ([node.module] if node.module else []))
-            home = _HOMES.get(f"{home}:{name}", f"{home}:{name}")
-            return home if home.split(".")[0] in ("trl", "transformers") else None
+        if isinstance(node, ast.ImportFrom):
+            imported = {alias.asname or alias.name: alias.name for alias in node.names}
+            if name in imported:
+                parents = module.split(".")[: -node.level] if node.level else []
+                home = ".".join(parents + ([node.module] if node.module else []))
+                home = _HOMES.get(f"{home}:{imported[name]}", f"{home}:{imported[name]}")
+                return home if home.split(".")[0] in ("alignctl", "trl", "transformers") else None
     return None
 
 

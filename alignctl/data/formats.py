@@ -1,9 +1,10 @@
 """The table of row formats: how each is told apart and turned into what the trainers take. Torch-free, pure.
 
-Whatever the source, a row becomes one of two kinds, either as text or as messages (`[{"role", "content"}, ...]`):
+Whatever the source, a row becomes one of three kinds, either as text or as messages (`[{"role", "content"}, ...]`):
 
 - demonstrations: {prompt, completion}, {messages}, or {text};
-- preferences: {prompt, chosen, rejected}.
+- preferences: {prompt, chosen, rejected}, and {margin} where the data says how much better the chosen one is;
+- feedback: {prompt, completion, label}, where the label says whether the completion is wanted.
 """
 
 from __future__ import annotations
@@ -13,9 +14,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from alignctl.methods.registry import methods
+
 Row = Mapping[str, Any]
 Messages = list[dict[str, str]]
 
+
+KINDS = {
+    "demonstrations": "answers to imitate",
+    "preferences": "two completions of each prompt, one of them chosen",
+    "feedback": "single completions, each labelled as wanted or not",
+}
+"""What rows can be, for people."""
+
+CONVERTIBLE = {"feedback": ("preferences",)}
+"""Kinds whose rows can be made of rows of other kinds."""
 
 # What a table of text makes of a list of messages.
 _WRITTEN_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
@@ -31,7 +44,7 @@ class Format:
 
     name: str
     kind: str
-    """`demonstrations` or `preferences`."""
+    """`demonstrations`, `preferences` or `feedback`."""
     columns: str
     """The columns it needs, for people."""
     matches: Callable[[Row], bool]
@@ -45,25 +58,40 @@ class Format:
 def detect_format(rows: Iterable[Row], kind: str, name: str = "auto") -> Format:
     """Finds the format that the first of some rows has that has any, or checks that one has the format named.
 
+    A format of a kind that can be turned into the one needed is found too, where there is none of that itself.
+
     Raises:
-        ValueError: No format of this kind fits a row; says which columns there are and what would fit.
+        ValueError: No format of such a kind fits a row; says which columns there are and what would fit.
     """
     rows = list(rows)
-    candidates = [f for f in FORMATS.values() if f.kind == kind and name in ("auto", f.name)]
-    for row in rows:
-        for candidate in candidates:
-            if candidate.matches(row) and not _is_written_out(row):
-                return candidate
+    kinds = [kind, *CONVERTIBLE.get(kind, ())]
+    candidates = [f for k in kinds for f in FORMATS.values() if f.kind == k and name in ("auto", f.name)]
+    for candidate_kind in kinds:
+        for row in rows:
+            for candidate in candidates:
+                if candidate.kind == candidate_kind and candidate.matches(row) and not _is_written_out(row):
+                    return candidate
     row = rows[0]
     if _is_written_out(row):
         raise ValueError("messages are written as text in this file; save the rows as .jsonl or .parquet")
     found = ", ".join(f"`{column}`" for column in row)
     if not candidates:
-        raise ValueError(f"format `{name}` holds {FORMATS[name].kind}, but {kind} are needed")
+        raise ValueError(f"format `{name}` holds {FORMATS[name].kind}, but {kind} are needed: {KINDS[kind]}")
     wanted = "; ".join(f"{f.name} ({f.columns})" for f in candidates)
-    others = sorted({f.kind for f in FORMATS.values() if f.kind != kind and f.matches(row)})
-    instead = f" They would do as {others[0]}." if others else ""
-    raise ValueError(f"the rows have the columns {found}, which are no {kind}.{instead} Formats: {wanted}")
+    others = [k for k in KINDS if k not in kinds and any(f.kind == k and f.matches(row) for f in FORMATS.values())]
+    instead = f" They would do as {_described(others[0])}, for the method {_methods_for(others[0])}." if others else ""
+    raise ValueError(f"the rows have the columns {found}, which are no {_described(kind)}.{instead} Formats: {wanted}")
+
+
+def _described(kind: str) -> str:
+    return f"{kind} ({KINDS[kind]})"
+
+
+def _methods_for(kind: str) -> str:
+    """The methods that take rows of a kind, as text."""
+    kinds = {kind} | {other for other, sources in CONVERTIBLE.items() if kind in sources}
+    *most, last = [f"`{method.name}`" for method in methods().values() if method.data_kind in kinds]
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _is_written_out(row: Row) -> bool:
@@ -179,6 +207,37 @@ def _instruction_text(messages: Messages) -> str:
     return "\n\n".join(message["content"] for message in messages) + "\n\n"
 
 
+# --- feedback
+
+_LABELS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def _label(row: Row) -> bool:
+    label = _LABELS.get(str(row["label"]).strip().lower())
+    if label is None:
+        raise BadRow(f"`label` must be true or false, got `{row['label']}`")
+    return label
+
+
+def _convert_feedback(row: Row) -> dict[str, Any]:
+    return _convert_completion(row) | {"label": _label(row)}
+
+
+def _convert_messages_feedback(row: Row) -> dict[str, Any]:
+    messages = _answered(_clean(row["messages"]))["messages"]
+    if len(messages) < 2:
+        raise BadRow("the conversation has no prompt")
+    return {"prompt": messages[:-1], "completion": messages[-1:], "label": _label(row)}
+
+
+def unpair(row: Row) -> list[dict[str, Any]]:
+    """The two completions of a preference row as feedback: the chosen one wanted, the rejected one not."""
+    return [
+        {"prompt": row["prompt"], "completion": row[completion], "label": label}
+        for completion, label in (("chosen", True), ("rejected", False))
+    ]
+
+
 # --- demonstrations
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
@@ -186,7 +245,7 @@ _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "use
 
 def _is_judged(row: Row) -> bool:
     """Whether a row says if its answer is wanted: it may be one nobody should imitate."""
-    return isinstance(row.get("label"), bool)
+    return str(row.get("label")).strip().lower() in _LABELS
 
 
 def _answered(messages: Messages) -> dict[str, Any]:
@@ -265,6 +324,22 @@ FORMATS: dict[str, Format] = {
             columns="chosen, rejected: whole conversations as messages",
             matches=lambda row: is_messages(row.get("chosen")) and is_messages(row.get("rejected")),
             convert=_convert_conversations,
+            as_text=None,
+        ),
+        Format(
+            name="feedback",
+            kind="feedback",
+            columns="prompt, completion: text or messages; label: true or false",
+            matches=lambda row: _has("prompt", "completion")(row) and _is_judged(row),
+            convert=_convert_feedback,
+            as_text=None,
+        ),
+        Format(
+            name="messages_feedback",
+            kind="feedback",
+            columns="messages; label: true or false",
+            matches=lambda row: is_messages(row.get("messages")) and _is_judged(row),
+            convert=_convert_messages_feedback,
             as_text=None,
         ),
         Format(

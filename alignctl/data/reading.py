@@ -12,12 +12,13 @@ from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 
 from alignctl.config.schema import DataSettings
 from alignctl.data import quickstart
-from alignctl.data.formats import BadRow, Format, Messages, detect_format, is_messages
+from alignctl.data.formats import BadRow, Format, Messages, detect_format, is_messages, unpair
 from alignctl.data.sources import BUILTIN_SOURCES, first_bad_line
 from alignctl.errors import AlignctlError, RequestError
 
 _SHOWN_BAD_ROWS = 5
 _DETECT_ROWS = 20
+_MESSAGES = List({"role": Value("string"), "content": Value("string")})
 _LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -60,6 +61,28 @@ def read_split(settings: DataSettings, kind: str, seed: int) -> tuple[Rows, Rows
     return _hold_out(train, settings, seed)
 
 
+def unpaired(rows: Rows) -> Rows:
+    """Preferences as feedback: each completion of a pair by itself."""
+    features = dict(rows.dataset.features)
+    features = {"prompt": features["prompt"], "completion": features["chosen"], "label": Value("bool")}
+    return replace(
+        rows,
+        dataset=rows.dataset.map(
+            _unpair_batch,
+            batched=True,
+            remove_columns=rows.dataset.column_names,
+            features=Features(features),
+            desc="Taking pairs apart",
+        ),
+    )
+
+
+def _unpair_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    singles = [single for row in rows for single in unpair(row)]
+    return {column: [single[column] for single in singles] for column in ("prompt", "completion", "label")}
+
+
 def as_plain_text(rows: Rows, where: str) -> Rows:
     """Rows for a tokenizer without chat template: messages written as the format's customary plain text.
 
@@ -81,7 +104,11 @@ def _plain_text(row: dict[str, Any], as_text: Any) -> dict[str, str]:
     prompt = as_text(row["prompt"])
     # A completion follows its prompt after a space, unless the prompt ends a line.
     gap = "" if prompt.endswith("\n") else " "
-    return {key: prompt if key == "prompt" else gap + value[-1]["content"] for key, value in row.items()}
+    return {
+        key: prompt if key == "prompt" else gap + value[-1]["content"]
+        for key, value in row.items()
+        if is_messages(value)
+    }
 
 
 def _read(settings: DataSettings, path: str, split: str, part: str, kind: str, limit: int | None) -> Rows:
@@ -94,7 +121,7 @@ def _read(settings: DataSettings, path: str, split: str, part: str, kind: str, l
         row_format = detect_format(raw.select(range(min(len(raw), _DETECT_ROWS))), kind, settings.format)
     except ValueError as error:
         raise RequestError(f"{path}: {error}") from error
-    rows = _convert(raw, row_format, path)
+    rows = _convert(raw, row_format, path, _margin(raw, settings.margin, path))
     if rows.ledger.skipped and settings.on_bad_row == "fail":
         raise RequestError(
             f"{path}: {describe_skipped(rows.ledger)}", "mend or remove them, or set `data.on_bad_row=skip`"
@@ -114,7 +141,7 @@ def describe_skipped(ledger: Ledger) -> str:
 def _load(path: str, split: str, settings: DataSettings, part: str, kind: str) -> Dataset:
     """The rows of a source as they are."""
     if path in BUILTIN_SOURCES:
-        make = {"demonstrations": quickstart.demonstrations, "preferences": quickstart.preferences}[kind]
+        make = quickstart.demonstrations if kind == "demonstrations" else quickstart.preferences
         return Dataset.from_list(make(part))
     file = Path(path)
     try:
@@ -131,15 +158,36 @@ def _load(path: str, split: str, settings: DataSettings, part: str, kind: str) -
     return loaded
 
 
-def _convert(raw: Dataset, row_format: Format, source: str) -> Rows:
-    columns = _columns(raw, row_format)
-    messages = List({"role": Value("string"), "content": Value("string")})
-    features = {name: messages if holds_messages else Value("string") for name, holds_messages in columns.items()}
+def _margin(raw: Dataset, margin: str | list[str] | None, source: str) -> list[str]:
+    """The columns that give a pair's margin: none, one, or two to subtract.
+
+    Raises:
+        RequestError: A column that was named is not there.
+    """
+    if margin is None:
+        return ["margin"] if "margin" in raw.column_names else []
+    columns = [margin] if isinstance(margin, str) else margin
+    for column in columns:
+        if column not in raw.column_names:
+            raise RequestError(
+                f"`data.margin` names the column `{column}`, which {source} does not have",
+                f"it has {', '.join(raw.column_names)}",
+            )
+    return columns
+
+
+def _convert(raw: Dataset, row_format: Format, source: str, margin: list[str]) -> Rows:
+    margin = margin if row_format.kind == "preferences" else []
+    columns = _columns(raw, row_format, margin)
     converted = raw.map(
         _convert_row,
-        fn_kwargs={"convert": row_format.convert, "columns": columns},
+        fn_kwargs={
+            "convert": row_format.convert,
+            "columns": {k: v == _MESSAGES for k, v in columns.items()},
+            "margin": margin,
+        },
         remove_columns=raw.column_names,
-        features=Features({"problem": Value("string")} | features),
+        features=Features({"problem": Value("string")} | columns),
         desc=f"Reading {source}",
     )
     problems = converted["problem"]
@@ -150,12 +198,14 @@ def _convert(raw: Dataset, row_format: Format, source: str) -> Rows:
     return Rows(kept, row_format, Ledger(source, row_format.name, len(raw), len(kept), skipped))
 
 
-def _convert_row(row: dict[str, Any], convert: Any, columns: dict[str, bool]) -> dict[str, Any]:
+def _convert_row(row: dict[str, Any], convert: Any, columns: dict[str, bool], margin: list[str]) -> dict[str, Any]:
     """One converted row, or `problem` and empty columns. `columns` says which columns hold messages."""
     try:
         if any(value is None for value in row.values()):
             row = {key: value for key, value in row.items() if value is not None}
         converted = convert(row)
+        if margin:
+            converted["margin"] = _difference(row, margin)
         for column, messages in columns.items():
             if is_messages(converted.get(column)) != messages:
                 raise BadRow(f"`{column}` is {'text' if messages else 'messages'}, unlike in the first row")
@@ -167,14 +217,29 @@ def _convert_row(row: dict[str, Any], convert: Any, columns: dict[str, bool]) ->
     return {"problem": reason} | dict.fromkeys(columns)
 
 
-def _columns(raw: Dataset, row_format: Format) -> dict[str, bool]:
-    """Columns of the format's rows, and whether they hold messages, from the first row that can be used."""
+def _difference(row: dict[str, Any], columns: list[str]) -> float:
+    """The first column's number, less the second's where there is one."""
+    try:
+        better, *worse = (float(row[column]) for column in columns)
+    except (TypeError, ValueError) as error:
+        raise BadRow(f"the margin is not a number: {error}") from error
+    return better - sum(worse)
+
+
+def _columns(raw: Dataset, row_format: Format, margin: list[str]) -> dict[str, Any]:
+    """Columns of the format's rows and their types, from the first row that can be used."""
     for row in raw:
         try:
-            return {key: is_messages(value) for key, value in row_format.convert(row).items()}
+            converted = row_format.convert(row)
         except (BadRow, KeyError):
             continue
+        types = {key: _type(value) for key, value in converted.items()}
+        return types | ({"margin": Value("float32")} if margin else {})
     raise RequestError("no row can be used", f"format `{row_format.name}` needs {row_format.columns}")
+
+
+def _type(value: Any) -> Any:
+    return _MESSAGES if is_messages(value) else Value("bool" if isinstance(value, bool) else "string")
 
 
 def _hold_out(rows: Rows, settings: DataSettings, seed: int) -> tuple[Rows, Rows | None]:

@@ -5,42 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignctl.config.schema import EvalSettings
+from alignctl.data.tokenizing import Answer
 from alignctl.engine.logps import completion_logps
+from alignctl.evaluate.held_out import Feedback, HeldOut, Pairs, Questions
 from alignctl.evaluate.judges import Judge
 from alignctl.evaluate.sampling import sample_completions
 
 Reference = Callable[[], AbstractContextManager[PreTrainedModel]]
 """Gives the reference model for the time of a `with` block."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Held-out preference pairs as token ids."""
-
-    prompts: list[list[int]]
-    chosen: list[list[int]]
-    rejected: list[list[int]]
-
-    def logps(self, model: PreTrainedModel, batch_size: int) -> tuple[list[float], list[float]]:
-        """Sequence sums of the chosen and of the rejected completions under a model."""
-        both = completion_logps(model, self.prompts * 2, self.chosen + self.rejected, batch_size)
-        sums = [float(logps.sum()) for logps in both]
-        return sums[: len(self.prompts)], sums[len(self.prompts) :]
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Held-out prompts to answer."""
-
-    texts: list[str]
-    """The last user message, or the whole prompt where it is plain text: what a judge is shown."""
-    prompts: list[list[int]]
-    """Token ids."""
 
 
 @dataclass
@@ -56,8 +34,7 @@ def measure(
     policy: PreTrainedModel,
     reference: Reference | None,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Pairs | None,
-    questions: Questions | None,
+    held_out: HeldOut,
     judge: Judge | None,
     settings: EvalSettings,
     seed: int,
@@ -66,21 +43,24 @@ def measure(
 
     - preference_accuracy: share of pairs whose chosen completion the policy gives the higher log-probability.
     - reward_accuracy: the same for the implicit reward, log-probability less the reference's (DPO, Sec. 5).
+    - label_auc: chance that a wanted answer has a higher implicit reward than an unwanted one, a tie counting half.
     - right, wanted_manner: shares of sampled answers, by the judge.
     - kl: KL divergence from the reference in nats per answer, estimated on the sampled answers (see `estimate_kl`).
     - answer_tokens: mean length of the sampled answers.
 
     Args:
-        reference: None where there is none to compare with; then there is no reward accuracy and no KL.
+        reference: None where there is none to compare with; then neither implicit reward nor KL are measured.
     """
     was_training = policy.training
     policy.eval()
     try:
         evaluation = Evaluation()
-        if pairs is not None:
-            evaluation.metrics |= _preferences(policy, reference, pairs, settings)
-        if questions is not None:
-            _answers(evaluation, policy, reference, tokenizer, questions, judge, settings, seed)
+        if held_out.pairs is not None:
+            evaluation.metrics |= _preferences(policy, reference, held_out.pairs, settings.batch_size)
+        if held_out.feedback is not None and reference is not None:
+            evaluation.metrics["label_auc"] = _label_auc(policy, reference, held_out.feedback, settings.batch_size)
+        if held_out.questions is not None:
+            _answers(evaluation, policy, reference, tokenizer, held_out.questions, judge, settings, seed)
         return evaluation
     finally:
         policy.train(was_training)
@@ -104,16 +84,50 @@ def estimate_kl(policy_logps: Sequence[Tensor], reference_logps: Sequence[Tensor
 
 
 def _preferences(
-    policy: PreTrainedModel, reference: Reference | None, pairs: Pairs, settings: EvalSettings
+    policy: PreTrainedModel, reference: Reference | None, pairs: Pairs, batch_size: int
 ) -> dict[str, float]:
-    chosen, rejected = pairs.logps(policy, settings.batch_size)
-    metrics = {"preference_accuracy": _share(c > r for c, r in zip(chosen, rejected, strict=True))}
+    answers, count = [*pairs.chosen, *pairs.rejected], len(pairs.chosen)
+    logps = _logps(policy, answers, batch_size)
+    metrics = {"preference_accuracy": _share(c > r for c, r in zip(logps[:count], logps[count:], strict=True))}
     if reference is not None:
-        with reference() as model:
-            ref_chosen, ref_rejected = pairs.logps(model, settings.batch_size)
-        rewards = zip(chosen, rejected, ref_chosen, ref_rejected, strict=True)
-        metrics["reward_accuracy"] = _share(c - rc > r - rr for c, r, rc, rr in rewards)
+        rewards = _implicit_rewards(logps, reference, answers, batch_size)
+        metrics["reward_accuracy"] = _share(c > r for c, r in zip(rewards[:count], rewards[count:], strict=True))
     return metrics
+
+
+def _label_auc(policy: PreTrainedModel, reference: Reference, feedback: Feedback, batch_size: int) -> float:
+    logps = _logps(policy, feedback.answers, batch_size)
+    rewards = _implicit_rewards(logps, reference, feedback.answers, batch_size)
+    return area_under_curve(rewards, feedback.labels)
+
+
+def area_under_curve(scores: Sequence[float], labels: Sequence[bool]) -> float:
+    """Chance that a score with a true label is above one with a false label, a tie counting half; 0.5 where there are
+    not both. By ranks, so `n log n` (Mann and Whitney 1947)."""
+    true, false = sum(labels), len(labels) - sum(labels)
+    if not true or not false:
+        return 0.5
+    ranked = sorted(zip(scores, labels, strict=True))
+    rank_sum, start = 0.0, 0
+    for _, group in groupby(ranked, key=lambda item: item[0]):
+        tied = [label for _, label in group]
+        rank_sum += sum(tied) * (start + (len(tied) + 1) / 2)
+        start += len(tied)
+    return (rank_sum - true * (true + 1) / 2) / (true * false)
+
+
+def _logps(model: PreTrainedModel, answers: Sequence[Answer], batch_size: int) -> list[float]:
+    """Sequence sums of answers under a model."""
+    prompts, completions = zip(*answers, strict=True)
+    return [float(logps.sum()) for logps in completion_logps(model, prompts, completions, batch_size)]
+
+
+def _implicit_rewards(
+    logps: Sequence[float], reference: Reference, answers: Sequence[Answer], batch_size: int
+) -> list[float]:
+    """Log-probabilities less the reference's: the reward that DPO and KTO train, up to beta."""
+    with reference() as model:
+        return [ours - theirs for ours, theirs in zip(logps, _logps(model, answers, batch_size), strict=True)]
 
 
 def _answers(

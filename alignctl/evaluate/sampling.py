@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignctl.config.schema import EvalSettings
+from alignctl.models.template import end_tokens
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def sample_completions(
         Token ids without the prompt; the end-of-sequence token is kept where there is one.
     """
     device = policy.device
-    ends = _end_tokens(policy, tokenizer)
+    ends = end_tokens(policy, tokenizer)
     config = GenerationConfig(
         do_sample=True,
         temperature=settings.temperature,
@@ -58,13 +59,6 @@ def sample_completions(
             for i, index in enumerate(batch):
                 completions[index] = _until_end(output[i, longest:].tolist(), ends)
     return completions
-
-
-def _end_tokens(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer: chat models name one, tokenizers another."""
-    named = policy.generation_config.eos_token_id
-    ends = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
-    return sorted(end for end in ends if end is not None)
 
 
 def _until_end(tokens: list[int], ends: list[int]) -> list[int]:

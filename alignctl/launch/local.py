@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from alignctl.config.schema import QUANTIZED
 from alignctl.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -53,18 +54,22 @@ def check_machine(plan: RunPlan) -> None:
     """Refuses what this machine cannot do, before anything is loaded.
 
     Raises:
-        LaunchError: A stage wants bfloat16 or float16 training and there is no GPU.
+        LaunchError: A stage wants 16-bit training or 4-bit weights, and there is no GPU.
     """
     if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists():
         return
     for stage in plan.stages:
         trainer, name = stage.config.trainer, stage.config.name
-        for key in ("bf16", "fp16"):
-            if trainer.get(key) and not trainer.get("use_cpu") and not is_done(plan.paths.stage(name)):
-                raise LaunchError(
-                    f"`{name}.{key}=true` needs a GPU, and this machine shows none",
-                    f"run it where there is one, see the plan with `--dry-run`, or set `{name}.{key}=false`",
-                )
+        if trainer.get("use_cpu") or is_done(plan.paths.stage(name)):
+            continue
+        kind = stage.config.peft.get("type")
+        wants = {f"{name}.{key}=true": f"{name}.{key}=false" for key in ("bf16", "fp16") if trainer.get(key)}
+        wants |= {f"peft.type={kind}": "peft=lora"} if kind in QUANTIZED else {}
+        for setting, instead in wants.items():
+            raise LaunchError(
+                f"`{setting}` needs a GPU, and this machine shows none",
+                f"run it where there is one, see the plan with `--dry-run`, or set `{instead}`",
+            )
 
 
 def run_plan(plan: RunPlan, watcher: Watcher) -> None:
@@ -119,6 +124,8 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> i
                 watcher.progress(stage, progress)
                 seen = progress
             time.sleep(_POLL_S)
+    if (progress := read_json(paths.progress)) and progress != seen:
+        watcher.progress(stage, progress)
     if received and worker.returncode in (-signal.SIGINT, -signal.SIGTERM):  # before it had handlers of its own
         return EXIT_STOPPED if newest_checkpoint(paths.checkpoints) else EXIT_INTERRUPTED
     return worker.returncode

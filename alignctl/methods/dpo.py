@@ -1,17 +1,21 @@
-"""Direct preference optimization (Rafailov et al. 2023, Eq. 7), with TRL's DPOTrainer."""
+"""Direct preference optimization (Rafailov et al. 2023, Eq. 7), and every other loss of TRL's DPOTrainer."""
 
 from __future__ import annotations
 
-from alignctl.methods.registry import RUN_OWNED_FIELDS, Method
+from alignctl.methods.preferences import OWNED_FIELDS, check_losses
+from alignctl.methods.registry import Method
 
 METHOD = Method(
     name="dpo",
     summary="direct preference optimization: prefer chosen over rejected, near a reference",
+    when="the default for pairs; start from an SFT model of the same kind of answers",
     paper="https://arxiv.org/abs/2305.18290",
     data_kind="preferences",
     roles=("policy", "reference"),
+    stability="stable",
     config_class="trl.trainer.dpo_config:DPOConfig",
-    trainer="trl:DPOTrainer",
-    owned_fields=RUN_OWNED_FIELDS | {"padding_free": "TRL 1.16 ignores it"},
+    trainer="alignctl.trainers.dpo:DPOTrainer",
+    owned_fields=OWNED_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
+    check=check_losses,
 )

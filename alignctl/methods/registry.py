@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-DataKind = Literal["demonstrations", "preferences"]
-Role = Literal["policy", "reference"]
+from alignctl.errors import Problem
+
+DataKind = Literal["demonstrations", "preferences", "feedback"]
+Role = Literal["policy", "reference", "reward_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +26,16 @@ class Method:
     name: str
     """Key in recipes, in conf/method/ and in this table."""
     summary: str
+    when: str
+    """When to choose it, for people."""
     paper: str
     """URL of where the method comes from."""
     data_kind: DataKind
     """What one row of its data holds, see data/formats.py."""
     roles: tuple[Role, ...]
-    """Models it needs, in memory or as the adapter switched off."""
+    """Models it needs, the one it trains first. A reference may be the policy with its adapter switched off."""
+    stability: Literal["stable", "young"]
+    """Stable: a trainer that TRL keeps stable, and what alignctl adds. Young: the trainer is alignctl's own."""
     config_class: str
     """`"module:Class"` of the trainer's settings; its fields are the fields of a stage."""
     trainer: str
@@ -38,6 +44,12 @@ class Method:
     """Fields of the config class that a stage may not set, each with what to set instead."""
     key_metrics: tuple[str, ...]
     """What the live display shows beside the loss, under the trainer's names."""
+    check: Callable[[str, Mapping[str, Any]], Iterator[Problem]] | None
+    """Says which fields of a stage, given with its name, exclude each other; None where none do."""
+
+    @property
+    def trained(self) -> Role:
+        return self.roles[0]
 
 
 # Fields of transformers.TrainingArguments that belong to the run and not to a stage's recipe.

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alignctl.errors import Problem
 from alignctl.methods.registry import RUN_OWNED_FIELDS, Method
+
+
+def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    if stage.get("packing") and stage.get("max_length", 1024) is None:
+        yield Problem(f"`{name}.packing` needs `{name}.max_length`: the length of a packed row, in tokens")
+    if stage.get("assistant_only_loss") and stage.get("completion_only_loss"):
+        yield Problem(
+            f"`{name}.assistant_only_loss` and `{name}.completion_only_loss` exclude each other: the first is for "
+            "conversations, the second for prompt and completion",
+            f"set one of them to false, or `{name}.completion_only_loss=null` to let the rows decide",
+        )
+
 
 METHOD = Method(
     name="sft",
     summary="supervised fine-tuning: imitate demonstrations",
+    when="first, unless the model already answers in the form you want",
     paper="https://arxiv.org/abs/2203.02155",
     data_kind="demonstrations",
     roles=("policy",),
+    stability="stable",
     config_class="trl.trainer.sft_config:SFTConfig",
-    trainer="trl:SFTTrainer",
+    trainer="alignctl.trainers.sft:SFTTrainer",
     owned_fields=RUN_OWNED_FIELDS
     | {
         "chat_template_path": "use `model.chat_template`",
-        "eos_token": "it comes from the tokenizer",
+        "eos_token": "use `model.eos_token`",
         "dataset_text_field": "the text is found by alignctl, see `data.format`",
     },
     key_metrics=("mean_token_accuracy",),
+    check=_check,
 )

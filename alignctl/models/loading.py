@@ -1,10 +1,12 @@
-"""Loads tokenizers and models for the roles of a stage, and saves the finished one."""
+"""Loads tokenizers and models for the roles of a stage, puts adapters on, and saves the finished one."""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,15 +14,18 @@ from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
-from alignctl.config.schema import PEFT_CLASSES, ModelSettings
-from alignctl.errors import AlignctlError
-from alignctl.methods.registry import resolve
+from alignctl.config.schema import PEFT_CLASSES, QUANTIZED, ModelSettings
+from alignctl.errors import AlignctlError, RequestError
+from alignctl.methods.registry import Role, resolve
+from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
 
 
@@ -39,63 +44,150 @@ def load_tokenizer(
     tokenizer = _from_pretrained(AutoTokenizer, source, settings)
     if settings.chat_template:
         tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
+    if settings.eos_token:
+        if settings.eos_token not in tokenizer.get_vocab():
+            raise RequestError(
+                f"`model.eos_token={settings.eos_token}` is not a token of {source}",
+                f"its special tokens are {', '.join(tokenizer.all_special_tokens)}",
+            )
+        tokenizer.eos_token = settings.eos_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
+# The model class of a role, and the task that peft calls it by.
+_CLASSES: dict[Role, tuple[Any, str]] = {
+    "policy": (AutoModelForCausalLM, "CAUSAL_LM"),
+    "reference": (AutoModelForCausalLM, "CAUSAL_LM"),
+    "reward_model": (AutoModelForSequenceClassification, "SEQ_CLS"),
+}
+
+
 def load_model(
-    settings: ModelSettings, start: str | None, tokenizer: PreTrainedTokenizerBase, trains_all_weights: bool, seed: int
+    settings: ModelSettings,
+    role: Role,
+    start: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    peft: dict[str, Any],
+    seed: int,
 ) -> PreTrainedModel:
-    """Loads a causal language model, or makes one with random weights.
+    """Loads the model of a role, or makes one with random weights. A reward model has one output; where the checkpoint
+    has no head for it, the head starts at random.
 
     With `dtype: auto` the weights keep the checkpoint's type, unless all of them are trained: then they are float32,
     because small updates are lost in 16 bits (mixed precision comes from the stage's `bf16`).
+
+    Args:
+        start: Folder or Hub id of the weights; None for random ones.
+        peft: The section `peft` of the stage; a quantized type loads the weights in 4 bits.
     """
-    dtype = (
-        getattr(torch, settings.dtype) if settings.dtype != "auto" else torch.float32 if trains_all_weights else "auto"
-    )
-    options = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    model_class, _ = _CLASSES[role]
+    set_seed(seed)
+    options: dict[str, Any] = {"dtype": _dtype(settings, peft)}
+    if settings.attn_implementation:
+        options["attn_implementation"] = settings.attn_implementation
+    if role == "reward_model":
+        options["num_labels"] = 1
     if start is None:
-        assert settings.scratch is not None
-        set_seed(seed)
-        config = AutoConfig.for_model(
-            **settings.scratch["config"],
-            vocab_size=len(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype, **options)
-    return _from_pretrained(AutoModelForCausalLM, start, settings, dtype=dtype, use_safetensors=True, **options)
+        model = _from_scratch(model_class, settings, tokenizer, **options)
+    else:
+        if _is_quantized(peft):
+            options |= {"dtype": torch.bfloat16, "quantization_config": _four_bits()}
+        model = _from_pretrained(model_class, start, settings, use_safetensors=True, **options)
+    if role == "reward_model":
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # it scores the token before the padding
+    elif settings.eos_token:
+        model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+        model.generation_config.eos_token_id = end_tokens(model, tokenizer)
+    return model
 
 
-def build_peft_config(peft: dict[str, Any]) -> PeftConfig | None:
-    """The adapter of a section `peft`; None when all weights are trained."""
+def _dtype(settings: ModelSettings, peft: dict[str, Any]) -> Any:
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype)
+    return torch.float32 if PEFT_CLASSES[peft.get("type", "none")] is None or settings.scratch else "auto"
+
+
+def _is_quantized(peft: dict[str, Any]) -> bool:
+    return peft.get("type") in QUANTIZED
+
+
+def _four_bits() -> BitsAndBytesConfig:
+    """NF4 with double quantization, computing in bfloat16: arXiv:2305.14314, Sec. 3."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _from_scratch(
+    model_class: Any,
+    settings: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    num_labels: int | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    assert settings.scratch is not None
+    config = AutoConfig.for_model(
+        **settings.scratch["config"],
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **({} if num_labels is None else {"num_labels": num_labels}),
+    )
+    return model_class.from_config(config, **options)
+
+
+def build_peft_config(peft: dict[str, Any], role: Role) -> PeftConfig | None:
+    """The adapter of a section `peft` for a role; None when all weights are trained."""
     config_class = PEFT_CLASSES[peft.get("type", "none")]
     if config_class is None:
         return None
-    return resolve(config_class)(**{key: value for key, value in peft.items() if key != "type"}, task_type="CAUSAL_LM")
+    _, task = _CLASSES[role]
+    return resolve(config_class)(**{key: value for key, value in peft.items() if key != "type"}, task_type=task)
 
 
 def save_finished(
-    policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, adapter_dir: Path
+    trained: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    model_dir: Path,
+    adapter_dir: Path,
+    load_whole: Callable[[], PreTrainedModel],
+    facts: Mapping[str, Any],
 ) -> None:
-    """Saves a trained policy, whole or not at all, for `AutoModelForCausalLM.from_pretrained(model_dir)`.
+    """Saves a trained model, whole or not at all, for `from_pretrained(model_dir)` of its class.
 
     An adapter is saved by itself and then merged: the next stage starts from, and is compared with, the whole model.
+
+    Args:
+        load_whole: Gives the model under the adapter in 16 bits, where it was trained over 4: merging into those would
+            round the adapter away.
+        facts: JSON files to put beside the model's weights, by name.
     """
-    if isinstance(policy, PeftModel):
-        _publish(adapter_dir, policy, tokenizer)
-        policy = policy.merge_and_unload()
-    _publish(model_dir, policy, tokenizer)
+    if isinstance(trained, PeftModel):
+        _publish(adapter_dir, trained, tokenizer)
+        if getattr(trained, "is_loaded_in_4bit", False):
+            trained = PeftModel.from_pretrained(load_whole(), adapter_dir)
+        trained = trained.merge_and_unload()
+    _publish(model_dir, trained, tokenizer, facts)
 
 
-def _publish(folder: Path, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _publish(
+    folder: Path,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     staged = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staged, ignore_errors=True)
     model.save_pretrained(staged)
     tokenizer.save_pretrained(staged)
+    for name, content in facts.items():
+        (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for file in staged.rglob("*"):
         if file.is_file():
             file.chmod(0o644)  # safetensors writes for the owner only

@@ -70,10 +70,18 @@ class ProgressFile(TrainerCallback):
         self._first_step = 0
         self._started = self._written = 0.0
         self._last: dict[str, Any] | None = None
+        self._phase = ""
+        self._notices: list[str] = []
 
     def phase(self, name: str) -> None:
         """Says what the stage is doing when it is not training, and how training ended if it has."""
-        write_json(self._path, {"phase": name, "trained": self._last})
+        self._phase = name
+        write_json(self._path, {"phase": name, "notices": self._notices, "trained": self._last})
+
+    def notice(self, text: str) -> None:
+        """Tells people something about the stage that is not an error."""
+        self._notices.append(text)
+        self.phase(self._phase)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -110,6 +118,7 @@ class ProgressFile(TrainerCallback):
         left = state.max_steps - state.global_step
         self._last = {
             "phase": "training",
+            "notices": self._notices,
             "step": state.global_step,
             "max_steps": state.max_steps,
             "metrics": self._metrics,

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from alignctl.config.flat import flatten
-from alignctl.config.schema import PATHS
+from alignctl.config.schema import PATHS, ROLE_KEYS
 from alignctl.config.secrets import mask
 from alignctl.errors import RequestError
 from alignctl.plan.plan import RunPlan
@@ -21,15 +21,21 @@ from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
 
 
-def absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes the paths of files and folders that exist here independent of the current folder."""
-    absolute = dict(config)
+def absolute_paths(config: Mapping[str, Any], stages: Sequence[str] = ()) -> dict[str, Any]:
+    """Makes the paths of files and folders that exist here independent of the current folder.
+
+    Args:
+        stages: Names that mean a stage where a role's model is named, whatever folder is called so.
+    """
+    absolute, stages = dict(config), config.get("stages", stages)
     for key, node in config.items():
         if key in PATHS and isinstance(node, Mapping):
             paths = {name: _absolute(node[name]) for name in PATHS[key] if name in node}
             absolute[key] = dict(node) | paths
+        elif key in ROLE_KEYS and node not in stages:
+            absolute[key] = _absolute(node)
         elif isinstance(node, Mapping):
-            absolute[key] = absolute_paths(node)
+            absolute[key] = absolute_paths(node, stages)
     return absolute
 
 

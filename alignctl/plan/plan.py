@@ -24,7 +24,8 @@ class StagePlan:
     config: StageConfig
     start: str
     """Where its weights come from: a folder, a Hub id, or `random weights`."""
-    roles: tuple[str, ...]
+    roles: dict[str, str]
+    """The models it needs, the trained one first, and where the weights of each come from."""
     trained: str
     global_batch_size: int
     """Sequences (pairs for preferences) per optimizer step and device."""
@@ -58,17 +59,17 @@ def make_plan(config: Mapping[str, Any], recipe: str, run_dir: Path) -> RunPlan:
     stages: dict[str, StagePlan] = {}
     for name in config["stages"]:
         stage = stage_config(config, name)
-        upstream = stages[stage.start_from] if stage.start_from else None
+        upstream = [stages[other].fingerprint for other in (stage.start_from, *stage.roles_from.values()) if other]
         stages[name] = StagePlan(
             config=stage,
             start=_start(stage, paths),
-            roles=methods()[stage.method].roles,
+            roles={role: _source(stage, role, paths) for role in methods()[stage.method].roles},
             trained=_trained(stage.peft),
             global_batch_size=_per_device_batch_size(stage) * int(stage.trainer.get("gradient_accumulation_steps", 1)),
             command=(sys.executable, "-P", "-m", "alignctl.worker", str(run_dir), name),
             environment=_environment(stage),
             output=str(paths.stage(name).model),
-            fingerprint=stage_fingerprint(stage, upstream.fingerprint if upstream else None),
+            fingerprint=stage_fingerprint(stage, upstream),
         )
     return RunPlan(recipe, str(run_dir), tuple(stages.values()))
 
@@ -77,6 +78,13 @@ def _start(stage: StageConfig, paths: RunPaths) -> str:
     if stage.start_from:
         return str(paths.stage(stage.start_from).model)
     return stage.model.path or "random weights"
+
+
+def _source(stage: StageConfig, role: str, paths: RunPaths) -> str:
+    """Where the weights of a role come from: what the stage names for it, else the weights it starts with."""
+    if role in stage.roles_from:
+        return str(paths.stage(stage.roles_from[role]).model)
+    return stage.role_paths.get(role) or _start(stage, paths)
 
 
 def _trained(peft: Mapping[str, Any]) -> str:

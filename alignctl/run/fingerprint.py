@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from alignctl.config.stages import StageConfig
 _CHUNK = 2**20
 
 
-def stage_fingerprint(stage: StageConfig, upstream: str | None) -> str:
-    """A hash of everything a stage's result depends on: settings, local inputs, and the stage it starts from.
+def stage_fingerprint(stage: StageConfig, upstream: Sequence[str]) -> str:
+    """A hash of everything a stage's result depends on: settings, local inputs, and the stages it builds on.
 
     Data files count by content; checkpoint folders by the names, sizes and times of their files, because weights are
     too many bytes to read for this.
@@ -22,7 +23,7 @@ def stage_fingerprint(stage: StageConfig, upstream: str | None) -> str:
     settings = stage.to_dict()
     del settings["report_to"]  # changes nothing about the result
     inputs = {key: _identity(path) for key, path in stage.inputs.items()}
-    return _hash(json.dumps([settings, inputs, upstream], sort_keys=True).encode())
+    return _hash(json.dumps([settings, inputs, list(upstream)], sort_keys=True).encode())
 
 
 def file_digest(path: Path) -> str:

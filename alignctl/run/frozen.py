@@ -8,8 +8,8 @@ from alignctl.run.files import read_json
 from alignctl.run.paths import RunPaths
 
 
-def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, str | None]:
-    """A stage, and where its weights come from (None: random)."""
+def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, dict[str, str | None]]:
+    """A stage, and where the weights of each of its roles come from (None: random)."""
     stage = next(stage for stage in read_json(paths.plan)["stages"] if stage["config"]["name"] == name)
     config = StageConfig(
         **stage["config"]
@@ -20,7 +20,8 @@ def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, str | None]:
         }
     )
     from_scratch = config.start_from is None and config.model.path is None
-    return config, None if from_scratch else stage["start"]
+    random = stage["start"] if from_scratch else None
+    return config, {role: None if source == random else source for role, source in stage["roles"].items()}
 
 
 def frozen_fingerprints(paths: RunPaths) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""File names of a run directory. The only place that knows them. Torch-free, pure."""
+"""File names of a run directory. The only place that knows them, and the cache folder. Torch-free."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,3 +101,10 @@ class RunPaths:
 
     def stage(self, name: str) -> StagePaths:
         return StagePaths(self.root / name)
+
+
+def cache_dir() -> Path:
+    """What runs share and may be removed at any time: ALIGNCTL_CACHE, else alignctl/ in the user's cache folder."""
+    given = os.environ.get("ALIGNCTL_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given).expanduser() if given else home / "alignctl"

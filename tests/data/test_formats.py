@@ -56,6 +56,21 @@ CONVERTED = [
         {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
     ),
     (
+        "feedback",
+        {"prompt": "p", "completion": "c", "label": True},
+        {"prompt": "p", "completion": "c", "label": True},
+    ),
+    (
+        "feedback",
+        {"prompt": "p", "completion": [assistant("c")], "label": "False"},
+        {"prompt": [user("p")], "completion": [assistant("c")], "label": False},
+    ),
+    (
+        "messages_feedback",
+        {"messages": [user("p"), assistant("a")], "label": 0},
+        {"prompt": [user("p")], "completion": [assistant("a")], "label": False},
+    ),
+    (
         "messages",
         {"messages": [user("p"), assistant("a")]},
         {"messages": [user("p"), assistant("a")]},

@@ -48,8 +48,9 @@ def test_a_stage_is_read_back_as_it_was_frozen(tmp_path):
     config = config_of("recipe=quickstart", "dpo.beta=0.3")
     plan = make_plan(config, "quickstart", tmp_path)
     freeze(plan, config, ["alignctl", "train"])
-    assert read_stage(plan.paths, "dpo") == (stage_config(config, "dpo"), str(tmp_path / "sft" / "model"))
-    assert read_stage(plan.paths, "sft") == (stage_config(config, "sft"), None)
+    model = str(tmp_path / "sft" / "model")
+    assert read_stage(plan.paths, "dpo") == (stage_config(config, "dpo"), {"policy": model, "reference": model})
+    assert read_stage(plan.paths, "sft") == (stage_config(config, "sft"), {"policy": None})
     provenance = read_json(plan.paths.provenance)[0]
     assert provenance["packages"]["trl"].startswith("1.")
     assert provenance["command"] == ["alignctl", "train"]

@@ -1,0 +1,61 @@
+"""Lists the methods: what each needs and when to choose it. Torch-free."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from alignctl.data.formats import CONVERTIBLE, FORMATS, KINDS
+from alignctl.methods.registry import Method, methods
+
+_WIDTH = 100
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """The table of methods for `--json`: one object each."""
+    return [_describe(method) for method in methods().values()]
+
+
+def _describe(method: Method) -> dict[str, Any]:
+    kinds = [method.data_kind, *CONVERTIBLE.get(method.data_kind, ())]
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "when": method.when,
+        "data": method.data_kind,
+        "formats": {f.name: f.columns for f in FORMATS.values() if f.kind in kinds},
+        "models": list(method.roles),
+        "stability": method.stability,
+        "trainer": method.trainer,
+        "paper": method.paper,
+    }
+
+
+def render_methods() -> str:
+    """The table of methods for people, and what its words mean."""
+    blocks = []
+    for method in methods().values():
+        facts = {
+            "choose it": method.when,
+            "data": f"{method.data_kind}: {KINDS[method.data_kind]}",
+            "models": ", ".join(role.replace("_", " ") for role in method.roles),
+            "stability": method.stability,
+            "paper": method.paper,
+        }
+        blocks.append(f"{method.name}: {method.summary}\n" + "".join(_line(name, fact) for name, fact in facts.items()))
+    for kind in KINDS:
+        columns = (_line(f.name, f.columns, width=18) for f in FORMATS.values() if f.kind == kind)
+        blocks.append(f"columns of {kind}, one of\n" + "".join(columns))
+    return "\n".join([*blocks, _WORDS])
+
+
+_WORDS = """\
+A reference is a second copy of the model; with an adapter it is the policy with the adapter off, and with
+`precompute_ref_log_probs` it leaves memory before training.
+stable: a trainer that TRL keeps stable; young: alignctl's own trainer.
+"""
+
+
+def _line(name: str, fact: str, width: int = 10) -> str:
+    indent = " " * (width + 3)
+    return textwrap.fill(f"  {name:<{width}} {fact}", _WIDTH, subsequent_indent=indent, break_on_hyphens=False) + "\n"

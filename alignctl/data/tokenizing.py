@@ -1,0 +1,67 @@
+"""Rows as token ids, cut as the trainers cut them. Torch-free: works with any tokenizer that is passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from alignctl.data.formats import Messages, is_messages
+
+
+class Answer(NamedTuple):
+    """A completion after its prompt, as token ids; both have at least one."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+def tokenize_prompt(tokenizer: Any, prompt: str | Messages) -> list[int]:
+    """A prompt as a policy is asked it."""
+    if is_messages(prompt):
+        return _template_ids(tokenizer, prompt, add_generation_prompt=True)
+    return tokenizer(prompt)["input_ids"]
+
+
+def tokenize_completions(
+    tokenizer: Any, prompt: str | Messages, completions: Sequence[str | Messages]
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of a prompt and of completions to it, the way TRL's preference trainers make them.
+
+    Prompt and completion are tokenised together. A completion starts where they part from the prompt alone: templates
+    may write a prompt otherwise when an answer follows, and tokens may merge across the border. Plain text gets the end
+    token, messages what their template writes.
+    """
+    prompt_ids = tokenize_prompt(tokenizer, prompt)
+    if is_messages(prompt):
+        whole = [_template_ids(tokenizer, prompt + completion) for completion in completions]
+    else:
+        whole = [tokenizer(prompt + _ended(completion, tokenizer.eos_token))["input_ids"] for completion in completions]
+    start = min(_common_prefix(prompt_ids, ids) for ids in whole)
+    return prompt_ids[:start], [ids[start:] for ids in whole]
+
+
+def cut(prompt: list[int], completion: list[int], max_length: int | None, truncation_mode: str) -> Answer | None:
+    """An answer cut to a length, prompt and completion together; None where nothing of the completion is left.
+
+    Args:
+        truncation_mode: `keep_start` or `keep_end`.
+    """
+    ids, start = prompt + completion, len(prompt)
+    if max_length is not None and len(ids) > max_length:
+        dropped = len(ids) - max_length if truncation_mode == "keep_end" else 0
+        ids, start = ids[dropped:][:max_length], max(start - dropped, 0)
+    start = max(start, 1)  # the first token of all follows nothing, so it cannot be predicted
+    return Answer(ids[:start], ids[start:]) if start < len(ids) else None
+
+
+def _template_ids(tokenizer: Any, messages: Messages, **options: Any) -> list[int]:
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+
+
+def _ended(text: str, end: str) -> str:
+    return text if text.endswith(end) else text + end
+
+
+def _common_prefix(ids: list[int], others: list[int]) -> int:
+    """Number of leading tokens two sequences share."""
+    return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))

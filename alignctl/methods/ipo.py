@@ -1,0 +1,21 @@
+"""Identity preference optimization (Azar et al. 2023, Eq. 17): a squared loss with a finite target."""
+
+from __future__ import annotations
+
+from alignctl.methods.preferences import LOSS_FIELDS, OWNED_FIELDS, check_reference
+from alignctl.methods.registry import Method
+
+METHOD = Method(
+    name="ipo",
+    summary="identity preference optimization: move the log-ratios apart by a fixed amount",
+    when="pairs without noise, where DPO would push them apart without end",
+    paper="https://arxiv.org/abs/2310.12036",
+    data_kind="preferences",
+    roles=("policy", "reference"),
+    stability="young",
+    config_class="alignctl.trainers.ipo:IPOConfig",
+    trainer="alignctl.trainers.ipo:IPOTrainer",
+    owned_fields=OWNED_FIELDS | LOSS_FIELDS,
+    key_metrics=("rewards/accuracies", "rewards/margins"),
+    check=check_reference,
+)

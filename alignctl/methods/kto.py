@@ -1,0 +1,38 @@
+"""Kahneman-Tversky optimization (Ethayarajh et al. 2024, Eq. 7): labels of single completions, no pairs needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alignctl.errors import Problem
+from alignctl.methods.preferences import check_reference
+from alignctl.methods.registry import RUN_OWNED_FIELDS, Method
+
+
+def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    size = stage.get("per_device_train_batch_size", 8)
+    if stage.get("loss_type", "kto") == "kto" and isinstance(size, int) and size < 2:
+        yield Problem(
+            f"`{name}.per_device_train_batch_size={size}`: KTO estimates the KL divergence with the other completions "
+            "of a batch, so it needs 2 or more",
+            f"set `{name}.per_device_train_batch_size=2`, and `{name}.gradient_accumulation_steps` for the rest",
+        )
+    yield from check_reference(name, stage)
+
+
+METHOD = Method(
+    name="kto",
+    summary="Kahneman-Tversky optimization: labels of single completions, wanted or not",
+    when="thumbs up and down instead of pairs, also where one of them is rare",
+    paper="https://arxiv.org/abs/2402.01306",
+    data_kind="feedback",
+    roles=("policy", "reference"),
+    stability="stable",
+    config_class="alignctl.trainers.kto:KTOConfig",
+    trainer="alignctl.trainers.kto:KTOTrainer",
+    owned_fields=RUN_OWNED_FIELDS
+    | {"train_sampling_strategy": "KTO shuffles once: its KL estimate needs batches of a fixed order"},
+    key_metrics=("rewards/margins", "kl"),
+    check=_check,
+)

@@ -1,0 +1,21 @@
+"""Reward model (Bradley-Terry, as in Ouyang et al. 2022, Eq. 1), with TRL's RewardTrainer."""
+
+from __future__ import annotations
+
+from alignctl.methods.registry import RUN_OWNED_FIELDS, Method
+
+METHOD = Method(
+    name="reward",
+    summary="reward model: a score for a completion, learnt from pairs",
+    when="before PPO, to rank or filter answers, or to judge a policy",
+    paper="https://arxiv.org/abs/2203.02155",
+    data_kind="preferences",
+    roles=("reward_model",),
+    stability="stable",
+    config_class="trl.trainer.reward_config:RewardConfig",
+    trainer="trl:RewardTrainer",
+    owned_fields=RUN_OWNED_FIELDS
+    | {"chat_template_path": "use `model.chat_template`", "eos_token": "use `model.eos_token`"},
+    key_metrics=("accuracy", "margin"),
+    check=None,
+)

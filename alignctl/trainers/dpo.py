@@ -1,0 +1,11 @@
+"""TRL's DPOTrainer with its precomputed reference log-probabilities kept on disk."""
+
+from __future__ import annotations
+
+import trl
+
+from alignctl.trainers.reference_logps import CachedReferenceLogps
+
+
+class DPOTrainer(CachedReferenceLogps, trl.DPOTrainer):
+    """Direct preference optimization, arXiv:2305.18290."""

@@ -1,0 +1,93 @@
+"""Keeps precomputed reference log-probabilities on disk, so that a sweep over beta pays for them once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from alignctl.run.paths import cache_dir
+
+# Columns of the tokenised rows; whatever else a row has does not change its log-probabilities.
+_TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
+
+
+class CachedReferenceLogps:
+    """A mixin for TRL's preference trainers: what `_precompute_ref_logps` computes is looked up by content first.
+
+    The key is the content of the reference's weights and of the tokenised rows (so of data, template and tokenizer),
+    and the settings of length and precision. `notices` says for people what was done.
+    """
+
+    notices: list[str]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.notices = []
+        super().__init__(*args, **kwargs)
+        if self.precompute_ref_logps:
+            self.ref_model = None  # its work is done
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        model = self.ref_model or self.model
+        key = [_content_key(model, dataset, self.args)]
+        broadcast_object_list(key, from_process=0)
+        file = cache_dir() / "reference_logps" / f"{key[0]}.safetensors" if key[0] else None
+        columns = _read(file, len(dataset)) if file else None
+        if columns is None:
+            computed = super()._precompute_ref_logps(dataset, name, batch_size)
+            columns = {column: computed[column] for column in computed.column_names if column not in dataset.features}
+            if file and self.accelerator.is_main_process:
+                _write(file, {column: torch.tensor(list(values)) for column, values in columns.items()})
+            self.notices.append(
+                f"reference log-probabilities of the {name} rows: computed" + (" and kept" if file else "")
+            )
+            return computed
+        self.notices.append(f"reference log-probabilities of the {name} rows: found in {file}")
+        for column, values in columns.items():
+            dataset = dataset.add_column(column, values.tolist())
+        return dataset
+
+
+def _content_key(model: nn.Module, dataset: Dataset, args: Any) -> str | None:
+    """Hash of all that the log-probabilities depend on; None where the weights are not whole in this process."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if "lora_" in name:  # the reference is the model without its adapter
+            continue
+        if tensor.numel() == 0:  # a shard of ZeRO-3
+            return None
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for column in _TOKENS:
+        if column in dataset.features:
+            digest.update(column.encode())
+            for row in dataset.select_columns([column]):
+                digest.update(json.dumps(row[column]).encode())
+    settings = ("max_length", "truncation_mode", "ld_alpha", "bf16", "fp16")
+    digest.update(json.dumps([getattr(args, setting, None) for setting in settings]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _read(file: Path, rows: int) -> dict[str, torch.Tensor] | None:
+    """Columns of a file written before; None where there is none that can be used."""
+    try:
+        columns = load_file(file)
+    except (OSError, SafetensorError):
+        return None
+    return columns if all(len(values) == rows for values in columns.values()) else None
+
+
+def _write(file: Path, columns: dict[str, torch.Tensor]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_suffix(f".{os.getpid()}")
+    save_file(columns, staged)
+    staged.replace(file)

@@ -1,0 +1,37 @@
+"""SimPO: no reference; the reward is the mean log-probability of a completion's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trl.trainer.dpo_config import DPOConfig
+
+from alignctl.trainers.losses import simpo_losses
+from alignctl.trainers.pairs import Completions, PairLoss, PairTrainer
+
+
+@dataclass
+class SimPOConfig(DPOConfig):
+    """Settings of SimPO beside those of `trl.DPOConfig`."""
+
+    beta: float = 2.0
+    """Scales the reward, > 0: larger makes the loss look at small differences."""
+    gamma_beta_ratio: float = 0.5
+    """Target margin over beta, as papers publish it; gamma itself, TRL's `simpo_gamma`, is ratio * beta."""
+    sft_weight: float = 0.0
+    """Weight of the likelihood of the chosen completions beside the preference loss; TRL's `cpo_alpha`."""
+
+
+class SimPOTrainer(PairTrainer):
+    """Simple preference optimization, arXiv:2405.14734."""
+
+    has_reference = False
+
+    def pair_loss(self, chosen: Completions, rejected: Completions) -> PairLoss:
+        gamma = self.args.gamma_beta_ratio * self.beta
+        losses = simpo_losses(chosen.mean_logps, rejected.mean_logps, self.beta, gamma, self.args.label_smoothing)
+        rewards = self.beta * chosen.mean_logps, self.beta * rejected.mean_logps
+        loss = losses.mean()
+        if self.args.sft_weight:
+            loss = loss + self.args.sft_weight * chosen.nll
+        return PairLoss(loss, *rewards, metrics={"nll_loss": chosen.nll})
