@@ -91,7 +91,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         tokenizer,
         paths.model,
         paths.adapter,
-        load_whole=lambda: load_model(stage.model, method.trained, start, tokenizer, {}, stage.seed),
+        load_whole=lambda: load_model(stage.model, method.trained, start, tokenizer, {"type": "lora"}, stage.seed),
         facts=_facts(stage, trainer, tokenizer, rows, held_out, method),
     )
     _write_result(stage, paths, trainer.state.global_step, held_out, before, after)

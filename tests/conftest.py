@@ -43,6 +43,12 @@ def alignctl(tmp_path: Path):
 
 
 @pytest.fixture
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real data and a real model."""
     folder = SHARED / "data"

@@ -91,7 +91,7 @@ ALLOWED = {
     "launch": {"config", "errors", "plan", "run"},
     "models": {"config", "errors", "methods"},
     "monitor": {"run"},
-    "trainers": {"errors", "models", "run"},
+    "trainers": {"engine", "errors", "models", "run"},
     "stage": CONFIG_AND_TABLES | {"models", "monitor", "run", "trainers"},
     "worker": {"errors", "monitor", "run", "stage"},
     "cli": {"config", "data", "errors", "launch", "methods", "plan", "run"},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-_CHUNK = 2048  # positions per LM head projection: 1 GiB of float32 logits at a vocabulary of 128k
+from alignctl.engine.head import score_tokens
 
 
 @torch.no_grad()
@@ -37,40 +37,19 @@ def completion_logps(
         for i, index in enumerate(batch):
             input_ids[i, : len(rows[index])] = torch.tensor(rows[index])
             attention_mask[i, : len(rows[index])] = 1
-        hidden = _backbone(model)(
-            input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False
-        ).last_hidden_state
+        hidden = (
+            bare(model)
+            .base_model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False)
+            .last_hidden_state
+        )
         for i, index in enumerate(batch):
             first = len(prompts[index]) - 1  # the position that predicts the completion's first token
             length = len(completions[index])
             targets = torch.tensor(list(completions[index]), device=device)
-            logps[index] = _token_logps(model, hidden[i, first : first + length], targets).cpu()
+            logps[index] = score_tokens(bare(model), hidden[i, first : first + length], targets).logps.cpu()
     return logps
 
 
-def _token_logps(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """`hidden` `[positions, width]` and `targets` `[positions]` to log-probabilities `[positions]`, float32."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = base.get_output_embeddings()
-    pieces = [
-        _scaled(base, head(h)).float().log_softmax(-1).gather(-1, t.unsqueeze(-1)).squeeze(-1)
-        for h, t in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True)
-    ]
-    return torch.cat(pieces) if pieces else torch.empty(0)
-
-
-def _backbone(model: nn.Module) -> nn.Module:
-    """The model without its LM head; adapters stay active, because they live in its layers."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.base_model
-
-
-def _scaled(model: nn.Module, logits: Tensor) -> Tensor:
-    """What some architectures do to logits after the LM head (Cohere and Granite scale, Gemma 2 caps)."""
-    config = model.config.get_text_config()
-    if getattr(config, "logit_scale", None) is not None:
-        logits = logits * config.logit_scale
-    if getattr(config, "logits_scaling", None) is not None:
-        logits = logits / config.logits_scaling
-    cap = getattr(config, "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap is not None else logits
+def bare(model: nn.Module) -> nn.Module:
+    """The model of transformers inside a wrapper of peft; adapters stay active, because they live in its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

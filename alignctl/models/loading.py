@@ -164,8 +164,8 @@ def save_finished(
     An adapter is saved by itself and then merged: the next stage starts from, and is compared with, the whole model.
 
     Args:
-        load_whole: Gives the model under the adapter in 16 bits, where it was trained over 4: merging into those would
-            round the adapter away.
+        load_whole: Gives the weights under the adapter as the checkpoint has them, where it was trained over 4 bits:
+            merging into those would round the adapter away.
         facts: JSON files to put beside the model's weights, by name.
     """
     if isinstance(trained, PeftModel):

@@ -1,4 +1,4 @@
-"""Preference trainers with losses of our own, on the data path and the fused LM head of TRL's stable DPOTrainer.
+"""Preference trainers with losses of our own, on the data path of TRL's stable DPOTrainer.
 
 What of TRL is used here, and what a change there would break: the batch of its collator (chosen rows above rejected
 ones), `model(..., labels=, fused_lm_head=True).log_probs`, `compute_ref_log_probs`, and the metrics of `log`.
@@ -14,6 +14,8 @@ import torch
 import trl
 from torch import Tensor, nn
 from trl.trainer.dpo_config import DPOConfig
+
+from alignctl.trainers.head import ChunkedHead
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class PairLoss:
     """Scalars to log beside the usual ones."""
 
 
-class PairTrainer(trl.DPOTrainer):
+class PairTrainer(ChunkedHead, trl.DPOTrainer):
     """A DPOTrainer whose loss a subclass gives."""
 
     has_reference: bool

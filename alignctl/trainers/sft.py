@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, refused where the end of an answer is not among what it trains on."""
+"""TRL's SFTTrainer with our LM head, refused where the end of an answer is not among what it trains on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import trl
 
 from alignctl.models.template import check_end_is_trained
+from alignctl.trainers.head import ChunkedHead
 
 _ROWS = 100
 
 
-class SFTTrainer(trl.SFTTrainer):
+class SFTTrainer(ChunkedHead, trl.SFTTrainer):
     """Supervised fine-tuning."""
 
     def __init__(self, **kwargs: Any):

@@ -82,25 +82,113 @@ def test_win_rate_counts_ties_half():
     assert rate == pytest.approx((1 + 0.5 + 0 + 1) / 4)
 
 
-def test_preference_accuracy_by_hand():
-    from alignctl.config.schema import EvalSettings
+def test_preference_accuracy_by_hand(monkeypatch):
+    from alignctl.data.tokenizing import Answer
     from alignctl.evaluate import measure as module
-    from alignctl.evaluate.measure import Pairs
+    from alignctl.evaluate.held_out import Feedback, Pairs
 
-    class Sums(Pairs):
-        """Log-probabilities written out instead of computed."""
+    # Log-probabilities written out instead of computed: a "model" is a list of them, chosen before rejected.
+    monkeypatch.setattr(module, "_logps", lambda model, answers, batch_size: model)
+    answers = [Answer([1], [2])] * 4
+    policy = [-1.0, -5.0, -2.0, -9.0, -2.0, -4.0, -3.0, -8.0]
+    reference = [-1.0, -9.0, -2.0, -9.0, -1.0, -4.0, -3.5, -7.0]
 
-        def logps(self, model, batch_size):
-            return model
-
-    pairs = Sums([], [], [])
-    policy, reference = (
-        ([-1.0, -5.0, -2.0, -9.0], [-2.0, -4.0, -3.0, -8.0]),
-        ([-1.0, -9.0, -2.0, -9.0], [-1.0, -4.0, -3.5, -7.0]),
-    )
-
-    metrics = module._preferences(policy, lambda: nullcontext(reference), pairs, EvalSettings())
+    metrics = module._preferences(policy, lambda: nullcontext(reference), Pairs(answers, answers), 8)
     assert metrics["preference_accuracy"] == 2 / 4
     # rewards: chosen 0, 4, 0, 0; rejected -1, 0, 0.5, -1
     assert metrics["reward_accuracy"] == 3 / 4
-    assert not math.isnan(metrics["reward_accuracy"])
+
+    feedback = Feedback(answers * 2, [True] * 4 + [False] * 4)
+    # of 16 pairings of those rewards, 9 are in order and 3 are ties: 0 > -1, -1 three times; 4 > all; 0 = 0 three times
+    auc = module._label_auc(policy, lambda: nullcontext(reference), feedback, 8)
+    assert auc == (3 * (2 + 0.5) + 4) / 16
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "expected"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], [False, False, True, True], 1.0),
+        ([1.0, 2.0, 3.0, 4.0], [True, True, False, False], 0.0),
+        ([1.0, 1.0, 1.0], [True, False, True], 0.5),
+        ([0.1, 0.4, 0.35, 0.8], [False, False, True, True], 0.75),  # scikit-learn's documentation of roc_auc_score
+        ([1.0, 2.0], [True, True], 0.5),
+    ],
+)
+def test_area_under_curve(scores, labels, expected):
+    from alignctl.evaluate.measure import area_under_curve
+
+    assert area_under_curve(scores, labels) == expected
+
+
+def test_pairs_are_tokenised_as_trl_does(shared_data):
+    """On real rows: with a template, without one, and at every kind of cut."""
+    import json
+
+    import trl
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    from alignctl.data.formats import FORMATS
+    from alignctl.data.tokenizing import tokenize_completions
+    from alignctl.models.tokenizer import train_tokenizer
+
+    lines = (shared_data / "preference" / "hh_harmless_base" / "test.jsonl").read_text().splitlines()[:60]
+    talks = [FORMATS["hh_rlhf"].convert(json.loads(line)) for line in lines]
+    plain = [
+        {key: FORMATS["hh_rlhf"].as_text(part) if key == "prompt" else " " + part[-1]["content"] for key, part in row.items()}
+        for row in talks
+    ]
+    ours = train_tokenizer((m["content"] for row in talks for part in row.values() for m in part), 600)
+    stories = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260K")
+    for tokenizer, rows in ((ours, talks), (stories, plain)):
+        bare = object.__new__(trl.DPOTrainer)
+        bare._tokenizer = tokenizer
+        args = trl.DPOConfig(output_dir="unused", max_length=None, bf16=False)
+        theirs = trl.DPOTrainer._prepare_dataset(bare, Dataset.from_list(rows), tokenizer, args, "train")
+        for row, expected in zip(rows, theirs, strict=True):
+            prompt, (chosen, rejected) = tokenize_completions(tokenizer, row["prompt"], [row["chosen"], row["rejected"]])
+            assert [prompt, chosen, rejected] == [expected[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
+
+
+@pytest.mark.parametrize(
+    ("max_length", "mode", "expected"),
+    [
+        (None, "keep_start", ([1, 2, 3], [4, 5])),
+        (4, "keep_start", ([1, 2, 3], [4])),
+        (3, "keep_start", None),
+        (4, "keep_end", ([2, 3], [4, 5])),
+        (2, "keep_end", ([4], [5])),  # the first token of all cannot be predicted
+        (1, "keep_end", None),
+    ],
+)
+def test_cut(max_length, mode, expected):
+    from alignctl.data.tokenizing import cut
+
+    assert cut([1, 2, 3], [4, 5], max_length, mode) == expected
+
+
+def test_reward_statistics_by_hand():
+    """A "reward model" whose score is the last token before the padding."""
+    from types import SimpleNamespace
+
+    from alignctl.data.tokenizing import Answer
+    from alignctl.evaluate.held_out import Pairs
+    from alignctl.evaluate.reward_model import measure_reward_model, reward_statistics
+
+    class LastToken(torch.nn.Module):
+        device = torch.device("cpu")
+        config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(pad_token_id=0))
+
+        def forward(self, input_ids, attention_mask, use_cache):
+            last = attention_mask.sum(1, keepdim=True) - 1
+            return SimpleNamespace(logits=input_ids.gather(1, last).float())
+
+    pairs = Pairs(
+        chosen=[Answer([9], [9, 4]), Answer([9], [2]), Answer([9, 9], [9, 9, 6])],
+        rejected=[Answer([9], [1]), Answer([9], [9, 9, 3]), Answer([9], [2])],
+    )
+    model = LastToken()
+    assert measure_reward_model(model, pairs, batch_size=2) == {"accuracy": 2 / 3, "margin": (3 - 1 + 4) / 3}
+    statistics = reward_statistics(model, pairs, batch_size=4)
+    assert (statistics.mean, statistics.answers) == (3.0, 6)
+    assert statistics.std == pytest.approx(math.sqrt((1 + 1 + 9 + 4 + 0 + 1) / 6))  # of 4, 2, 6, 1, 3, 2

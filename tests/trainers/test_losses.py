@@ -45,7 +45,7 @@ def test_orpo_is_the_closed_form():
 
 def test_orpo_is_tunix_s():
     # google/tunix at c7d8950f, tests/sft/dpo/orpo_trainer_test.py (Apache-2.0): lambda 0.1, the likelihood of prompt and
-    # chosen completion, and there the odds ratio of sums instead of means; np.random.seed(0), -rand(8, 4).sum(1).
+    # chosen completion, and the odds ratio of sums where ours is of means; np.random.seed(0), -rand(8, 4).sum(1).
     chosen = tensor([-2.411649429368285, -2.3989091244503333, -2.6677242371623757, -1.6518065572860208], dtype=F64)
     rejected = tensor([-2.5010071421849336, -3.019785444988875, -1.8462176516550874, -1.9752995632794388], dtype=F64)
     likelihood = 3.423783505600131
@@ -66,6 +66,27 @@ def test_odds_of_certain_and_of_hopeless_completions_stay_finite():
 def test_ipo_is_zero_at_its_target():
     # inclusionAI/AReaL at 4aef98d8, tests/test_dpo.py (Apache-2.0): beta 0.1, so the log-ratios are to be 5 apart.
     close(ipo_losses(tensor([5.0], dtype=F64), tensor([0.0], dtype=F64), beta=0.1), [0.0])
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("normalize", ["tokens", "none"])
+def test_ipo_sums_or_means(small, normalize):
+    """Two completions of 2 and 4 tokens: log-ratios 1 and -2, or 1 / 2 and -2 / 4 per token; the target is 2.5."""
+    trainer = small.trainer("ipo", beta=0.2, normalize=normalize)
+    trainer.precompute_ref_logps = True
+    per_token = tensor([[-1.0, -1.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -1.0]], dtype=F64)
+    given = Given(torch.zeros(2, dtype=F64))
+    given._outputs.log_probs = per_token
+    ids = torch.ones(2, 5, dtype=torch.long)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": ids,
+        "completion_mask": tensor([[0, 1, 1, 0, 0], [0, 1, 1, 1, 1]]),
+        "ref_chosen_logps": tensor([-3.0], dtype=F64),
+        "ref_rejected_logps": tensor([-2.0], dtype=F64),
+    }
+    gap = 1 - (-2) if normalize == "none" else 1 / 2 - (-2 / 4)
+    close(trainer.compute_loss(given, inputs), (gap - 2.5) ** 2, 1e-12)
 
 
 def test_ipo_at_the_start():

@@ -1,0 +1,81 @@
+"""The LM head, run only at the positions whose tokens are scored, and in chunks: the full logits never exist.
+
+Knows no loss and no trainer; torch only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Logits that exist at a time: 64 MiB of float32 on a CPU, 512 MiB on a GPU, where larger pieces run faster.
+_LOGITS_CPU, _LOGITS_GPU = 2**24, 2**27
+
+
+class TokenScores(NamedTuple):
+    """What the head says of tokens, `[tokens]` each; all but `logps` without gradient."""
+
+    logps: Tensor
+    """Natural-log probabilities, float32."""
+    entropy: Tensor
+    """Of the distribution over the vocabulary, in nats."""
+    mean_logits: Tensor
+    is_top1: Tensor
+    """Whether the token is the most likely one."""
+    log_sum_sq_probs: Tensor
+    """Log of the chance that two draws agree."""
+
+
+def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor) -> TokenScores:
+    """Scores tokens from the last hidden states of the positions before them.
+
+    Logits are made again in the backward pass where they do not fit into one chunk.
+
+    Args:
+        model: A causal language model of transformers, without a wrapper around it.
+        hidden: `[tokens, width]`
+        targets: Token ids `[tokens]`.
+    """
+    head = model.get_output_embeddings()
+    chunk = max(
+        1, (_LOGITS_CPU if hidden.device.type == "cpu" else _LOGITS_GPU) // model.config.get_text_config().vocab_size
+    )
+    again = torch.is_grad_enabled() and len(hidden) > chunk
+    pieces = []
+    for part, tokens in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        if again:
+            pieces.append(checkpoint(_score, model, head, part, tokens, use_reentrant=False, preserve_rng_state=False))
+        else:
+            pieces.append(_score(model, head, part, tokens))
+    return TokenScores(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+
+
+def _score(model: nn.Module, head: nn.Module, hidden: Tensor, targets: Tensor) -> TokenScores:
+    logits = _scaled(model, head(hidden)).float()
+    normalizer = logits.logsumexp(-1)
+    logps = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - normalizer
+    with torch.no_grad():
+        log_probs = logits - normalizer.unsqueeze(-1)
+        probs = log_probs.exp()
+        return TokenScores(
+            logps,
+            entropy=-(probs * log_probs).sum(-1),
+            mean_logits=logits.mean(-1),
+            is_top1=logits.argmax(-1) == targets,
+            log_sum_sq_probs=probs.square_().sum(-1).log(),
+        )
+
+
+def _scaled(model: nn.Module, logits: Tensor) -> Tensor:
+    """What some architectures do to logits after the LM head: Cohere, Falcon-H1 and Granite scale, Gemma 2 caps."""
+    config = model.config.get_text_config()
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            logits = logits * getattr(config, name)
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits * scaling if config.model_type == "hyperclovax" else logits / scaling
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap is not None else logits

@@ -1,0 +1,55 @@
+"""The chunked head gives the numbers and gradients of the full logits."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.train
+
+
+def tiny(**options):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, **options
+    )
+    return AutoModelForCausalLM.from_config(config).double()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10, 100])
+@pytest.mark.parametrize("tied", [False, True])
+def test_numbers_and_gradients_whatever_the_chunk(monkeypatch, chunk, tied):
+    from alignctl.engine import head
+
+    monkeypatch.setattr(head, "_LOGITS_CPU", 64 * chunk)
+    model = tiny(tie_word_embeddings=tied)
+    ids = torch.randint(0, 64, (2, 6))
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1].reshape(10, 16)
+    scores = head.score_tokens(model, hidden, ids[:, 1:].reshape(10))
+    weights = torch.arange(1.0, 11.0)
+    (scores.logps * weights).sum().backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    model.zero_grad()
+    logits = model(input_ids=ids).logits[:, :-1].reshape(10, 64)
+    full = logits.log_softmax(-1)
+    logps = full.gather(1, ids[:, 1:].reshape(10, 1)).squeeze(1)
+    (logps * weights).sum().backward()
+    close = {"rtol": 1e-5, "atol": 1e-5}  # logits are float32 in the head
+    torch.testing.assert_close(scores.logps.double(), logps, **close)
+    torch.testing.assert_close(scores.entropy.double(), -(full.exp() * full).sum(-1), **close)
+    torch.testing.assert_close(scores.mean_logits.double(), logits.mean(-1), **close)
+    torch.testing.assert_close(scores.log_sum_sq_probs.double(), (2 * full).logsumexp(-1), **close)
+    assert (scores.is_top1 == (logits.argmax(-1) == ids[:, 1:].reshape(10))).all()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_no_tokens_give_no_scores_and_keep_the_graph():
+    from alignctl.engine.head import score_tokens
+
+    model = tiny()
+    hidden = torch.zeros(0, 16, dtype=torch.double, requires_grad=True)
+    scores = score_tokens(model, hidden, torch.zeros(0, dtype=torch.long))
+    assert scores.logps.shape == (0,)
+    scores.logps.sum().backward()

@@ -1,0 +1,47 @@
+"""Runs stages in this process, from a request to a result: what the command does, without starting workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from alignctl.config.checks import find_problems
+from alignctl.config.compose import compose, read_request
+from alignctl.errors import RequestError
+from alignctl.monitor.stopping import StopSignal
+from alignctl.plan.freeze import absolute_paths, freeze
+from alignctl.plan.plan import make_plan
+from alignctl.run.frozen import read_stage
+
+
+class NeverStops(StopSignal):
+    """A signal that is never given; the test process keeps its own handlers."""
+
+    def __init__(self) -> None:
+        self.requested = self.waits = False
+
+
+def run_stages(run_dir: Path, *arguments: str) -> Path:
+    """Composes, checks, plans, freezes and runs a recipe; returns the run directory.
+
+    Raises:
+        AlignctlError: As the command would say it.
+    """
+    from alignctl.stage import run_stage
+
+    request = read_request(arguments)
+    config, problems = compose(request)
+    if problems := problems + find_problems(config):
+        raise RequestError.from_problems(problems)
+    plan = make_plan(absolute_paths(config), request.recipe.name, run_dir.resolve())
+    freeze(plan, config, ["alignctl", "train"])
+    for name in config["stages"]:
+        stage, weights = read_stage(plan.paths, name)
+        run_stage(stage, weights, plan.paths.stage(name), NeverStops())
+    return run_dir
+
+
+def read(path: Path):
+    """The content of a .json file, or the rows of a .jsonl file."""
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)

@@ -1,0 +1,44 @@
+"""Our head under TRL's trainers is TRL's own to float noise, and leaves everything else of the model as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from trl.trainer.utils import add_fused_lm_head
+
+from alignctl.trainers.head import _put_head_on
+
+pytestmark = pytest.mark.train
+
+
+def test_the_same_scores_as_trl_s_head(small):
+    ours, theirs = small.model, small.model
+    fields = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
+    add_fused_lm_head(theirs, outputs=fields)
+    add_fused_lm_head(ours)  # as TRL's trainers do before ours is put on top
+    _put_head_on(ours)
+    ids = torch.randint(4, 300, (3, 12))
+    labels = ids.masked_fill(torch.rand(3, 12) < 0.4, -100)
+    found, expected = (model(input_ids=ids, labels=labels, fused_lm_head=True) for model in (ours, theirs))
+    for field in (*fields, "loss", "label_mask"):
+        torch.testing.assert_close(getattr(found, field), getattr(expected, field), rtol=1e-5, atol=1e-6)
+
+
+def test_the_plain_forward_stays(small):
+    model, plain = small.model, small.model
+    _put_head_on(model)
+    ids = torch.randint(4, 300, (2, 7))
+    torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, plain(input_ids=ids, labels=ids).loss)
+    torch.testing.assert_close(
+        model.generate(ids, max_new_tokens=3, do_sample=False), plain.generate(ids, max_new_tokens=3, do_sample=False)
+    )
+
+
+def test_put_on_once(small):
+    trainer = small.trainer("dpo")
+    forward = copy.copy(trainer.model.forward)
+    trainer._put_heads_on()
+    assert trainer.model.forward == forward
+    assert trainer.ref_model._has_chunked_head

@@ -1,0 +1,78 @@
+"""No method holds the logits of a whole batch: peak memory of one optimizer step with a vocabulary of 128k."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from alignctl.methods.registry import methods
+
+pytestmark = pytest.mark.train
+
+VOCABULARY, LENGTH, SEQUENCES = 128_256, 256, 8
+FULL_LOGITS = SEQUENCES * LENGTH * VOCABULARY * 4  # bytes in float32: 1.05 GB
+
+# In a process of its own: the peak of one step, less what was there before it, in bytes.
+STEP = """
+import resource, sys
+from pathlib import Path
+from tests.trainers.conftest import Small, rows_of
+name, folder, length, sequences, vocabulary = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+from datasets import Dataset
+from transformers import LlamaForCausalLM, AutoModelForSequenceClassification
+import torch
+small = Small(Path(folder))
+config = small.config()
+config.vocab_size, config.max_position_embeddings = vocabulary, 2 * length
+config.num_labels = 1
+a = len(small.tokenizer(" dog")["input_ids"])
+long = " dog" * ((length - 8) // a)
+prompt = [{"role": "user", "content": "hi"}]
+def said(text):
+    return [{"role": "assistant", "content": text}]
+from alignctl.methods.registry import methods
+method = methods()[name]
+row = {
+    "demonstrations": {"prompt": prompt, "completion": said(long)},
+    "preferences": {"prompt": prompt, "chosen": said(long), "rejected": said("b" + long)},
+    "feedback": {"prompt": prompt, "completion": said(long), "label": True},
+}[method.data_kind]
+count = sequences // 2 if method.data_kind == "preferences" else sequences
+rows = [dict(row) for _ in range(count)]
+if method.data_kind == "feedback":
+    rows = [dict(row, label=i % 2 == 0) for i, row in enumerate(rows)]
+if method.trained == "reward_model":
+    model = AutoModelForSequenceClassification.from_config(config)
+    length = None
+else:
+    model = LlamaForCausalLM(config)
+more = {"loss_type": ["sigmoid", "sft"]} if name == "dpo" else {}
+roles = {"ref_model": LlamaForCausalLM(config)} if "reference" in method.roles else {}
+from alignctl.methods.registry import resolve
+args = small.arguments(
+    resolve(method.config_class), per_device_train_batch_size=count, max_length=length, max_steps=1,
+    gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, **more,
+)
+trainer = resolve(method.trainer)(
+    model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=small.tokenizer, **roles
+)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+trainer.train()
+print("PEAK", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_one_step_stays_below_half_of_the_full_logits(tmp_path, name, root):
+    done = subprocess.run(
+        [sys.executable, "-c", STEP, name, str(tmp_path), *map(str, (LENGTH, SEQUENCES, VOCABULARY))],
+        cwd=root, env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    peak = int(done.stdout.rpartition("PEAK")[2])
+    print(f"{name}: {peak / 2**20:,.0f} MiB above what was loaded; full logits {FULL_LOGITS / 2**20:,.0f} MiB")
+    assert peak < FULL_LOGITS / 2
