@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from alignctl.config.schema import MISSING, QUANTIZED
-from alignctl.config.stages import merged_section
+from alignctl.config.stages import first_stage, merged_section
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.value_checks import check_choice, check_value, method_of
-from alignctl.data.formats import FORMATS, detect_format
+from alignctl.data.formats import FORMATS, BadRow, detect_format, is_messages
 from alignctl.data.sources import BUILTIN_SOURCES, FILE_SUFFIXES, is_hub_id, peek_rows
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method
@@ -88,9 +89,10 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     if problems := list(check_choice(f"{where}.format", row_format, ["auto", *FORMATS])):
         yield from problems
         return
+    template = _has_chat_template(config, name)
     for key in ("path", "eval_path"):
         if isinstance(data.get(key), str) and data[key] != MISSING:
-            yield from _rows(f"{where}.{key}", data[key], row_format, method)
+            yield from _rows(f"{where}.{key}", data[key], row_format, method, template)
     if data.get("eval_split") and isinstance(data.get("path"), str) and not is_hub_id(data["path"]):
         yield Problem(f"`{where}.eval_split` is for Hub data sets", f"give the held-out file as `{where}.eval_path`")
 
@@ -117,8 +119,23 @@ def _scratch(scratch: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("`model.scratch.config.model_type` must be given", "for example `llama`")
 
 
-def _rows(where: str, path: str, row_format: str, method: Method) -> Iterator[Problem]:
-    """Whether a source of rows exists and its first row suits the method."""
+def _has_chat_template(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the tokenizer of a stage has a chat template, as far as it is on this machine; else it is believed to."""
+    model = merged_section(config, first_stage(config, name), "model")
+    model |= {key: value for key, value in merged_section(config, name, "model").items() if key != "path"}
+    source = model.get("tokenizer") or model.get("path")
+    if model.get("chat_template") or not isinstance(source, str):
+        return True
+    settings = Path(source).expanduser() / "tokenizer_config.json"
+    try:
+        described = json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return "chat_template" in described or settings.with_name("chat_template.jinja").is_file()
+
+
+def _rows(where: str, path: str, row_format: str, method: Method, has_template: bool) -> Iterator[Problem]:
+    """Whether a source of rows exists, its first row suits the method, and the tokenizer can write it."""
     if path in BUILTIN_SOURCES or is_hub_id(path):
         return
     file = Path(path).expanduser()
@@ -131,6 +148,17 @@ def _rows(where: str, path: str, row_format: str, method: Method) -> Iterator[Pr
     else:
         try:
             if rows := peek_rows(file):
-                detect_format(rows, method.data_kind, row_format)
+                found = detect_format(rows, method.data_kind, row_format)
+                if (
+                    not has_template
+                    and found.as_text is None
+                    and any(map(is_messages, found.convert(rows[0]).values()))
+                ):
+                    yield Problem(
+                        f"`{where}={path}` holds conversations, but the tokenizer has no chat template",
+                        "give one with `model.chat_template=FILE` (Jinja), or start from a chat model",
+                    )
+        except (BadRow, KeyError):
+            pass  # the first row cannot be used; the worker says which cannot
         except ValueError as error:
             yield Problem(f"`{where}={path}`: {error}")

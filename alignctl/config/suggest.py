@@ -34,9 +34,13 @@ ALIASES = {
     "base_model": "path",
     "torch_dtype": "dtype",
     "dataset": "path",
+    "simpo_gamma": "gamma_beta_ratio",
+    "cpo_alpha": "sft_weight",
+    "reward_model_path": "reward_model",
+    "ref_model": "reference",
     "train_files": "path",
 }
-NOTES = {"warmup_ratio": "below 1 it is a share of all steps"}
+NOTES = {"simpo_gamma": "gamma divided by beta", "warmup_ratio": "below 1 it is a share of all steps"}
 
 
 def closest(name: str, options: Iterable[str], count: int = 3) -> list[str]:

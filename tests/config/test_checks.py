@@ -1,11 +1,16 @@
 """Wrong requests: exit code 2, the key named, a hint; several mistakes together."""
 
+import json
+
 import pytest
 
 from alignctl.config.checks import find_problems
 from alignctl.config.compose import compose, read_request
+from alignctl.plan.freeze import absolute_paths
+from alignctl.plan.plan import make_plan
 
 DPO, SFT_DPO, LOCAL = "recipe=dpo_llama3", "recipe=sft_dpo_llama3", "recipe=dpo_local"
+SIMPO, KTO, RM = "recipe=sft_simpo_quickstart", "recipe=sft_kto_quickstart", "recipe=sft_rm_quickstart"
 
 # Arguments, and what the message must say.
 BAD = [
@@ -115,6 +120,42 @@ BAD = [
     ([DPO, "model.tokenizer=./nope"], ["`model.tokenizer=./nope`"]),
     ([DPO, "eval=quickstart"], ["can only judge prompts of `builtin:quickstart`"]),
     (["recipe=quickstart", "dpo.max_length=1000"], ["`dpo.max_length=1000`", "256 tokens"]),
+    # methods and roles
+    ([DPO, "dpo.loss_type=exo_pair"], ["`exo_pair` needs `dpo.label_smoothing`", "`dpo.label_smoothing=0.001`"]),
+    ([DPO, "dpo.loss_type=robust", "dpo.label_smoothing=0.5"], ["`robust` needs `dpo.label_smoothing` from 0"]),
+    ([DPO, "dpo.loss_type=aot", "dpo.use_weighting=true"], ["`dpo.use_weighting` and the loss `aot`"]),
+    ([DPO, "dpo.loss_type=nca_pair", "dpo.f_divergence_type=forward_kl"], ["not defined for the loss nca_pair"]),
+    ([DPO, "dpo.sync_ref_model=true"], ["`dpo.sync_ref_model` needs a reference of its own"]),
+    (
+        [DPO, "peft=none", "dpo.sync_ref_model=true", "dpo.precompute_ref_log_probs=true"],
+        ["`dpo.sync_ref_model` and `dpo.precompute_ref_log_probs` exclude each other"],
+    ),
+    ([DPO, "dpo.gamma_beta_ratio=0.5"], ["unknown key `dpo.gamma_beta_ratio`"]),
+    ([DPO, "peft.target_modules=[q_proj,lm_head]"], ["`peft.target_modules` names `lm_head`"]),
+    ([DPO, "dpo.optim=paged_adamw_8bitt"], ["`dpo.optim`"]),
+    ([DPO, "dpo.data.max_too_long=-1"], ["`dpo.data.max_too_long` must be at least 0"]),
+    ([DPO, "dpo.data.margin=5"], ["`dpo.data.margin` must be"]),
+    ([SIMPO, "simpo.loss_type=sigmoid"], ["`simpo.loss_type` is not a stage's to set", "use the method `dpo`"]),
+    ([SIMPO, "simpo.precompute_ref_log_probs=true"], ["`simpo.precompute_ref_log_probs`", "no reference"]),
+    ([SIMPO, "simpo.reference=sft"], ["`simpo.reference` would have no effect", "simpo has no reference"]),
+    ([SIMPO, "simpo.simpo_gamma=1.6"], ["`simpo.simpo_gamma`", "`simpo.gamma_beta_ratio`", "gamma divided by beta"]),
+    ([SIMPO, "simpo.gamma_beta_ratio=0"], ["`simpo.gamma_beta_ratio` must be greater than 0"]),
+    (["recipe=orpo_quickstart", "orpo.label_smoothing=0.1"], ["`orpo.label_smoothing` is not a stage's to set"]),
+    (["recipe=sft_ipo_quickstart", "ipo.normalize=length"], ["`ipo.normalize` must be one of tokens, none"]),
+    ([KTO, "kto.per_device_train_batch_size=1"], ["needs 2 or more", "`kto.per_device_train_batch_size=2`"]),
+    ([KTO, "kto.train_sampling_strategy=random"], ["`kto.train_sampling_strategy` is not a stage's to set"]),
+    ([KTO, "kto.desirable_weight=0"], ["`kto.desirable_weight` must be greater than 0"]),
+    ([KTO, "kto.reference=stf"], ["`kto.reference=stf`", "no such folder"]),
+    ([KTO, "kto.reference=kto"], ["a stage cannot start from itself"]),
+    ([KTO, "kto.reward_model=sft"], ["`kto.reward_model` would have no effect"]),
+    ([RM, "rm.loss_type=x"], ["unknown key `rm.loss_type`"]),
+    ([RM, "sft.from=rm", "stages=[rm,sft]", "rm.from=null"], ["`rm` trains a reward model, and a policy is needed"]),
+    (["recipe=quickstart", "sft.packing=true", "sft.max_length=null"], ["`sft.packing` needs `sft.max_length`"]),
+    (
+        ["recipe=quickstart", "sft.assistant_only_loss=true", "sft.completion_only_loss=true"],
+        ["`sft.assistant_only_loss` and `sft.completion_only_loss` exclude each other"],
+    ),
+    (["recipe=quickstart", "peft=qlora"], ["`peft.type=qlora` holds the weights of a checkpoint in 4 bits"]),
     # what Hydra refuses, beside what we do
     ([DPO, "~dpo.nothere", "dpo.learning_rte=1", "model=nope"], ["`~dpo.nothere`", "`dpo.learning_rte`", "`nope`"]),
     ([DPO, "+dpo.beta=0.3", "dpo.lr=1"], ["`+dpo.beta=0.3`", "`dpo.lr`"]),
@@ -181,3 +222,77 @@ def test_a_field_of_trl_the_recipe_does_not_list_is_accepted():
     config, problems = compose(read_request([DPO, "dpo.ld_alpha=0.5", "dpo.rpo=1"]))
     messages = [problem.message for problem in problems + find_problems(config)]
     assert messages == ["unknown key `dpo.rpo`"]
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+LABELLED = {"prompt": "p", "completion": "a", "label": True}
+FOR_PAIRS = "`dpo`, `ipo`, `kto`, `orpo`, `reward` or `simpo`"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "row", "expected"),
+    [
+        (
+            "dpo_local",
+            LABELLED,
+            ["`prompt`, `completion`, `label`", "no preferences (two completions of each prompt", "method `kto`"],
+        ),
+        ("sft_local", PAIR, ["no demonstrations (answers to imitate)", FOR_PAIRS]),
+        ("kto_local", {"prompt": "p", "completion": "a"}, ["no feedback (single completions", "method `sft`"]),
+        ("reward_local", {"question": "p"}, ["the columns `question`", "Formats: hh_rlhf"]),
+    ],
+)
+def test_rows_for_another_method_name_it(tmp_path, capsys, recipe, row, expected):
+    from alignctl.cli.main import main
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(SystemExit) as exited:
+        main(["train", f"recipe={recipe}", "model.path=owner/model", f"data.path={file}", "--dry-run"])
+    assert exited.value.code == 2
+    said = capsys.readouterr().err
+    for words in expected:
+        assert words in said, said
+
+
+@pytest.mark.parametrize("row_format", ["auto", "preference"])
+def test_pairs_do_for_kto(tmp_path, row_format):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(PAIR) + "\n")
+    request = read_request(["recipe=kto_local", "model.path=a/b", f"data.path={file}", f"data.format={row_format}"])
+    assert find_problems(compose(request)[0]) == []
+
+
+def test_conversations_and_a_checkpoint_without_template_are_told_apart(tmp_path):
+    """Both are on this machine, so the check can see it before a worker starts."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "tokenizer_config.json").write_text("{}")
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]}))
+    arguments = ["recipe=sft_local", f"model.path={model}", f"data.path={file}"]
+    (problem,) = find_problems(compose(read_request(arguments))[0])
+    assert "has no chat template" in problem.message
+    assert "`model.chat_template=FILE`" in problem.hint
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    assert find_problems(compose(read_request([*arguments, f"model.chat_template={template}"]))[0]) == []
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    assert find_problems(compose(read_request(arguments))[0]) == []
+
+
+def test_a_role_may_be_a_stage_or_a_checkpoint(tmp_path, monkeypatch):
+    """`reference: sft` means the stage, whatever folder is called so."""
+    (tmp_path / "sft").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config, problems = compose(read_request([KTO, "kto.from=null", "kto.reference=sft"]))
+    assert problems + find_problems(config) == []
+    plan = make_plan(absolute_paths(config), "mine", tmp_path / "run")
+    assert plan.stages[1].roles == {"policy": "random weights", "reference": str(tmp_path / "run" / "sft" / "model")}
+    other, _ = compose(read_request([KTO, "kto.reference=owner/model"]))
+    assert find_problems(other) == []
+    changed = make_plan(absolute_paths(other), "mine", tmp_path / "run")
+    assert changed.stages[1].roles["reference"] == "owner/model"
+    assert changed.stages[1].environment.get("HF_HUB_OFFLINE") is None  # it is fetched from the Hub
+    assert changed.stages[1].fingerprint != plan.stages[1].fingerprint

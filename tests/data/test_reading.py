@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from alignctl.config.schema import DataSettings
-from alignctl.data.reading import as_plain_text, read_split
+from alignctl.data.reading import as_plain_text, read_split, unpaired
 from alignctl.errors import RequestError
 
 pytestmark = pytest.mark.train  # the datasets library takes seconds to import
@@ -156,3 +156,57 @@ def test_settings_are_not_changed():
     before = replace(settings)
     read_split(settings, "preferences", seed=0)
     assert settings == before
+
+
+def test_real_feedback(shared_data):
+    votes, _ = read(shared_data / "kto" / "oasst_en100" / "votes_train.jsonl", "feedback")
+    assert votes.ledger.format == "feedback"
+    assert set(votes.dataset.column_names) == {"prompt", "completion", "label"}
+    assert set(votes.dataset["label"]) == {True, False}
+    mix, _ = read(shared_data / "kto" / "llamafactory_kto_en_demo.jsonl", "feedback", eval_rows=0)
+    assert mix.ledger.format == "messages_feedback"
+    assert mix.ledger.kept == 300
+    assert mix.dataset[0]["completion"][0]["role"] == "assistant"
+
+
+def test_pairs_are_taken_apart_for_methods_that_need_labels(tmp_path):
+    pairs, _ = read(write(tmp_path / "rows.jsonl", PAIRS), "feedback", eval_rows=2)
+    assert pairs.format.kind == "preferences"  # still pairs: what is held out is measured as pairs
+    single = unpaired(pairs)
+    assert len(single.dataset) == 2 * len(pairs.dataset)
+    assert single.dataset[0] == {
+        "prompt": pairs.dataset[0]["prompt"],
+        "completion": pairs.dataset[0]["chosen"],
+        "label": True,
+    }
+    assert single.dataset[1]["completion"] == pairs.dataset[0]["rejected"]
+    assert sum(single.dataset["label"]) == len(pairs.dataset)
+
+
+def test_labels_that_are_none_are_skipped(tmp_path):
+    rows = [{"prompt": "p", "completion": f"c{i}", "label": label} for i, label in enumerate([True, False, None, True])]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), "feedback", eval_rows=0)
+    assert train.dataset["label"][:] == [True, False, True]
+    assert train.ledger.skipped == {3: "the column 'label' is missing or empty"}
+
+
+@pytest.mark.parametrize(
+    ("margin", "expected"),
+    [(None, [0.5, 2.0]), ("margin", [0.5, 2.0]), ("score", [4.0, 1.0]), (["score", "margin"], [3.5, -1.0])],
+)
+def test_margins_come_from_columns(tmp_path, margin, expected):
+    rows = [row | {"margin": m, "score": s} for row, m, s in zip(PAIRS, (0.5, 2.0), (4.0, 1.0), strict=False)]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0, margin=margin)
+    assert train.dataset["margin"][:] == expected
+
+
+def test_a_margin_that_is_not_there_or_no_number_is_told(tmp_path):
+    file = write(
+        tmp_path / "rows.jsonl", [row | {"score": text} for row, text in zip(PAIRS, ("1.5", "high"), strict=False)]
+    )
+    with pytest.raises(RequestError, match="`data.margin` names the column `scores`") as refused:
+        read(file, margin="scores")
+    assert "prompt, chosen, rejected, score" in refused.value.problems[0].hint
+    train, _ = read(file, eval_rows=0, margin="score")
+    assert train.dataset["margin"][:] == [1.5]
+    assert "the margin is not a number" in train.ledger.skipped[2]

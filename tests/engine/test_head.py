@@ -11,7 +11,13 @@ def tiny(**options):
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "llama", vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, **options
+        "llama",
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        **options,
     )
     return AutoModelForCausalLM.from_config(config).double()
 

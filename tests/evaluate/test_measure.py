@@ -135,7 +135,10 @@ def test_pairs_are_tokenised_as_trl_does(shared_data):
     lines = (shared_data / "preference" / "hh_harmless_base" / "test.jsonl").read_text().splitlines()[:60]
     talks = [FORMATS["hh_rlhf"].convert(json.loads(line)) for line in lines]
     plain = [
-        {key: FORMATS["hh_rlhf"].as_text(part) if key == "prompt" else " " + part[-1]["content"] for key, part in row.items()}
+        {
+            key: FORMATS["hh_rlhf"].as_text(part) if key == "prompt" else " " + part[-1]["content"]
+            for key, part in row.items()
+        }
         for row in talks
     ]
     ours = train_tokenizer((m["content"] for row in talks for part in row.values() for m in part), 600)
@@ -146,7 +149,9 @@ def test_pairs_are_tokenised_as_trl_does(shared_data):
         args = trl.DPOConfig(output_dir="unused", max_length=None, bf16=False)
         theirs = trl.DPOTrainer._prepare_dataset(bare, Dataset.from_list(rows), tokenizer, args, "train")
         for row, expected in zip(rows, theirs, strict=True):
-            prompt, (chosen, rejected) = tokenize_completions(tokenizer, row["prompt"], [row["chosen"], row["rejected"]])
+            prompt, (chosen, rejected) = tokenize_completions(
+                tokenizer, row["prompt"], [row["chosen"], row["rejected"]]
+            )
             assert [prompt, chosen, rejected] == [expected[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
 
 

@@ -1,0 +1,70 @@
+"""`alignctl methods`, and that the table, conf/method/, the pages and the recipes agree."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from alignctl.config.compose import CONF_DIR, list_recipes
+from alignctl.config.trl_fields import config_fields
+from alignctl.methods.registry import methods
+
+NAMES = ["dpo", "ipo", "kto", "orpo", "reward", "sft", "simpo"]
+
+
+def test_lists_every_method_with_what_it_needs(alignctl):
+    done = alignctl("methods")
+    assert done.code == 0
+    for name in NAMES:
+        assert f"\n{name}: " in "\n" + done.out
+    assert "messages; label: true or false" in done.out
+    assert max(map(len, done.out.splitlines())) <= 110
+
+
+def test_json(alignctl):
+    rows = {row["name"]: row for row in json.loads(alignctl("methods", "--json").out)}
+    assert sorted(rows) == NAMES
+    assert rows["kto"]["models"] == ["policy", "reference"]
+    assert set(rows["kto"]["formats"]) >= {"feedback", "preference"}
+    assert rows["simpo"]["models"] == ["policy"]
+    assert rows["orpo"]["stability"] == "young"
+    assert all(row["when"] and row["paper"].startswith("https://") for row in rows.values())
+
+
+def test_one_yaml_a_method():
+    assert sorted(methods()) == NAMES == sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_describes_it(name, root):
+    assert re.search(rf"^\| `{name}` \|", (root / "docs" / "methods.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fields_that_a_stage_may_not_set_are_fields(name):
+    """When TRL drops one, it must go from our table too."""
+    method = methods()[name]
+    inherited = {"deepspeed", "fsdp", "fsdp_config", "enable_jit_checkpoint"}
+    assert set(method.owned_fields) - set(config_fields(method.config_class)) - inherited <= {
+        "trust_remote_code",
+        "pad_token",
+    }
+
+
+def test_every_pipeline_has_a_recipe_for_a_laptop_and_one_for_llama():
+    names = {recipe.name for recipe in list_recipes()}
+    for pipeline in ("sft_dpo", "sft_rm", "sft_kto", "orpo", "sft_simpo"):
+        assert {f"{pipeline}_quickstart", f"{pipeline}_llama3"} <= names
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("name", NAMES)
+def test_trainer_and_config_can_be_resolved(name):
+    from alignctl.methods.registry import resolve
+
+    method = methods()[name]
+    config = resolve(method.config_class)(output_dir="unused", bf16=False)
+    assert set(config_fields(method.config_class)) <= set(vars(config)), "the source was read as something it is not"
+    assert resolve(method.trainer)
