@@ -21,7 +21,7 @@ class NeverStops(StopSignal):
         self.requested = self.waits = False
 
 
-def run_stages(run_dir: Path, *arguments: str) -> Path:
+def run_stages(run_dir: Path, *arguments: str, signal: StopSignal | None = None) -> Path:
     """Composes, checks, plans, freezes and runs a recipe; returns the run directory.
 
     Raises:
@@ -37,7 +37,7 @@ def run_stages(run_dir: Path, *arguments: str) -> Path:
     freeze(plan, config, ["alignctl", "train"])
     for name in config["stages"]:
         stage, weights = read_stage(plan.paths, name)
-        run_stage(stage, weights, plan.paths.stage(name), NeverStops())
+        run_stage(stage, weights, plan.paths.stage(name), signal or NeverStops())
     return run_dir
 
 
