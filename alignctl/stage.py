@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from alignctl.config.stages import StageConfig
 from alignctl.data.formats import is_messages
 from alignctl.data.reading import Rows, as_plain_text, read_split, unpaired
+from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.errors import RequestError, Stopped
 from alignctl.evaluate.held_out import Cut, HeldOut, build_feedback, build_pairs, build_questions, cutter
 from alignctl.evaluate.judges import JUDGES, win_rate
@@ -54,10 +55,10 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     start = weights[method.trained]
     progress = ProgressFile(paths, method.key_metrics)
     progress.phase("reading data")
-    rows, held_rows = read_split(stage.data, method.data_kind, stage.seed)
+    rows, held_rows = read_split(stage.data, method.data_kind, stage.seed, with_margin=method.takes_margin)
     progress.phase("loading model")
     tokenizer = load_tokenizer(stage.model, start, texts=lambda: _texts(rows.dataset))
-    rows, held_rows = (part and _written(part, tokenizer, start, progress) for part in (rows, held_rows))
+    rows, held_rows = (part and _written(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
     examples, held_examples = rows, held_rows
     if rows.format.kind != method.data_kind:
         examples, held_examples = unpaired(rows), held_rows and unpaired(held_rows)
@@ -72,7 +73,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     def evaluate(reference: Reference | None) -> Evaluation:
         with _random_state_kept():
             evaluation = _measure(stage, method, trainer, tokenizer, held_out, reference)
-            if trainer.eval_dataset is not None and held_out.pairs is None:
+            if trainer.eval_dataset and held_out.pairs is None:
                 evaluation.metrics["loss"] = trainer.evaluate()["eval_loss"]
         return evaluation
 
@@ -97,14 +98,32 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     _write_result(stage, paths, trainer.state.global_step, held_out, before, after)
 
 
-def _written(rows: Rows, tokenizer: PreTrainedTokenizerBase, start: str | None, progress: ProgressFile) -> Rows:
-    """Rows as the tokenizer can write them; says what is odd about how it does."""
+def _written(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, start: str | None, stage: StageConfig, progress: ProgressFile
+) -> Rows:
+    """Rows as the tokenizer can write them; says what is odd about how it does, and which it cannot write.
+
+    Raises:
+        RequestError: It can write none of them, or not all and `on_bad_row` is fail.
+    """
     if tokenizer.chat_template is None:
         return as_plain_text(rows, start or "the stage")
-    if any(is_messages(value) for value in rows.dataset[0].values()):
-        for notice in check_template(tokenizer, rows.dataset):
-            progress.notice(notice)
-    return rows
+    if not any(is_messages(value) for value in rows.dataset[0].values()):
+        return rows
+    refused, notices = check_template(tokenizer, rows.dataset)
+    for notice in notices:
+        progress.notice(notice)
+    if not refused:
+        return rows
+    example = (
+        f"the chat template cannot write {len(refused):,} of {len(rows.dataset):,} rows: {next(iter(refused.values()))}"
+    )
+    if stage.data.on_bad_row == "fail" or len(refused) == len(rows.dataset):
+        raise RequestError(
+            f"{rows.ledger.source}: {example}", "give another template with `model.chat_template=FILE`, or other rows"
+        )
+    progress.notice(f"{example}; they are left out")
+    return replace(rows, dataset=rows.dataset.select([i for i in range(len(rows.dataset)) if i not in refused]))
 
 
 def _build_trainer(
@@ -159,17 +178,31 @@ def _write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows
     ledgers = {}
     for part, given, used in (("train", rows, trainer.train_dataset), ("eval", held_rows, trainer.eval_dataset)):
         if given is not None:
-            too_long = 0 if stage.trainer.get("packing") else len(given.dataset) - len(used)
-            ledgers[part] = asdict(given.ledger) | {"too_long": too_long}
+            left = _left_by_packing(given, stage, trainer) if stage.trainer.get("packing") else len(used)
+            ledgers[part] = asdict(given.ledger) | {"too_long": len(given.dataset) - left}
     write_json(paths.data, ledgers)
     lost, count = ledgers["train"]["too_long"], len(rows.dataset)
-    if lost > stage.data.max_too_long * count:
+    if lost == count or lost > stage.data.max_too_long * count:
         key, percent = f"{stage.name}.max_length", math.ceil(100 * lost / count)
         raise RequestError(
             f"{lost:,} of {count:,} training rows ({percent} %) are lost: with `{key}={trainer.args.max_length}` "
             f"nothing of a completion is left, and `data.max_too_long={stage.data.max_too_long:g}` is the most allowed",
-            f"raise `{key}`, take rows with long prompts out, or accept it with `data.max_too_long={percent / 100:g}`",
+            f"raise `{key}`, or take rows with long prompts out"
+            + (f"; `data.max_too_long={percent / 100:g}` accepts it" if lost < count else ""),
         )
+
+
+def _left_by_packing(rows: Rows, stage: StageConfig, trainer: Trainer) -> int:
+    """Rows of which something is trained on: what fills `max_length` before its completion is cut while packing."""
+    if "completion" not in rows.dataset.column_names:
+        return len(rows.dataset)
+    tokenizer, longest = trainer.processing_class, trainer.args.max_length
+    left = rows.dataset.filter(
+        lambda row: len(tokenize_prompt(tokenizer, row["prompt"])) < longest,
+        num_proc=stage.trainer.get("dataset_num_proc"),
+        desc="Counting rows",
+    )
+    return len(left)
 
 
 def _arguments(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:

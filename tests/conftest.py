@@ -14,6 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ALIGNCTL_SHARED", ROOT.parent / "shared")).resolve()
 
 
+# Folders whose tests all train something: their imports alone take longer than the fast tests may.
+HEAVY = ("engine", "evaluate", "models", "trainers")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves those folders alone where their tests would be deselected anyway."""
+    heavy = collection_path.parent == ROOT / "tests" and collection_path.name in HEAVY
+    return True if heavy and "not train" in config.option.markexpr else None
+
+
 @dataclass(frozen=True)
 class Done:
     """A finished command."""

@@ -362,3 +362,26 @@ def test_precomputed_reference_gives_the_same_model(tmp_path, alignctl, pipeline
     # float32 noise: the reference saw other batches
     assert models[0]["after"] == pytest.approx(models[1]["after"], abs=1e-3)
     assert models[0]["after"]["kl"] > 0
+
+
+def test_a_stage_tells_what_it_does_with_the_rows(tmp_path, alignctl):
+    done = alignctl(
+        "train", "recipe=sft_kto_quickstart", *SMALL[1:], "stages=[kto]", "kto.from=null", "kto.max_steps=2",
+        "kto.undesirable_weight=3", "run_dir=run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "kto: 192 pairs are taken apart into 384 labelled completions" in done.err
+    assert "kto: warning: 192 wanted and 192 unwanted completions" in done.err
+    assert "wanted ones weigh 0.33 times as much" in done.err
+
+
+def test_too_many_lost_rows_end_the_run_before_it_trains(tmp_path, alignctl, shared_data):
+    pairs = shared_data / "preference" / "hh_harmless_base" / "train.jsonl"
+    done = alignctl(
+        "train", "recipe=dpo_local", f"model.path={shared_data / 'models' / 'stories260K'}", f"data.path={pairs}",
+        "data.limit=100", "dpo.truncation_mode=keep_start", "dpo.max_length=256", "run_dir=run",
+    )  # fmt: skip
+    assert done.code == 2
+    assert re.search(r"error: stage `dpo`: \d+ of \d+ training rows \(\d+ %\) are lost", done.err), done.err
+    assert "hint: raise `dpo.max_length`" in done.err
+    assert not (tmp_path / "run" / "dpo" / "checkpoints" / "checkpoint-1").exists()

@@ -40,6 +40,7 @@ METRICS = (
     Metric("right", "right answers", "right", True),
     Metric("wanted_manner", "wanted manner", "manner", True),
     Metric("preference_accuracy", "preference accuracy", "pref. acc.", True),
+    Metric("preference_accuracy_per_token", "preference accuracy, per token", "per token", True),
     Metric("reward_accuracy", "reward accuracy", "reward acc.", True),
     Metric("label_auc", "labels told apart (AUC)", "AUC", True),
     Metric("accuracy", "reward model accuracy", "RM acc.", True),

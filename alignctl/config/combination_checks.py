@@ -14,10 +14,11 @@ from alignctl.config.trl_fields import config_fields
 from alignctl.config.value_checks import check_choice, method_of
 from alignctl.errors import Problem
 from alignctl.evaluate.judges import JUDGES
+from alignctl.methods.registry import methods
 
 # Numbers of a trainer that must be greater than 0.
 _POSITIVE = (
-    "learning_rate", "beta", "gamma_beta_ratio", "desirable_weight", "undesirable_weight",
+    "learning_rate", "beta", "desirable_weight", "undesirable_weight",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "num_train_epochs", "save_steps",
     "logging_steps", "eval_steps",
 )  # fmt: skip
@@ -47,6 +48,9 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
         yield Problem(f"`{name}.loss_weights` has {len(weights)} values for {len(losses)} in `{name}.loss_type`")
     if method.check is not None:
         yield from method.check(name, dict(stage) | {"peft": peft})
+    if merged_section(config, name, "data").get("margin") is not None and not method.takes_margin:
+        takers = ", ".join(f"`{other.name}`" for other in methods().values() if other.takes_margin)
+        yield Problem(f"`data.margin` would have no effect on `{name}`: only the method {takers} uses margins")
     yield from _bitsandbytes(name, stage, peft)
     modules = peft.get("target_modules")
     if isinstance(modules, list) and "lm_head" in modules and method.trained == "policy":

@@ -189,7 +189,24 @@ def _clean(messages: Any) -> Messages:
     """Only role and content of each message."""
     if not is_messages(messages):
         raise BadRow("expected a list of messages with role and content")
-    return [{"role": str(m["role"]), "content": str(m.get("content") or "")} for m in messages]
+    return [{"role": str(m["role"]), "content": _said(m)} for m in messages]
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """What a message says: its text, or that of its parts."""
+    content = message.get("content")
+    if message.get("tool_calls"):
+        raise BadRow("a message calls tools, which is not supported")
+    if isinstance(content, list):
+        parts = [
+            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content
+        ]
+        if None in parts:
+            raise BadRow("a message has parts that are not text")
+        return "".join(parts)
+    if content is not None and not isinstance(content, str):
+        raise BadRow(f"the content of a message is {type(content).__name__}, not text")
+    return content or ""
 
 
 def _assistant(text: Any) -> Messages:
@@ -209,7 +226,7 @@ def _instruction_text(messages: Messages) -> str:
 
 # --- feedback
 
-_LABELS = {"true": True, "false": False, "1": True, "0": False}
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def _label(row: Row) -> bool:

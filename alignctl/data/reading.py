@@ -43,8 +43,8 @@ class Rows:
     ledger: Ledger
 
 
-def read_split(settings: DataSettings, kind: str, seed: int) -> tuple[Rows, Rows | None]:
-    """Reads training rows and held-out rows.
+def read_split(settings: DataSettings, kind: str, seed: int, with_margin: bool = False) -> tuple[Rows, Rows | None]:
+    """Reads training rows and held-out rows, preferences with their margin if it is wanted.
 
     Held-out rows come from `eval_path` or `eval_split`, else they are taken out of the training rows, whole prompts at
     a time, so that no prompt is on both sides.
@@ -52,10 +52,11 @@ def read_split(settings: DataSettings, kind: str, seed: int) -> tuple[Rows, Rows
     Raises:
         RequestError: A source cannot be read, has no rows of this kind, or has bad rows and `on_bad_row` is fail.
     """
-    train = _read(settings, settings.path, settings.split, "train", kind, settings.limit)
+    margin = settings.margin if with_margin else []
+    train = _read(settings, settings.path, settings.split, "train", kind, settings.limit, margin)
     if settings.eval_path or settings.eval_split or settings.path in BUILTIN_SOURCES:
         path, split = settings.eval_path or settings.path, settings.eval_split or "train"
-        return train, _read(settings, path, split, "test", kind, settings.eval_limit)
+        return train, _read(settings, path, split, "test", kind, settings.eval_limit, [])
     if settings.eval_rows == 0:
         return train, None
     return _hold_out(train, settings, seed)
@@ -111,7 +112,15 @@ def _plain_text(row: dict[str, Any], as_text: Any) -> dict[str, str]:
     }
 
 
-def _read(settings: DataSettings, path: str, split: str, part: str, kind: str, limit: int | None) -> Rows:
+def _read(
+    settings: DataSettings,
+    path: str,
+    split: str,
+    part: str,
+    kind: str,
+    limit: int | None,
+    margin: str | list[str] | None,
+) -> Rows:
     raw = _load(path, split, settings, part, kind)
     if limit is not None:
         raw = raw.select(range(min(limit, len(raw))))
@@ -121,7 +130,7 @@ def _read(settings: DataSettings, path: str, split: str, part: str, kind: str, l
         row_format = detect_format(raw.select(range(min(len(raw), _DETECT_ROWS))), kind, settings.format)
     except ValueError as error:
         raise RequestError(f"{path}: {error}") from error
-    rows = _convert(raw, row_format, path, _margin(raw, settings.margin, path))
+    rows = _convert(raw, row_format, path, _margin(raw, margin, path))
     if rows.ledger.skipped and settings.on_bad_row == "fail":
         raise RequestError(
             f"{path}: {describe_skipped(rows.ledger)}", "mend or remove them, or set `data.on_bad_row=skip`"
@@ -218,9 +227,9 @@ def _convert_row(row: dict[str, Any], convert: Any, columns: dict[str, bool], ma
 
 
 def _difference(row: dict[str, Any], columns: list[str]) -> float:
-    """The first column's number, less the second's where there is one."""
+    """The first column's number, less the second's where there is one; 0 where there is none."""
     try:
-        better, *worse = (float(row[column]) for column in columns)
+        better, *worse = (float(row.get(column, 0.0)) for column in columns)
     except (TypeError, ValueError) as error:
         raise BadRow(f"the margin is not a number: {error}") from error
     return better - sum(worse)

@@ -16,20 +16,20 @@ _LOGITS_CPU, _LOGITS_GPU = 2**24, 2**27
 
 
 class TokenScores(NamedTuple):
-    """What the head says of tokens, `[tokens]` each; all but `logps` without gradient."""
+    """What the head says of tokens, `[tokens]` each; the statistics are without gradient, and None unless asked for."""
 
     logps: Tensor
     """Natural-log probabilities, float32."""
-    entropy: Tensor
+    entropy: Tensor | None = None
     """Of the distribution over the vocabulary, in nats."""
-    mean_logits: Tensor
-    is_top1: Tensor
+    mean_logits: Tensor | None = None
+    is_top1: Tensor | None = None
     """Whether the token is the most likely one."""
-    log_sum_sq_probs: Tensor
+    log_sum_sq_probs: Tensor | None = None
     """Log of the chance that two draws agree."""
 
 
-def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor) -> TokenScores:
+def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, statistics: bool = False) -> TokenScores:
     """Scores tokens from the last hidden states of the positions before them.
 
     Logits are made again in the backward pass where they do not fit into one chunk.
@@ -38,6 +38,7 @@ def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor) -> TokenScor
         model: A causal language model of transformers, without a wrapper around it.
         hidden: `[tokens, width]`
         targets: Token ids `[tokens]`.
+        statistics: Whether more than the log-probabilities is wanted.
     """
     head = model.get_output_embeddings()
     chunk = max(
@@ -45,18 +46,21 @@ def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor) -> TokenScor
     )
     again = torch.is_grad_enabled() and len(hidden) > chunk
     pieces = []
-    for part, tokens in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+    for part in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        arguments = (model, head, *part, statistics)
         if again:
-            pieces.append(checkpoint(_score, model, head, part, tokens, use_reentrant=False, preserve_rng_state=False))
+            pieces.append(checkpoint(_score, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
-            pieces.append(_score(model, head, part, tokens))
-    return TokenScores(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+            pieces.append(_score(*arguments))
+    return TokenScores(*(None if column[0] is None else torch.cat(column) for column in zip(*pieces, strict=True)))
 
 
-def _score(model: nn.Module, head: nn.Module, hidden: Tensor, targets: Tensor) -> TokenScores:
+def _score(model: nn.Module, head: nn.Module, hidden: Tensor, targets: Tensor, statistics: bool) -> TokenScores:
     logits = _scaled(model, head(hidden)).float()
     normalizer = logits.logsumexp(-1)
     logps = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - normalizer
+    if not statistics:
+        return TokenScores(logps)
     with torch.no_grad():
         log_probs = logits - normalizer.unsqueeze(-1)
         probs = log_probs.exp()

@@ -42,7 +42,9 @@ def measure(
     """Measures a policy. Metrics, each in [0, 1] unless said otherwise:
 
     - preference_accuracy: share of pairs whose chosen completion the policy gives the higher log-probability.
-    - reward_accuracy: the same for the implicit reward, log-probability less the reference's (DPO, Sec. 5).
+    - preference_accuracy_per_token: the same with log-probabilities divided by the number of tokens, SimPO's reward
+      (arXiv:2405.14734, Eq. 3): sums mostly say which completion is shorter where lengths differ much.
+    - reward_accuracy: the same with the implicit reward, log-probability less the reference's (DPO, Sec. 5).
     - label_auc: chance that a wanted answer has a higher implicit reward than an unwanted one, a tie counting half.
     - right, wanted_manner: shares of sampled answers, by the judge.
     - kl: KL divergence from the reference in nats per answer, estimated on the sampled answers (see `estimate_kl`).
@@ -88,7 +90,11 @@ def _preferences(
 ) -> dict[str, float]:
     answers, count = [*pairs.chosen, *pairs.rejected], len(pairs.chosen)
     logps = _logps(policy, answers, batch_size)
-    metrics = {"preference_accuracy": _share(c > r for c, r in zip(logps[:count], logps[count:], strict=True))}
+    means = [logp / len(answer.completion) for logp, answer in zip(logps, answers, strict=True)]
+    metrics = {
+        "preference_accuracy": _share(c > r for c, r in zip(logps[:count], logps[count:], strict=True)),
+        "preference_accuracy_per_token": _share(c > r for c, r in zip(means[:count], means[count:], strict=True)),
+    }
     if reference is not None:
         rewards = _implicit_rewards(logps, reference, answers, batch_size)
         metrics["reward_accuracy"] = _share(c > r for c, r in zip(rewards[:count], rewards[count:], strict=True))

@@ -11,6 +11,7 @@ METHOD = Method(
     when="the default for pairs; start from an SFT model of the same kind of answers",
     paper="https://arxiv.org/abs/2305.18290",
     data_kind="preferences",
+    takes_margin=False,
     roles=("policy", "reference"),
     stability="stable",
     config_class="trl.trainer.dpo_config:DPOConfig",

@@ -11,6 +11,7 @@ METHOD = Method(
     when="pairs without noise, where DPO would push them apart without end",
     paper="https://arxiv.org/abs/2310.12036",
     data_kind="preferences",
+    takes_margin=False,
     roles=("policy", "reference"),
     stability="young",
     config_class="alignctl.trainers.ipo:IPOConfig",

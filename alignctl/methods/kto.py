@@ -27,6 +27,7 @@ METHOD = Method(
     when="thumbs up and down instead of pairs, also where one of them is rare",
     paper="https://arxiv.org/abs/2402.01306",
     data_kind="feedback",
+    takes_margin=False,
     roles=("policy", "reference"),
     stability="stable",
     config_class="alignctl.trainers.kto:KTOConfig",

@@ -11,6 +11,7 @@ METHOD = Method(
     when="pairs and a base model: it needs no SFT stage and no reference",
     paper="https://arxiv.org/abs/2403.07691",
     data_kind="preferences",
+    takes_margin=False,
     roles=("policy",),
     stability="young",
     config_class="alignctl.trainers.orpo:ORPOConfig",

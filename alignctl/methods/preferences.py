@@ -27,6 +27,7 @@ REFERENCE_FIELDS = dict.fromkeys(
 """Fields about a reference, for methods that have none."""
 
 # The losses for which an f-divergence is defined (arXiv:2309.16240): those of a difference of rewards.
+_SMOOTHED = {"aot", "aot_unpaired", "exo_pair", "robust"}
 _DIFFERENCE_LOSSES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 
 
@@ -41,18 +42,29 @@ def check_reference(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(f"`{name}.sync_ref_model` needs a reference of its own, and with an adapter there is none", off)
 
 
+def check_smoothing(name: str, smoothing: Any) -> Iterator[Problem]:
+    """A share of wrong labels of a half or more would turn every preference round."""
+    if isinstance(smoothing, (int, float)) and not 0 <= smoothing < 0.5:
+        yield Problem(f"`{name}.label_smoothing` must be from 0 to below 0.5, got `{smoothing}`")
+
+
 def check_losses(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     """Losses of `trl.DPOTrainer` and the settings they need or exclude."""
     losses = stage.get("loss_type", ["sigmoid"])
     losses = losses if isinstance(losses, list) else [losses]
     smoothing = stage.get("label_smoothing", 0.0)
+    yield from check_smoothing(name, smoothing)
+    if smoothing and not _SMOOTHED & set(losses):
+        yield Problem(
+            f"`{name}.label_smoothing` would have no effect on the loss {', '.join(losses)}: TRL smooths only "
+            f"{', '.join(sorted(_SMOOTHED))}",
+            f"for DPO that expects wrong labels: `{name}.loss_type=robust`",
+        )
     if "exo_pair" in losses and not smoothing:
         yield Problem(
             f"the loss `exo_pair` needs `{name}.label_smoothing` greater than 0",
             f"its paper uses 1e-3: `{name}.label_smoothing=0.001`",
         )
-    if "robust" in losses and isinstance(smoothing, (int, float)) and not 0 <= smoothing < 0.5:
-        yield Problem(f"the loss `robust` needs `{name}.label_smoothing` from 0 to below 0.5, got `{smoothing}`")
     if stage.get("use_weighting") and {"aot", "aot_unpaired"} & set(losses):
         yield Problem(f"`{name}.use_weighting` and the loss `aot` exclude each other: it sorts what would be weighted")
     divergence = stage.get("f_divergence_type", "reverse_kl")

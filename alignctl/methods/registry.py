@@ -32,6 +32,8 @@ class Method:
     """URL of where the method comes from."""
     data_kind: DataKind
     """What one row of its data holds, see data/formats.py."""
+    takes_margin: bool
+    """Whether it uses how much better the chosen completion is, where the data says so."""
     roles: tuple[Role, ...]
     """Models it needs, the one it trains first. A reference may be the policy with its adapter switched off."""
     stability: Literal["stable", "young"]

@@ -10,6 +10,7 @@ METHOD = Method(
     when="before PPO, to rank or filter answers, or to judge a policy",
     paper="https://arxiv.org/abs/2203.02155",
     data_kind="preferences",
+    takes_margin=True,
     roles=("reward_model",),
     stability="stable",
     config_class="trl.trainer.reward_config:RewardConfig",

@@ -26,6 +26,7 @@ METHOD = Method(
     when="first, unless the model already answers in the form you want",
     paper="https://arxiv.org/abs/2203.02155",
     data_kind="demonstrations",
+    takes_margin=False,
     roles=("policy",),
     stability="stable",
     config_class="trl.trainer.sft_config:SFTConfig",

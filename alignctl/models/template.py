@@ -10,7 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignctl.errors import RequestError
 
-_ROWS = 100  # looked at; a template is the same for all rows
+Messages = list[dict[str, str]]
+
+_ROWS = 100  # looked at closely
+_LAST = 4  # tokens: templates write a line break after the end token
 _SHOWN = 60  # characters of a text in a message
 _OTHERWISE = (
     "the chat template writes a prompt otherwise when no answer follows it: answers are learnt after another text than "
@@ -26,69 +29,82 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     return sorted(end for end in ends if end is not None)
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def check_template(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str, Any]]
+) -> tuple[dict[int, str], list[str]]:
     """Whether the template of a tokenizer can write conversations and loses nothing of them.
 
     Args:
-        rows: Rows whose columns are lists of messages, see data/formats.py.
+        rows: Rows whose columns are lists of messages, see data/formats.py. All of them are written, since a template
+            may refuse some (a system message, two turns of the same speaker); the first ones are looked at closely.
 
     Returns:
-        What is odd but can be trained on, for people.
+        The rows that it refuses, by position, with the reason; and what is odd but can be trained on, for people.
 
     Raises:
-        RequestError: The template refuses a row, or leaves out what somebody says in it.
+        RequestError: The template leaves out what somebody says.
     """
+    refused: dict[int, str] = {}
     notices: dict[str, None] = {}
-    for number, row in zip(range(1, _ROWS + 1), rows, strict=False):
+    for position, row in enumerate(rows):
         for prompt, answer in _conversations(row):
             try:
                 text = tokenizer.apply_chat_template(prompt + answer, tokenize=False)
-                asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
             except (TemplateError, ValueError) as error:
-                raise RequestError(
-                    f"the chat template cannot write row {number}: {error}",
-                    "take such rows out, or give another template with `model.chat_template=FILE`",
-                ) from error
-            for message in prompt + answer:
-                # Templates of reasoning models leave out the thoughts of earlier turns, on purpose.
-                if "<think>" not in message["content"] and message["content"].strip() not in text:
-                    raise RequestError(
-                        f"the chat template leaves out what the {message['role']} says in row {number}: "
-                        f"{message['content'].strip()[:_SHOWN]!r}",
-                        "give another template with `model.chat_template=FILE`",
-                    )
-            if prompt and answer and not text.startswith(asked):
-                notices[_OTHERWISE] = None
-            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer(text)["input_ids"]:
-                notices[f"the tokenizer cannot write all characters: some become `{tokenizer.unk_token}`"] = None
-    return list(notices)
+                refused[position] = str(error)
+                break
+            if position < _ROWS:
+                notices |= dict.fromkeys(_look_closely(tokenizer, prompt, answer, text, position + 1))
+    return refused, list(notices)
+
+
+def _look_closely(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages, text: str, number: int
+) -> Iterator[str]:
+    """What is odd about how a conversation is written as `text`."""
+    for message in prompt + answer:
+        # Templates of reasoning models leave out the thoughts of earlier turns, on purpose.
+        if "<think>" not in message["content"] and message["content"].strip() not in text:
+            raise RequestError(
+                f"the chat template leaves out what the {message['role']} says in row {number}: "
+                f"{message['content'].strip()[:_SHOWN]!r}",
+                "give another template with `model.chat_template=FILE`",
+            )
+    if prompt and not text.startswith(
+        tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    ):
+        yield _OTHERWISE
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer(text)["input_ids"]:
+        yield f"the tokenizer cannot write all characters: some become `{tokenizer.unk_token}`"
 
 
 def check_end_is_trained(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]], anywhere: bool = False
 ) -> None:
     """A model that is never trained to end an answer talks on until it is cut off.
 
     Args:
-        answers: The tokens that are trained on, of some rows; others may be -100.
+        answers: The tokens that are trained on, of some rows that are not cut; others may be -100.
+        anywhere: Whether an end token may stand anywhere in a row, which is several rows packed, and not at its end.
 
     Raises:
-        RequestError: No end token is among them.
+        RequestError: No answer ends with an end token.
     """
     ends = set(end_tokens(model, tokenizer))
-    if not answers or any(not ends.isdisjoint(answer) for answer in answers):
+    trained = [tokens for tokens in ([token for token in answer if token >= 0] for answer in answers) if tokens]
+    last = 0 if anywhere else -_LAST
+    if not trained or any(not ends.isdisjoint(tokens[last:]) for tokens in trained):
         return
-    first = tokenizer.decode([token for token in answers[0] if token >= 0][-8:])
     names = " or ".join(f"`{token}`" for token in tokenizer.convert_ids_to_tokens(sorted(ends)))
     raise RequestError(
         f"the model would never learn to stop: no answer ends with {names or 'an end token'}; the first one that is "
-        f"trained on ends with {first!r}",
-        "name the token that ends an answer with `model.eos_token=...`, give a chat template that writes it with "
-        "`model.chat_template=FILE`, or raise `max_length` if answers are cut before their end",
+        f"trained on ends with {tokenizer.decode(trained[0][-8:])!r}",
+        "name the token that ends an answer with `model.eos_token=...`, or give a chat template that writes it with "
+        "`model.chat_template=FILE`",
     )
 
 
-def _conversations(row: Mapping[str, Any]) -> Iterator[tuple[list[dict[str, str]], list[dict[str, str]]]]:
+def _conversations(row: Mapping[str, Any]) -> Iterator[tuple[Messages, Messages]]:
     """Prompt and answer of each conversation in a row, as messages."""
     if "messages" in row:
         yield row["messages"][:-1], row["messages"][-1:]

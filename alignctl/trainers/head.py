@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
 from alignctl.engine.head import score_tokens
 from alignctl.engine.logps import bare
+from alignctl.errors import RequestError
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; 16 bits are rounded more
+_TOLERANCE_16 = 0.1
 
 
 class ChunkedHead:
@@ -32,13 +39,19 @@ class ChunkedHead:
         if not self.aux_loss_enabled:
             for model in (self.model, getattr(self, "ref_model", None)):
                 if model is not None:
-                    _put_head_on(bare(self.accelerator.unwrap_model(model)))
+                    _put_head_on(bare(self.accelerator.unwrap_model(model)), self.accelerator.autocast)
 
 
-def _put_head_on(model: nn.Module) -> None:
-    """Lets a causal language model answer `fused_lm_head=True`; its forward is otherwise as it was."""
+def _put_head_on(model: nn.Module, autocast: Callable[[], AbstractContextManager[None]]) -> None:
+    """Lets a causal language model answer `fused_lm_head=True`; its forward is otherwise as it was.
+
+    Args:
+        autocast: Mixed precision of the run. accelerate wraps it around a model's forward, a reference's before this
+            takes the forward's place.
+    """
     if getattr(model, "_has_chunked_head", False):
         return
+    _check_head(model)
     plain = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` looks at the signature
@@ -53,10 +66,11 @@ def _put_head_on(model: nn.Module) -> None:
         if not fused_lm_head:
             given = {"labels": labels, "num_items_in_batch": num_items_in_batch}
             return plain(*args, **kwargs, **{key: value for key, value in given.items() if value is not None})
-        hidden = self.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         mask = targets != -100
-        scores = score_tokens(self, hidden[mask], targets[mask])
+        with autocast():
+            hidden = self.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
+            scores = score_tokens(self, hidden[mask], targets[mask], statistics=True)
 
         def spread(values: Tensor) -> Tensor:
             return values.new_zeros(mask.shape).masked_scatter(mask, values)
@@ -68,3 +82,32 @@ def _put_head_on(model: nn.Module) -> None:
 
     model.forward = types.MethodType(forward, model)
     model._has_chunked_head = True
+
+
+@torch.no_grad()
+def _check_head(model: nn.Module) -> None:
+    """A few tokens scored by our head and by the model's own logits.
+
+    Raises:
+        RequestError: They differ: the architecture does something between its layers and its logits that we do not.
+    """
+    if any(parameter.numel() == 0 or parameter.is_meta for parameter in model.parameters()):
+        return  # shards of ZeRO-3: they cannot be run yet
+    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+        hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        found = None if hidden is None else score_tokens(model, hidden[0, :-1], ids[0, 1:]).logps
+    finally:
+        model.train(was_training)
+    tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16)
+    if found is None or not torch.allclose(found, expected.to(found.dtype), rtol=0, atol=tolerance):
+        kind = model.config.model_type
+        raise RequestError(
+            f"models of type `{kind}` compute their logits in a way that alignctl does not know, so log-probabilities "
+            "would be wrong",
+            "use another model, or open an issue that names this one",
+        )

@@ -31,13 +31,14 @@ class KTOTrainer(CachedReferenceLogps, ChunkedHead, trl.KTOTrainer):
     """Kahneman-Tversky optimization, arXiv:2402.01306."""
 
     def __init__(self, *, args: KTOConfig, train_dataset: Dataset, **kwargs: Any):
-        labels = train_dataset["label"]
-        desirable = sum(labels)
         given = args.desirable_weight, args.undesirable_weight
-        weights = balanced_weights(desirable, len(labels) - desirable, *given)
-        args.desirable_weight, args.undesirable_weight = weights
+        args.desirable_weight = args.undesirable_weight = 1.0  # TRL wants numbers; which ones is known below
         # Batches are read in order, and the rows of a file may be sorted by label or come pair by pair.
         super().__init__(args=args, train_dataset=train_dataset.shuffle(seed=args.seed), **kwargs)
+        labels = self.train_dataset["label"] or train_dataset["label"]  # of the rows that are not too long
+        desirable = sum(labels)
+        weights = balanced_weights(desirable, len(labels) - desirable, *given)
+        self.desirable_weight, self.undesirable_weight = weights
         self.notices.append(describe_weights(desirable, len(labels) - desirable, weights, given == (None, None)))
 
 

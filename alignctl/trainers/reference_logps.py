@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,16 @@ from torch import nn
 from alignctl.run.paths import cache_dir
 
 # Columns of the tokenised rows; whatever else a row has does not change its log-probabilities.
+_COMPUTING = ("torch", "transformers", "trl")
 _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
 
 
 class CachedReferenceLogps:
     """A mixin for TRL's preference trainers: what `_precompute_ref_logps` computes is looked up by content first.
 
-    The key is the content of the reference's weights and of the tokenised rows (so of data, template and tokenizer),
-    and the settings of length and precision. `notices` says for people what was done.
+    The key is the content of the reference's weights and config, and of the tokenised rows (so of data, template and
+    tokenizer), the settings of length and precision, and the versions of what computes. `notices` says for people what
+    was done.
     """
 
     notices: list[str]
@@ -37,13 +41,17 @@ class CachedReferenceLogps:
             self.ref_model = None  # its work is done
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        if len(dataset) == 0:
+            return dataset
         model = self.ref_model or self.model
         key = [_content_key(model, dataset, self.args)]
         broadcast_object_list(key, from_process=0)
         file = cache_dir() / "reference_logps" / f"{key[0]}.safetensors" if key[0] else None
         columns = _read(file, len(dataset)) if file else None
         if columns is None:
-            computed = super()._precompute_ref_logps(dataset, name, batch_size)
+            # TRL has a cache of its own, by a fingerprint of the rows that knows neither lengths nor precision.
+            marked = dataset.select(range(len(dataset)), new_fingerprint=key[0] or uuid.uuid4().hex)
+            computed = super()._precompute_ref_logps(marked, name, batch_size)
             columns = {column: computed[column] for column in computed.column_names if column not in dataset.features}
             if file and self.accelerator.is_main_process:
                 _write(file, {column: torch.tensor(list(values)) for column, values in columns.items()})
@@ -60,6 +68,10 @@ class CachedReferenceLogps:
 def _content_key(model: nn.Module, dataset: Dataset, args: Any) -> str | None:
     """Hash of all that the log-probabilities depend on; None where the weights are not whole in this process."""
     digest = hashlib.sha256()
+    config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
+    digest.update(
+        json.dumps([config, [version(package) for package in _COMPUTING]], default=str, sort_keys=True).encode()
+    )
     for name, tensor in sorted(model.state_dict().items()):
         if "lora_" in name:  # the reference is the model without its adapter
             continue

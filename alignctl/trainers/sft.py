@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import trl
+from datasets import Dataset
 
 from alignctl.models.template import check_end_is_trained
 from alignctl.trainers.head import ChunkedHead
@@ -16,7 +17,12 @@ _ROWS = 100
 class SFTTrainer(ChunkedHead, trl.SFTTrainer):
     """Supervised fine-tuning."""
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        labels = [row["labels"] for row in islice(self.train_dataset, _ROWS)]
-        check_end_is_trained(self.accelerator.unwrap_model(self.model), self.processing_class, labels)
+    def __init__(self, *, train_dataset: Dataset, **kwargs: Any):
+        super().__init__(train_dataset=train_dataset, **kwargs)
+        if "text" in train_dataset.column_names:
+            return  # documents: there is nobody who answers
+        packing, longest = self.args.packing, self.args.max_length
+        rows = [row["labels"] for row in islice(self.train_dataset, _ROWS)]
+        whole = [labels for labels in rows if packing or longest is None or len(labels) < longest]
+        model = self.accelerator.unwrap_model(self.model)
+        check_end_is_trained(model, self.processing_class, whole, anywhere=packing)

@@ -103,6 +103,24 @@ def test_every_format_is_tested():
     assert {name for name, _, _ in CONVERTED} == set(FORMATS)
 
 
+def test_parts_of_a_message_are_joined():
+    said = {"role": "assistant", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}
+    assert FORMATS["messages"].convert({"messages": [user("p"), said]})["messages"][1] == assistant("Hello")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "assistant", "content": [{"type": "image", "url": "x"}]}, "parts that are not text"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, "calls tools"),
+        ({"role": "assistant", "content": {"a": 1}}, "is dict, not text"),
+    ],
+)
+def test_what_is_not_text_is_a_bad_row(message, reason):
+    with pytest.raises(BadRow, match=reason):
+        FORMATS["messages"].convert({"messages": [user("p"), message, assistant("a")]})
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

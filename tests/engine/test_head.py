@@ -31,7 +31,7 @@ def test_numbers_and_gradients_whatever_the_chunk(monkeypatch, chunk, tied):
     model = tiny(tie_word_embeddings=tied)
     ids = torch.randint(0, 64, (2, 6))
     hidden = model.model(input_ids=ids).last_hidden_state[:, :-1].reshape(10, 16)
-    scores = head.score_tokens(model, hidden, ids[:, 1:].reshape(10))
+    scores = head.score_tokens(model, hidden, ids[:, 1:].reshape(10), statistics=True)
     weights = torch.arange(1.0, 11.0)
     (scores.logps * weights).sum().backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters()}

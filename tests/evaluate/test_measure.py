@@ -90,11 +90,14 @@ def test_preference_accuracy_by_hand(monkeypatch):
     # Log-probabilities written out instead of computed: a "model" is a list of them, chosen before rejected.
     monkeypatch.setattr(module, "_logps", lambda model, answers, batch_size: model)
     answers = [Answer([1], [2])] * 4
+    longer = [Answer([1], [2] * 4)] * 4
     policy = [-1.0, -5.0, -2.0, -9.0, -2.0, -4.0, -3.0, -8.0]
     reference = [-1.0, -9.0, -2.0, -9.0, -1.0, -4.0, -3.5, -7.0]
 
-    metrics = module._preferences(policy, lambda: nullcontext(reference), Pairs(answers, answers), 8)
+    metrics = module._preferences(policy, lambda: nullcontext(reference), Pairs(answers, longer), 8)
     assert metrics["preference_accuracy"] == 2 / 4
+    # per token the rejected ones are -1/2, -1, -3/4, -2
+    assert metrics["preference_accuracy_per_token"] == 0.0
     # rewards: chosen 0, 4, 0, 0; rejected -1, 0, 0.5, -1
     assert metrics["reward_accuracy"] == 3 / 4
 

@@ -23,7 +23,8 @@ QUICK = ("data.limit=48", "data.eval_limit=16", "eval.prompts=0")
 def base(tmp_path_factory):
     """A model of the quickstart world that has not learnt much."""
     run = run_stages(
-        tmp_path_factory.mktemp("base"), "recipe=sft_quickstart", *QUICK, "sft.max_steps=4", "model.scratch.vocab_size=400",
+        tmp_path_factory.mktemp("base"), "recipe=sft_quickstart", *QUICK, "sft.max_steps=4",
+        "model.scratch.vocab_size=400",
         "model.scratch.config.hidden_size=64", "model.scratch.config.intermediate_size=64",
     )  # fmt: skip
     return run / "sft" / "model"
@@ -31,8 +32,8 @@ def base(tmp_path_factory):
 
 def trained(folder, base, *more: str):
     run = run_stages(
-        folder, "recipe=sft_dpo_quickstart", "stages=[dpo]", "dpo.from=null", f"model.path={base}", "model.scratch=null",
-        *QUICK, "dpo.max_steps=2", "dpo.logging_steps=1", "dpo.learning_rate=1e-2", *more,
+        folder, "recipe=sft_dpo_quickstart", "stages=[dpo]", "dpo.from=null", f"model.path={base}",
+        "model.scratch=null", *QUICK, "dpo.max_steps=2", "dpo.logging_steps=1", "dpo.learning_rate=1e-2", *more,
     )  # fmt: skip
     return run / "dpo"
 

@@ -16,13 +16,6 @@ from alignctl.methods.registry import methods, resolve
 from alignctl.models.tokenizer import train_tokenizer
 
 
-def rows_of(kind: str, count: int = 8) -> Dataset:
-    if kind == "demonstrations":
-        return Dataset.from_list(demonstrations("train")[:count])
-    pairs = preferences("train")[:count]
-    return Dataset.from_list(pairs if kind == "preferences" else [one for pair in pairs for one in unpair(pair)])
-
-
 @dataclass
 class Small:
     """Builds the trainer of any method over one small model."""
@@ -33,6 +26,14 @@ class Small:
     def __post_init__(self):
         texts = [m["content"] for row in preferences("train")[:200] for part in row.values() for m in part]
         self.tokenizer = train_tokenizer(texts, 400)
+
+    @staticmethod
+    def rows(kind: str, count: int = 8) -> Dataset:
+        """Rows of the quickstart world of a kind; of feedback twice as many."""
+        if kind == "demonstrations":
+            return Dataset.from_list(demonstrations("train")[:count])
+        pairs = preferences("train")[:count]
+        return Dataset.from_list(pairs if kind == "preferences" else [one for pair in pairs for one in unpair(pair)])
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(
@@ -65,7 +66,7 @@ class Small:
         return (trainer or resolve(method.trainer))(
             model=model,
             args=self.arguments(resolve(method.config_class), **settings),
-            train_dataset=rows or rows_of(method.data_kind),
+            train_dataset=rows or self.rows(method.data_kind),
             processing_class=self.tokenizer,
             **roles,
         )

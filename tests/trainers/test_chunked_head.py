@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def test_the_same_scores_as_trl_s_head(small):
     fields = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
     add_fused_lm_head(theirs, outputs=fields)
     add_fused_lm_head(ours)  # as TRL's trainers do before ours is put on top
-    _put_head_on(ours)
+    _put_head_on(ours, nullcontext)
     ids = torch.randint(4, 300, (3, 12))
     labels = ids.masked_fill(torch.rand(3, 12) < 0.4, -100)
     found, expected = (model(input_ids=ids, labels=labels, fused_lm_head=True) for model in (ours, theirs))
@@ -28,7 +29,7 @@ def test_the_same_scores_as_trl_s_head(small):
 
 def test_the_plain_forward_stays(small):
     model, plain = small.model, small.model
-    _put_head_on(model)
+    _put_head_on(model, nullcontext)
     ids = torch.randint(4, 300, (2, 7))
     torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, plain(input_ids=ids, labels=ids).loss)
     torch.testing.assert_close(
@@ -42,3 +43,25 @@ def test_put_on_once(small):
     trainer._put_heads_on()
     assert trainer.model.forward == forward
     assert trainer.ref_model._has_chunked_head
+
+
+def test_in_mixed_precision_policy_and_reference_are_the_same(small):
+    """They are wrapped at different times; a reference in float32 would give DPO margins out of nothing."""
+    trainer = small.trainer("dpo", bf16=True, learning_rate=0.0, max_steps=1, logging_steps=1, save_strategy="no")
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert log["rewards/margins"] == 0.0
+
+
+def test_an_architecture_that_is_not_known_is_refused(small):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from alignctl.errors import RequestError
+
+    config = AutoConfig.for_model(
+        "roberta", vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        is_decoder=True,
+    )  # fmt: skip
+    with pytest.raises(RequestError, match="models of type `roberta` compute their logits in a way"):
+        _put_head_on(AutoModelForCausalLM.from_config(config), nullcontext)

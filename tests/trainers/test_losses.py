@@ -11,6 +11,8 @@ from torch import tensor
 
 from alignctl.trainers.losses import ipo_losses, log_odds_ratio, odds_ratio_losses, simpo_losses
 
+pytestmark = pytest.mark.train
+
 F64 = torch.float64
 # Policy and reference log-probabilities of three pairs in pytorch/torchtune, tests/torchtune/rlhf/loss/
 # test_dpo_loss.py at bd2a0fc7 (BSD-3-Clause).
@@ -44,8 +46,8 @@ def test_orpo_is_the_closed_form():
 
 
 def test_orpo_is_tunix_s():
-    # google/tunix at c7d8950f, tests/sft/dpo/orpo_trainer_test.py (Apache-2.0): lambda 0.1, the likelihood of prompt and
-    # chosen completion, and the odds ratio of sums where ours is of means; np.random.seed(0), -rand(8, 4).sum(1).
+    # google/tunix at c7d8950f, tests/sft/dpo/orpo_trainer_test.py (Apache-2.0): lambda 0.1, the likelihood of prompt
+    # and chosen completion, and the odds ratio of sums where ours is of means; np.random.seed(0), -rand(8, 4).sum(1).
     chosen = tensor([-2.411649429368285, -2.3989091244503333, -2.6677242371623757, -1.6518065572860208], dtype=F64)
     rejected = tensor([-2.5010071421849336, -3.019785444988875, -1.8462176516550874, -1.9752995632794388], dtype=F64)
     likelihood = 3.423783505600131
@@ -68,7 +70,6 @@ def test_ipo_is_zero_at_its_target():
     close(ipo_losses(tensor([5.0], dtype=F64), tensor([0.0], dtype=F64), beta=0.1), [0.0])
 
 
-@pytest.mark.train
 @pytest.mark.parametrize("normalize", ["tokens", "none"])
 def test_ipo_sums_or_means(small, normalize):
     """Two completions of 2 and 4 tokens: log-ratios 1 and -2, or 1 / 2 and -2 / 4 per token; the target is 2.5."""
@@ -129,7 +130,6 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.train
 @pytest.mark.parametrize(("settings", "expected"), PUBLISHED, ids=["sigmoid", "hinge"])
 def test_dpo_is_torchtune_s(small, settings, expected):
     trainer = small.trainer("dpo", **settings)
@@ -138,7 +138,6 @@ def test_dpo_is_torchtune_s(small, settings, expected):
         close(pair_loss(trainer, CHOSEN[one], REJECTED[one], REF_CHOSEN[one], REF_REJECTED[one]), value, 1e-5)
 
 
-@pytest.mark.train
 def test_dpo_is_tunix_s(small):
     # google/tunix at c7d8950f, tests/sft/dpo/dpo_trainer_test.py (Apache-2.0), beta 0.1
     chosen = tensor([26.919203688210423, 8.44505659750724, 9.528483641343339, 8.301251508797572], dtype=F64)
@@ -148,7 +147,6 @@ def test_dpo_is_tunix_s(small):
     close(pair_loss(small.trainer("dpo", beta=0.1), chosen, rejected, ref_chosen, ref_rejected), 0.753059, 1e-5)
 
 
-@pytest.mark.train
 def test_dpo_plus_likelihood_is_nemo_s(small):
     # NVIDIA-NeMo/RL at 7ea279ab, tests/unit/algorithms/test_loss_functions.py (Apache-2.0): uniform over 16 tokens,
     # 2 completion tokens there and 1 here; beta 0 leaves log 2, and half the sum of 2 log 16 is added.
@@ -160,7 +158,6 @@ def test_dpo_plus_likelihood_is_nemo_s(small):
     close(one + 0.5 * math.log(16), 3.4657359027997265, 1e-5)
 
 
-@pytest.mark.train
 @pytest.mark.parametrize(
     ("kl", "losses"),
     [
@@ -184,7 +181,6 @@ def test_kto_is_its_paper_s(small, kl, losses):
     close(loss, sum(losses) / 4)
 
 
-@pytest.mark.train
 def test_sft_is_the_mean_of_scored_tokens(small):
     # NVIDIA-NeMo/RL, test_nll_loss: a wrong token with logit 999 where all others are 0 costs 999.
     logits = torch.zeros(1, 3, 8, dtype=F64)
@@ -200,7 +196,6 @@ def test_sft_is_the_mean_of_scored_tokens(small):
     close(trainer.compute_loss(trainer.model, inputs), outputs.loss.double(), 1e-6)
 
 
-@pytest.mark.train
 def test_reward_model_loss_is_bradley_terry(small):
     trainer = small.trainer("reward", center_rewards_coefficient=0.01)
     scores = tensor([[2.0], [0.5], [1.0], [0.5]])

@@ -19,7 +19,7 @@ FULL_LOGITS = SEQUENCES * LENGTH * VOCABULARY * 4  # bytes in float32: 1.05 GB
 STEP = """
 import resource, sys
 from pathlib import Path
-from tests.trainers.conftest import Small, rows_of
+from tests.trainers.conftest import Small
 name, folder, length, sequences, vocabulary = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 from datasets import Dataset
 from transformers import LlamaForCausalLM, AutoModelForSequenceClassification

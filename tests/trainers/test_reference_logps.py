@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -86,6 +87,32 @@ def test_what_changes_the_numbers_is_computed_anew(tmp_path, sft, cache, change)
     dpo(tmp_path / "first", sft, PRECOMPUTED, "data.max_too_long=1")
     other = dpo(tmp_path / "second", sft, PRECOMPUTED, "data.max_too_long=1", change)
     assert "train rows: computed" in notices(other)
+
+
+@pytest.mark.parametrize("change", ["dpo.max_length=24", "dpo.ld_alpha=0.1"])
+def test_a_cache_of_the_datasets_library_is_not_asked(tmp_path, sft, cache, change):
+    """Rows of a file are cached on disk by that library, and TRL keeps log-probabilities beside them."""
+    from alignctl.data.quickstart import preferences
+
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in preferences("train")[:24]))
+    common = (
+        f"data.path={file}", "data.eval_rows=0", "eval.judge=null", "dpo.truncation_mode=keep_end",
+        "~data.eval_limit", "~data.limit",
+    )  # fmt: skip
+    plain = losses(dpo(tmp_path / "plain", sft, *common, change))
+    dpo(tmp_path / "first", sft, PRECOMPUTED, *common)
+    assert losses(dpo(tmp_path / "second", sft, PRECOMPUTED, *common, change)) == pytest.approx(plain, abs=1e-6)
+
+
+def test_the_same_weights_under_another_config_are_another_reference(tmp_path, sft, cache):
+    dpo(tmp_path / "first", sft, PRECOMPUTED)
+    other = tmp_path / "other"
+    shutil.copytree(sft, other)
+    config = read(other / "config.json")
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 500.0}
+    (other / "config.json").write_text(json.dumps(config))
+    assert "train rows: computed" in notices(dpo(tmp_path / "second", other, PRECOMPUTED))
 
 
 def test_a_broken_file_is_computed_anew(tmp_path, sft, cache):

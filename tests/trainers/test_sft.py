@@ -66,6 +66,10 @@ def one_loss(trainer) -> tuple[float, int]:
         return float(trainer.compute_loss(trainer.model, dict(batch))), int((batch["labels"] != -100).sum())
 
 
+REFUSES_SYSTEM = (
+    "{%- if messages[0].role == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"
+    + CHAT_TEMPLATE
+)
 NO_END = CHAT_TEMPLATE.replace("message.content + '<|end|>'", "message.content", 1)
 
 
@@ -94,18 +98,33 @@ def test_a_template_that_loses_text_is_refused(small):
         check_template(small.tokenizer, [{"messages": TALK}])
 
 
-def test_a_template_that_refuses_a_row_is_refused(small):
-    small.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(RequestError, match="cannot write row 1: System role not supported"):
-        check_template(small.tokenizer, [{"messages": TALK}])
+def test_rows_that_a_template_refuses_are_left_out(tmp_path, small):
+    """However far down they stand: TRL would end in the middle of tokenising."""
+    small.tokenizer.chat_template = REFUSES_SYSTEM
+    rows = [{"messages": TALK}] * 150 + [{"messages": [{"role": "system", "content": "Be brief."}, *TALK]}]
+    refused, _ = check_template(small.tokenizer, rows)
+    assert refused == {150: "System role not supported"}
+    small.tokenizer.save_pretrained(tmp_path / "model")
+    small.model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = (
+        "recipe=sft_local", f"model.path={tmp_path / 'model'}", f"data.path={file}", "data.eval_rows=0",
+        "eval.prompts=0", "sft.max_steps=1", "sft.max_length=100",
+    )  # fmt: skip
+    run = run_stages(tmp_path / "run", *arguments)
+    (notice,) = read(run / "sft" / "progress.json")["notices"]
+    assert notice.startswith("the chat template cannot write 1 of 151 rows: System role not supported")
+    with pytest.raises(RequestError, match="cannot write 1 of 151 rows"):
+        run_stages(tmp_path / "strict", *arguments, "data.on_bad_row=fail")
 
 
 def test_a_prompt_that_is_written_otherwise_is_told(small):
-    assert check_template(small.tokenizer, [{"prompt": TALK[:1], "completion": TALK[1:2]}]) == []
+    assert check_template(small.tokenizer, [{"prompt": TALK[:1], "completion": TALK[1:2]}]) == ({}, [])
     small.tokenizer.chat_template = CHAT_TEMPLATE.replace(
         "{%- if add_generation_prompt -%}", "{%- if add_generation_prompt -%}<think></think>"
     )
-    (notice,) = check_template(small.tokenizer, [{"prompt": TALK[:1], "completion": TALK[1:2]}])
+    _, (notice,) = check_template(small.tokenizer, [{"prompt": TALK[:1], "completion": TALK[1:2]}])
     assert "otherwise" in notice
 
 
@@ -143,6 +162,50 @@ def test_lost_completions_are_counted_and_refused_above_a_share(tmp_path):
     )  # fmt: skip
     with pytest.raises(RequestError, match=r"2 of 20 training rows \(10 %\) are lost") as refused:
         run_stages(tmp_path / "refused", *more)
-    assert "`data.max_too_long=0.1`" in refused.value.problems[0].hint
+    assert "`data.max_too_long=0.1` accepts it" in refused.value.problems[0].hint
     run = run_stages(tmp_path / "accepted", *more, "data.max_too_long=0.1")
     assert read(run / "sft" / "data.json")["train"]["too_long"] == 2
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_nothing_left_of_any_row_is_refused_whatever_is_allowed(tmp_path, packing):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "Once upon a time. " * 60, "completion": " The end."}) + "\n")
+    with pytest.raises(RequestError, match=r"1 of 1 training rows \(100 %\) are lost") as refused:
+        run_stages(
+            tmp_path / "run", "recipe=sft_quickstart", f"data.path={file}", "data.eval_rows=0", "eval.judge=null",
+            "eval.prompts=0", "model.scratch.vocab_size=300", "sft.max_length=64", "data.max_too_long=1",
+            f"sft.packing={packing}",
+        )  # fmt: skip
+    assert "accepts it" not in refused.value.problems[0].hint
+
+
+@pytest.mark.parametrize("precompute", ["false", "true"])
+def test_the_same_for_pairs_and_for_held_out_rows(tmp_path, precompute):
+    long = {"prompt": "Once upon a time. " * 60, "chosen": " The end.", "rejected": " No end."}
+    short = {"prompt": "Once.", "chosen": " The end.", "rejected": " No end."}
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("long", "short")}
+    for name, row in (("long", long), ("short", short)):
+        files[name].write_text(json.dumps(row) + "\n" + json.dumps(row | {"chosen": " Well."}) + "\n")
+    common = (
+        "recipe=sft_dpo_quickstart", "stages=[dpo]", "dpo.from=null", "eval.judge=null", "eval.prompts=0",
+        "model.scratch.vocab_size=300", "dpo.max_length=64", "dpo.max_steps=1",
+        f"dpo.precompute_ref_log_probs={precompute}",
+    )  # fmt: skip
+    with pytest.raises(RequestError, match=r"2 of 2 training rows \(100 %\) are lost"):
+        run_stages(tmp_path / "train", *common, f"data.path={files['long']}", "data.eval_rows=0")
+    run = run_stages(tmp_path / "eval", *common, f"data.path={files['short']}", f"data.eval_path={files['long']}")
+    assert read(run / "dpo" / "result.json")["after"] == {}
+    assert read(run / "dpo" / "data.json")["eval"]["too_long"] == 2
+
+
+def test_documents_need_no_end(tmp_path):
+    """Continued pretraining: text that is cut before its end is nobody's answer."""
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(json.dumps({"text": f"{i} Once upon a time. " * 40}) + "\n" for i in range(4)))
+    for packing in ("false", "true"):
+        run_stages(
+            tmp_path / packing, "recipe=sft_quickstart", f"data.path={file}", "data.eval_rows=0", "eval.judge=null",
+            "eval.prompts=0", "model.scratch.vocab_size=300", "sft.max_length=32", "sft.max_steps=1",
+            f"sft.packing={packing}",
+        )  # fmt: skip
