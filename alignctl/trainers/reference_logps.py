@@ -19,8 +19,8 @@ from torch import nn
 
 from alignctl.run.paths import cache_dir
 
-# Columns of the tokenised rows; whatever else a row has does not change its log-probabilities.
 _COMPUTING = ("torch", "transformers", "trl")
+# Columns of the tokenised rows; whatever else a row has does not change its log-probabilities.
 _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
 
 

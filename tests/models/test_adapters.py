@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 
 import pytest
 import torch
@@ -49,14 +50,32 @@ def logits(model):
 @pytest.mark.parametrize("peft", ["lora", "dora", "lora_attention"])
 def test_the_merged_model_is_the_adapter_on_its_base(tmp_path, base, peft):
     more = ["dpo.disable_dropout=false"] if peft == "lora_attention" else []
-    stage = trained(tmp_path, base, f"peft={peft}", *more)
+    stage = trained(tmp_path, base, f"peft={peft}", "eval.prompts=4", "eval.max_new_tokens=8", *more)
     merged = AutoModelForCausalLM.from_pretrained(stage / "model")
     start = AutoModelForCausalLM.from_pretrained(base)
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), stage / "adapter")
     torch.testing.assert_close(logits(merged), logits(adapted), rtol=1e-4, atol=1e-4)
     assert (logits(merged) - logits(start)).abs().max() > 1e-3  # it did learn
+    result = read(stage / "result.json")
+    assert result["before"]["kl"] == 0 < result["after"]["kl"]
     names = load_file(stage / "adapter" / "adapter_model.safetensors").keys()
     assert any("lora_magnitude_vector" in name for name in names) == (peft == "dora")
+
+
+def test_modules_trained_whole_beside_an_adapter_are_merged_too(tmp_path, base):
+    """As orpo_llama3 does with the embeddings and the LM head of a base model."""
+    untied = AutoModelForCausalLM.from_pretrained(base)
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.clone())
+    folder = tmp_path / "untied"
+    shutil.copytree(base, folder)
+    untied.save_pretrained(folder)
+    stage = trained(tmp_path / "run", folder, "peft=lora", "peft.modules_to_save=[embed_tokens,lm_head]")
+    merged, start = load_file(stage / "model" / "model.safetensors"), load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert (merged[name] - start[name]).abs().max() > 1e-3, name
+    model = AutoModelForCausalLM.from_pretrained(stage / "model")
+    torch.testing.assert_close(model.lm_head.weight, merged["lm_head.weight"])
 
 
 def test_qlora_trains_bf16_adapters_on_four_bits_and_merges_into_whole_weights(tmp_path, base):

@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-from alignctl.methods.registry import methods
-
 pytestmark = pytest.mark.train
 
 VOCABULARY, LENGTH, SEQUENCES = 128_256, 256, 8
@@ -22,12 +20,11 @@ from pathlib import Path
 from tests.trainers.conftest import Small
 name, folder, length, sequences, vocabulary = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 from datasets import Dataset
-from transformers import LlamaForCausalLM, AutoModelForSequenceClassification
+from transformers import LlamaForCausalLM
 import torch
 small = Small(Path(folder))
 config = small.config()
 config.vocab_size, config.max_position_embeddings = vocabulary, 2 * length
-config.num_labels = 1
 a = len(small.tokenizer(" dog")["input_ids"])
 long = " dog" * ((length - 8) // a)
 prompt = [{"role": "user", "content": "hi"}]
@@ -44,11 +41,7 @@ count = sequences // 2 if method.data_kind == "preferences" else sequences
 rows = [dict(row) for _ in range(count)]
 if method.data_kind == "feedback":
     rows = [dict(row, label=i % 2 == 0) for i, row in enumerate(rows)]
-if method.trained == "reward_model":
-    model = AutoModelForSequenceClassification.from_config(config)
-    length = None
-else:
-    model = LlamaForCausalLM(config)
+model = LlamaForCausalLM(config)
 more = {"loss_type": ["sigmoid", "sft"]} if name == "dpo" else {}
 roles = {"ref_model": LlamaForCausalLM(config)} if "reference" in method.roles else {}
 from alignctl.methods.registry import resolve
@@ -65,7 +58,8 @@ print("PEAK", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 10
 """
 
 
-@pytest.mark.parametrize("name", sorted(methods()))
+# IPO and SimPO run as ORPO does; a reward model has no logits over a vocabulary.
+@pytest.mark.parametrize("name", ["dpo", "kto", "orpo", "sft"])
 def test_one_step_stays_below_half_of_the_full_logits(tmp_path, name, root):
     done = subprocess.run(
         [sys.executable, "-c", STEP, name, str(tmp_path), *map(str, (LENGTH, SEQUENCES, VOCABULARY))],
