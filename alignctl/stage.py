@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from alignctl.config.stages import StageConfig
-from alignctl.data.formats import is_messages
-from alignctl.data.reading import Rows, as_plain_text, read_split, unpaired
-from alignctl.data.tokenizing import tokenize_prompt
+from alignctl.data.reading import Rows, read_split, unpaired
 from alignctl.errors import RequestError, Stopped
 from alignctl.evaluate.held_out import Cut, HeldOut, build_feedback, build_pairs, build_questions, cutter
 from alignctl.evaluate.judges import JUDGES, win_rate
@@ -26,12 +22,12 @@ from alignctl.evaluate.measure import Evaluation, Reference, measure
 from alignctl.evaluate.reward_model import REWARD_STATISTICS, measure_reward_model, reward_statistics
 from alignctl.methods.registry import Method, Role, methods, resolve
 from alignctl.models.loading import build_peft_config, load_model, load_tokenizer, save_finished
-from alignctl.models.template import check_template
 from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
+from alignctl.stage_rows import texts_of, write_ledgers, write_rows
 from alignctl.trainers.checkpointing import CompleteCheckpoints
 
 Weights = Mapping[Role, str | None]
@@ -57,8 +53,8 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     progress.phase("reading data")
     rows, held_rows = read_split(stage.data, method.data_kind, stage.seed, with_margin=method.takes_margin)
     progress.phase("loading model")
-    tokenizer = load_tokenizer(stage.model, start, texts=lambda: _texts(rows.dataset))
-    rows, held_rows = (part and _written(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
+    tokenizer = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
+    rows, held_rows = (part and write_rows(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
     examples, held_examples = rows, held_rows
     if rows.format.kind != method.data_kind:
         examples, held_examples = unpaired(rows), held_rows and unpaired(held_rows)
@@ -67,7 +63,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         )
     stop = StopOnRequest(signal)
     trainer = _build_trainer(stage, method, weights, tokenizer, examples, held_examples, paths, progress, stop)
-    _write_ledgers(stage, paths, trainer, examples, held_examples)
+    write_ledgers(stage, paths, trainer, examples, held_examples)
     held_out = _held_out(stage, method, trainer, tokenizer, held_rows)
 
     def evaluate(reference: Reference | None) -> Evaluation:
@@ -96,34 +92,6 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         facts=_facts(stage, trainer, tokenizer, rows, held_out, method),
     )
     _write_result(stage, paths, trainer.state.global_step, held_out, before, after)
-
-
-def _written(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, start: str | None, stage: StageConfig, progress: ProgressFile
-) -> Rows:
-    """Rows as the tokenizer can write them; says what is odd about how it does, and which it cannot write.
-
-    Raises:
-        RequestError: It can write none of them, or not all and `on_bad_row` is fail.
-    """
-    if tokenizer.chat_template is None:
-        return as_plain_text(rows, start or "the stage")
-    if not any(is_messages(value) for value in rows.dataset[0].values()):
-        return rows
-    refused, notices = check_template(tokenizer, rows.dataset)
-    for notice in notices:
-        progress.notice(notice)
-    if not refused:
-        return rows
-    example = (
-        f"the chat template cannot write {len(refused):,} of {len(rows.dataset):,} rows: {next(iter(refused.values()))}"
-    )
-    if stage.data.on_bad_row == "fail" or len(refused) == len(rows.dataset):
-        raise RequestError(
-            f"{rows.ledger.source}: {example}", "give another template with `model.chat_template=FILE`, or other rows"
-        )
-    progress.notice(f"{example}; they are left out")
-    return replace(rows, dataset=rows.dataset.select([i for i in range(len(rows.dataset)) if i not in refused]))
 
 
 def _build_trainer(
@@ -169,42 +137,6 @@ def _build_trainer(
     return trainer
 
 
-def _write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows: Rows, held_rows: Rows | None) -> None:
-    """What became of all rows, those included that trainers drop because nothing of them is left within `max_length`.
-
-    Raises:
-        RequestError: Too many of the training rows are.
-    """
-    ledgers = {}
-    for part, given, used in (("train", rows, trainer.train_dataset), ("eval", held_rows, trainer.eval_dataset)):
-        if given is not None:
-            left = _left_by_packing(given, stage, trainer) if stage.trainer.get("packing") else len(used)
-            ledgers[part] = asdict(given.ledger) | {"too_long": len(given.dataset) - left}
-    write_json(paths.data, ledgers)
-    lost, count = ledgers["train"]["too_long"], len(rows.dataset)
-    if lost == count or lost > stage.data.max_too_long * count:
-        key, percent = f"{stage.name}.max_length", math.ceil(100 * lost / count)
-        raise RequestError(
-            f"{lost:,} of {count:,} training rows ({percent} %) are lost: with `{key}={trainer.args.max_length}` "
-            f"nothing of a completion is left, and `data.max_too_long={stage.data.max_too_long:g}` is the most allowed",
-            f"raise `{key}`, or take rows with long prompts out"
-            + (f"; `data.max_too_long={percent / 100:g}` accepts it" if lost < count else ""),
-        )
-
-
-def _left_by_packing(rows: Rows, stage: StageConfig, trainer: Trainer) -> int:
-    """Rows of which something is trained on: what fills `max_length` before its completion is cut while packing."""
-    if "completion" not in rows.dataset.column_names:
-        return len(rows.dataset)
-    tokenizer, longest = trainer.processing_class, trainer.args.max_length
-    left = rows.dataset.filter(
-        lambda row: len(tokenize_prompt(tokenizer, row["prompt"])) < longest,
-        num_proc=stage.trainer.get("dataset_num_proc"),
-        desc="Counting rows",
-    )
-    return len(left)
-
-
 def _arguments(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
     """Arguments of the trainer's config class: the stage's, and what the run and the machine decide."""
     gpu = torch.cuda.is_available()
@@ -230,16 +162,6 @@ def _check_length(stage: StageConfig, model: PreTrainedModel) -> None:
             f"`{stage.name}.max_length={wanted}` is longer than the model can see: {limit} tokens",
             f"set `{stage.name}.max_length={limit}`",
         )
-
-
-def _texts(dataset: Dataset) -> Iterator[str]:
-    """All text of the rows, to train a tokenizer on."""
-    for row in dataset:
-        for value in row.values():
-            if isinstance(value, str):
-                yield value
-            elif is_messages(value):
-                yield from (message["content"] for message in value)
 
 
 def _held_out(

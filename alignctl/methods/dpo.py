@@ -8,7 +8,7 @@ from alignctl.methods.registry import Method
 METHOD = Method(
     name="dpo",
     summary="direct preference optimization: prefer chosen over rejected, near a reference",
-    when="the default for pairs; start from an SFT model of the same kind of answers",
+    when="with pairs, by default; start from an SFT model that answers in the same form",
     paper="https://arxiv.org/abs/2305.18290",
     data_kind="preferences",
     takes_margin=False,

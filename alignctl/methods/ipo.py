@@ -8,7 +8,7 @@ from alignctl.methods.registry import Method
 METHOD = Method(
     name="ipo",
     summary="identity preference optimization: move the log-ratios apart by a fixed amount",
-    when="pairs without noise, where DPO would push them apart without end",
+    when="with pairs free of noise, which DPO would push apart without end",
     paper="https://arxiv.org/abs/2310.12036",
     data_kind="preferences",
     takes_margin=False,

@@ -24,7 +24,7 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
 METHOD = Method(
     name="kto",
     summary="Kahneman-Tversky optimization: labels of single completions, wanted or not",
-    when="thumbs up and down instead of pairs, also where one of them is rare",
+    when="with thumbs up and down instead of pairs, also where one of them is rare",
     paper="https://arxiv.org/abs/2402.01306",
     data_kind="feedback",
     takes_margin=False,

@@ -8,7 +8,7 @@ from alignctl.methods.registry import Method
 METHOD = Method(
     name="orpo",
     summary="odds ratio preference optimization: imitate chosen and prefer it over rejected, in one stage",
-    when="pairs and a base model: it needs no SFT stage and no reference",
+    when="with pairs and a base model: it needs no SFT stage and no reference",
     paper="https://arxiv.org/abs/2403.07691",
     data_kind="preferences",
     takes_margin=False,

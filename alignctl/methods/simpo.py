@@ -22,7 +22,7 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
 METHOD = Method(
     name="simpo",
     summary="simple preference optimization: mean log-probability as the reward, a margin, no reference",
-    when="pairs and little memory; keep the learning rate low, nothing holds the policy back",
+    when="with pairs and little memory; keep the learning rate low, for nothing holds the policy back",
     paper="https://arxiv.org/abs/2405.14734",
     data_kind="preferences",
     takes_margin=False,

@@ -80,8 +80,9 @@ class ProgressFile(TrainerCallback):
 
     def notice(self, text: str) -> None:
         """Tells people something about the stage that is not an error."""
-        self._notices.append(text)
-        self.phase(self._phase)
+        if text not in self._notices:
+            self._notices.append(text)
+            self.phase(self._phase)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,0 +1,94 @@
+"""The rows of a stage: as its tokenizer can write them, and what became of each. Used by stage.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from alignctl.config.stages import StageConfig
+from alignctl.data.formats import is_messages
+from alignctl.data.reading import Rows, as_plain_text
+from alignctl.data.tokenizing import tokenize_prompt
+from alignctl.errors import RequestError
+from alignctl.models.template import check_template
+from alignctl.monitor.callbacks import ProgressFile
+from alignctl.run.files import write_json
+from alignctl.run.paths import StagePaths
+
+
+def texts_of(dataset: Dataset) -> Iterator[str]:
+    """All text of the rows, to train a tokenizer on."""
+    for row in dataset:
+        for value in row.values():
+            if isinstance(value, str):
+                yield value
+            elif is_messages(value):
+                yield from (message["content"] for message in value)
+
+
+def write_rows(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, start: str | None, stage: StageConfig, progress: ProgressFile
+) -> Rows:
+    """Rows as the tokenizer can write them; says what is odd about how it does, and which it cannot write.
+
+    Raises:
+        RequestError: It can write none of them, or not all and `on_bad_row` is fail.
+    """
+    if tokenizer.chat_template is None:
+        return as_plain_text(rows, start or "the stage")
+    if not any(is_messages(value) for value in rows.dataset[0].values()):
+        return rows
+    refused, notices = check_template(tokenizer, rows.dataset)
+    for notice in notices:
+        progress.notice(notice)
+    if not refused:
+        return rows
+    example = (
+        f"the chat template cannot write {len(refused):,} of {len(rows.dataset):,} rows: {next(iter(refused.values()))}"
+    )
+    if stage.data.on_bad_row == "fail" or len(refused) == len(rows.dataset):
+        raise RequestError(
+            f"{rows.ledger.source}: {example}", "give another template with `model.chat_template=FILE`, or other rows"
+        )
+    progress.notice(f"{example}; they are left out")
+    return replace(rows, dataset=rows.dataset.select([i for i in range(len(rows.dataset)) if i not in refused]))
+
+
+def write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows: Rows, held_rows: Rows | None) -> None:
+    """What became of all rows, those included that trainers drop because nothing of them is left within `max_length`.
+
+    Raises:
+        RequestError: Too many of the training rows are.
+    """
+    ledgers = {}
+    for part, given, used in (("train", rows, trainer.train_dataset), ("eval", held_rows, trainer.eval_dataset)):
+        if given is not None:
+            left = _left_by_packing(given, stage, trainer) if stage.trainer.get("packing") else len(used)
+            ledgers[part] = asdict(given.ledger) | {"too_long": len(given.dataset) - left}
+    write_json(paths.data, ledgers)
+    lost, count = ledgers["train"]["too_long"], len(rows.dataset)
+    if lost == count or lost > stage.data.max_too_long * count:
+        key, percent = f"{stage.name}.max_length", math.ceil(100 * lost / count)
+        raise RequestError(
+            f"{lost:,} of {count:,} training rows ({percent} %) are lost: with `{key}={trainer.args.max_length}` "
+            f"nothing of a completion is left, and `data.max_too_long={stage.data.max_too_long:g}` is the most allowed",
+            f"raise `{key}`, or take rows with long prompts out"
+            + (f"; `data.max_too_long={percent / 100:g}` accepts it" if lost < count else ""),
+        )
+
+
+def _left_by_packing(rows: Rows, stage: StageConfig, trainer: Trainer) -> int:
+    """Rows of which something is trained on: what fills `max_length` before its completion is cut while packing."""
+    if "completion" not in rows.dataset.column_names:
+        return len(rows.dataset)
+    tokenizer, longest = trainer.processing_class, trainer.args.max_length
+    left = rows.dataset.filter(
+        lambda row: len(tokenize_prompt(tokenizer, row["prompt"])) < longest,
+        num_proc=stage.trainer.get("dataset_num_proc"),
+        desc="Counting rows",
+    )
+    return len(left)
