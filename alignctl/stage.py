@@ -76,9 +76,10 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     before = None
     if start is not None:  # random weights are not worth measuring
         progress.phase("measuring before")
-        before = _once(paths, lambda: evaluate(None))
-        if weights.get("reference") == start and held_out.questions:
-            before.metrics["kl"] = 0.0  # it is the reference
+        itself = weights.get("reference") in (start, None)
+        before = _once(paths, lambda: evaluate(None if itself else _reference(trainer, stage, weights, tokenizer)))
+        if "reference" in method.roles and itself and held_out.questions:
+            before.metrics["kl"] = 0.0
     _train(trainer, stop, paths)
     progress.phase("measuring after")
     after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)

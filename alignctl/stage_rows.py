@@ -72,11 +72,13 @@ def write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows:
     write_json(paths.data, ledgers)
     lost, count = ledgers["train"]["too_long"], len(rows.dataset)
     if lost == count or lost > stage.data.max_too_long * count:
+        limit = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
         key, percent = f"{stage.name}.max_length", math.ceil(100 * lost / count)
         raise RequestError(
             f"{lost:,} of {count:,} training rows ({percent} %) are lost: with `{key}={trainer.args.max_length}` "
             f"nothing of a completion is left, and `data.max_too_long={stage.data.max_too_long:g}` is the most allowed",
-            f"raise `{key}`, or take rows with long prompts out"
+            (f"raise `{key}`, or " if not limit or trainer.args.max_length < limit else "")
+            + "take rows with long prompts out"
             + (f"; `data.max_too_long={percent / 100:g}` accepts it" if lost < count else ""),
         )
 

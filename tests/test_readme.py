@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from alignctl.config.compose import CONF_DIR
 from alignctl.config.schema import SECTIONS, annotations
 from alignctl.data.formats import FORMATS
 
+ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\$ (alignctl .*)$", README, re.MULTILINE)
 TRAINING = [command for command in COMMANDS if " train " in command and "--dry-run" not in command]

@@ -75,8 +75,8 @@ def print_plan(plan: RunPlan) -> None:
 
 def _role(stage: StagePlan, role: str) -> str:
     """A role, with the source of its weights where that is not where the stage starts."""
-    source = stage.roles[role]
-    return role if source == stage.start else f"{role} ({source})"
+    name, source = role.replace("_", " "), stage.roles[role]
+    return name if source == stage.start else f"{name} ({source})"
 
 
 def _state(paths: StagePaths) -> str:
@@ -134,7 +134,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     console.print(table if after else f"stage {name}: no held-out rows, so nothing was measured")
     for stage_name, other in summary["stages"].items():
         for part, rows in other["rows"].items():
-            if rows["skipped"]:
+            same_file = part == "eval" and rows["source"] == other["rows"]["train"]["source"]  # held out of one file
+            if rows["skipped"] and not same_file:
                 console.print(f"{stage_name}: {_skipped(part, rows)}", markup=False)
             if rows["too_long"]:
                 lost = f"{rows['too_long']} {part} rows dropped: within max_length nothing of the completion is left"

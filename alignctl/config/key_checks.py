@@ -45,7 +45,9 @@ def check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
             if key in RESERVED_NAMES or not key.isidentifier():
                 yield Problem(f"`{key}` cannot be the name of a stage", "use letters, digits and `_`")
         elif key not in known:
-            hint = did_you_mean(key, [*known, *names])
+            stages = [name for name in names if config[name]["method"] == key]
+            hint = f"the stage with the method `{key}` is called `{stages[0]}`" if stages else None
+            hint = hint or did_you_mean(key, [*known, *names])
             if isinstance(value, Mapping):
                 hint = hint or "a stage has the key `method`"
             yield Problem(f"unknown key `{key}`", hint)

@@ -76,7 +76,7 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
 
 
 # Keys that say which data set it is: a stage that names its own `path` takes none of them from the run.
-_DATA_IDENTITY = ("path", "name", "split", "eval_path", "eval_split", "format")
+_DATA_IDENTITY = ("path", "name", "split", "eval_path", "eval_split", "holds", "format")
 
 
 def merged_section(config: Mapping[str, Any], stage: str, section: str) -> dict[str, Any]:

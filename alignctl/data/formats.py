@@ -66,6 +66,8 @@ def detect_format(rows: Iterable[Row], kind: str, name: str = "auto") -> Format:
     rows = list(rows)
     kinds = [kind, *CONVERTIBLE.get(kind, ())]
     candidates = [f for k in kinds for f in FORMATS.values() if f.kind == k and name in ("auto", f.name)]
+    if not candidates:
+        raise ValueError(f"format `{name}` holds {FORMATS[name].kind}, but {kind} are needed: {KINDS[kind]}")
     for candidate_kind in kinds:
         for row in rows:
             for candidate in candidates:
@@ -75,8 +77,6 @@ def detect_format(rows: Iterable[Row], kind: str, name: str = "auto") -> Format:
     if _is_written_out(row):
         raise ValueError("messages are written as text in this file; save the rows as .jsonl or .parquet")
     found = ", ".join(f"`{column}`" for column in row)
-    if not candidates:
-        raise ValueError(f"format `{name}` holds {FORMATS[name].kind}, but {kind} are needed: {KINDS[kind]}")
     wanted = "; ".join(f"{f.name} ({f.columns})" for f in candidates)
     others = [k for k in KINDS if k not in kinds and any(f.kind == k and f.matches(row) for f in FORMATS.values())]
     instead = f" They would do as {_described(others[0])}, for the method {_methods_for(others[0])}." if others else ""

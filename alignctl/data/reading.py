@@ -187,7 +187,7 @@ def _margin(raw: Dataset, margin: str | list[str] | None, source: str) -> list[s
 
 def _convert(raw: Dataset, row_format: Format, source: str, margin: list[str]) -> Rows:
     margin = margin if row_format.kind == "preferences" else []
-    columns = _columns(raw, row_format, margin)
+    columns = _columns(raw, row_format, source, margin)
     converted = raw.map(
         _convert_row,
         fn_kwargs={
@@ -235,16 +235,24 @@ def _difference(row: dict[str, Any], columns: list[str]) -> float:
     return better - sum(worse)
 
 
-def _columns(raw: Dataset, row_format: Format, margin: list[str]) -> dict[str, Any]:
+def _columns(raw: Dataset, row_format: Format, source: str, margin: list[str]) -> dict[str, Any]:
     """Columns of the format's rows and their types, from the first row that can be used."""
+    reason = ""
     for row in raw:
         try:
-            converted = row_format.convert(row)
-        except (BadRow, KeyError):
+            converted = row_format.convert({key: value for key, value in row.items() if value is not None})
+        except BadRow as error:
+            reason = reason or str(error)
+            continue
+        except KeyError as error:
+            reason = reason or f"the column {error} is missing or empty"
             continue
         types = {key: _type(value) for key, value in converted.items()}
         return types | ({"margin": Value("float32")} if margin else {})
-    raise RequestError("no row can be used", f"format `{row_format.name}` needs {row_format.columns}")
+    raise RequestError(
+        f"{source}: none of {len(raw):,} rows can be used; row 1: {reason}",
+        f"the format `{row_format.name}` needs {row_format.columns}",
+    )
 
 
 def _type(value: Any) -> Any:

@@ -91,7 +91,8 @@ def _trained(peft: Mapping[str, Any]) -> str:
     if peft.get("type", "none") == "none":
         return "all weights"
     modules = peft.get("target_modules") or "the modules peft chooses"
-    return f"{peft['type']} r={peft.get('r', 8)} on {', '.join(modules) if isinstance(modules, list) else modules}"
+    kind = "dora" if peft.get("use_dora") else peft["type"]
+    return f"{kind} r={peft.get('r', 8)} on {', '.join(modules) if isinstance(modules, list) else modules}"
 
 
 def _per_device_batch_size(stage: StageConfig) -> int:

@@ -54,7 +54,7 @@ def balanced_weights(
     if not desirable or not undesirable:
         missing, there = (True, False) if undesirable else (False, True)
         raise RequestError(
-            f"all rows have `label` {str(there).lower()}: KTO needs completions of both kinds",
+            f"all rows that can be used have `label` {str(there).lower()}: KTO needs completions of both kinds",
             f"add rows with `label` {str(missing).lower()}" + ("" if undesirable else ", or imitate them with `sft`"),
         )
     if desirable_weight is None and undesirable_weight is None:

@@ -8,6 +8,7 @@ from typing import Any
 import trl
 from datasets import Dataset
 
+from alignctl.errors import RequestError
 from alignctl.models.template import check_end_is_trained
 from alignctl.trainers.head import ChunkedHead
 
@@ -18,7 +19,16 @@ class SFTTrainer(ChunkedHead, trl.SFTTrainer):
     """Supervised fine-tuning."""
 
     def __init__(self, *, train_dataset: Dataset, **kwargs: Any):
-        super().__init__(train_dataset=train_dataset, **kwargs)
+        try:
+            super().__init__(train_dataset=train_dataset, **kwargs)
+        except ValueError as error:
+            if "{% generation %}" not in str(error):
+                raise
+            raise RequestError(
+                "`assistant_only_loss` needs a chat template that marks what the assistant says",
+                "write `{% generation %}` and `{% endgeneration %}` around it in `model.chat_template=FILE`, or set "
+                "`completion_only_loss` on rows of prompt and completion",
+            ) from error
         if "text" in train_dataset.column_names:
             return  # documents: there is nobody who answers
         packing, longest = self.args.packing, self.args.max_length

@@ -26,7 +26,7 @@ def offers(words: str, position: int, shell: str = "bash") -> list[str]:
         ("alignctl train recipe =", 3, None),
         ("alignctl train recipe = dpo_llama3 dpo.be", 5, ["dpo.beta="]),
         ("alignctl train recipe = dpo_llama3 dpo.max_st", 5, ["dpo.max_steps="]),  # a field the recipe does not list
-        ("alignctl train recipe = dpo_llama3 peft = lora_", 7, ["lora_attention"]),
+        ("alignctl train recipe = dpo_llama3 peft = lora_", 7, ["lora_attention", "lora_embeddings"]),
         ("alignctl train recipe = no_such_recipe dpo.be", 5, []),
     ],
 )

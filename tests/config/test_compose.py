@@ -156,6 +156,7 @@ def test_a_sweep_can_go_over_all_options_and_names_none_twice():
     assert [point.overrides for point in points] == [
         ("peft=lora", "dpo.beta=0.1"),
         ("peft=lora_attention", "dpo.beta=0.1"),
+        ("peft=lora_embeddings", "dpo.beta=0.1"),
     ]
 
 

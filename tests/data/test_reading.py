@@ -100,7 +100,7 @@ def test_a_torn_line_is_named(tmp_path):
 
 def test_no_usable_row_is_an_error(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"prompt": "p", "chosen": "", "rejected": ""}])
-    with pytest.raises(RequestError, match="no row can be used"):
+    with pytest.raises(RequestError, match="rows can be used; row 1: "):
         read(path)
 
 

@@ -40,7 +40,7 @@ def test_a_warning_outside_the_band_of_the_paper(weights, warned):
 def test_labels_of_one_kind_are_refused(small):
     rows = small.rows("feedback")
     for label in (True, False):
-        with pytest.raises(RequestError, match=f"all rows have `label` {str(label).lower()}"):
+        with pytest.raises(RequestError, match=f"all rows that can be used have `label` {str(label).lower()}"):
             small.trainer("kto", rows=rows.filter(lambda row, label=label: row["label"] == label))
 
 

@@ -199,6 +199,13 @@ def test_the_same_for_pairs_and_for_held_out_rows(tmp_path, precompute):
     assert read(run / "dpo" / "data.json")["eval"]["too_long"] == 2
 
 
+def test_assistant_only_needs_a_template_that_marks_the_assistant(small):
+    small.tokenizer.chat_template = CHAT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    with pytest.raises(RequestError, match="needs a chat template that marks") as refused:
+        small.trainer("sft", rows=dataset({"messages": TALK}), assistant_only_loss=True)
+    assert "{% endgeneration %}" in refused.value.problems[0].hint
+
+
 def test_documents_need_no_end(tmp_path):
     """Continued pretraining: text that is cut before its end is nobody's answer."""
     file = tmp_path / "text.jsonl"
