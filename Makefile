@@ -13,7 +13,7 @@ quickstart: $(READY) ## SFT and DPO of a tiny model, under 3 minutes after set-u
 test: $(READY) ## the whole test suite
 	$(BIN)/python -m pytest
 
-test-fast: $(READY) ## what answers within a minute
+test-fast: $(READY) ## what answers within a minute and a half
 	$(BIN)/python -m pytest -m "not slow and not train"
 
 lint: $(READY)
