@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from alignctl.data.formats import CONVERTIBLE, FORMATS, KINDS
+from alignctl.data.formats import FORMATS, KINDS, accepted_kinds
 from alignctl.methods.registry import Method, methods
 
 _WIDTH = 100
@@ -17,7 +17,7 @@ def describe_methods() -> list[dict[str, Any]]:
 
 
 def _describe(method: Method) -> dict[str, Any]:
-    kinds = [method.data_kind, *CONVERTIBLE.get(method.data_kind, ())]
+    kinds = accepted_kinds(method.data_kind)
     return {
         "name": method.name,
         "summary": method.summary,

@@ -12,7 +12,7 @@ from alignctl.config.schema import MISSING, QUANTIZED
 from alignctl.config.stages import first_stage, merged_section
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.value_checks import check_choice, check_value, method_of
-from alignctl.data.formats import CONVERTIBLE, FORMATS, KINDS, BadRow, detect_format, is_messages
+from alignctl.data.formats import FORMATS, KINDS, BadRow, accepted_kinds, detect_format, is_messages
 from alignctl.data.sources import BUILTIN_SOURCES, FILE_SUFFIXES, is_hub_id, peek_rows
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method
@@ -89,11 +89,9 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     if problems := list(check_choice(f"{where}.format", row_format, ["auto", *FORMATS])):
         yield from problems
         return
-    for key, holds in (
-        ("holds", data.get("holds")),
-        ("format", FORMATS[row_format].kind if row_format in FORMATS else None),
-    ):
-        if holds in KINDS and holds not in (method.data_kind, *CONVERTIBLE.get(method.data_kind, ())):
+    kinds = {"holds": data.get("holds"), "format": FORMATS[row_format].kind if row_format in FORMATS else None}
+    for key, holds in kinds.items():
+        if holds in KINDS and holds not in accepted_kinds(method.data_kind):
             yield Problem(
                 f"`{where}.{key}={data[key]}`: these rows are {holds} ({KINDS[holds]}), and the method `{method.name}` "
                 f"needs {method.data_kind} ({KINDS[method.data_kind]})",

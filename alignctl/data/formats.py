@@ -27,7 +27,7 @@ KINDS = {
 }
 """What rows can be, for people."""
 
-CONVERTIBLE = {"feedback": ("preferences",)}
+_CONVERTIBLE = {"feedback": ("preferences",)}
 """Kinds whose rows can be made of rows of other kinds."""
 
 # What a table of text makes of a list of messages.
@@ -55,6 +55,11 @@ class Format:
     None where there is no customary way."""
 
 
+def accepted_kinds(kind: str) -> list[str]:
+    """The kinds of rows that do where one is needed: itself, then those it can be made of."""
+    return [kind, *_CONVERTIBLE.get(kind, ())]
+
+
 def detect_format(rows: Iterable[Row], kind: str, name: str = "auto") -> Format:
     """Finds the format that the first of some rows has that has any, or checks that one has the format named.
 
@@ -64,7 +69,7 @@ def detect_format(rows: Iterable[Row], kind: str, name: str = "auto") -> Format:
         ValueError: No format of such a kind fits a row; says which columns there are and what would fit.
     """
     rows = list(rows)
-    kinds = [kind, *CONVERTIBLE.get(kind, ())]
+    kinds = accepted_kinds(kind)
     candidates = [f for k in kinds for f in FORMATS.values() if f.kind == k and name in ("auto", f.name)]
     if not candidates:
         raise ValueError(f"format `{name}` holds {FORMATS[name].kind}, but {kind} are needed: {KINDS[kind]}")
@@ -89,8 +94,7 @@ def _described(kind: str) -> str:
 
 def _methods_for(kind: str) -> str:
     """The methods that take rows of a kind, as text."""
-    kinds = {kind} | {other for other, sources in CONVERTIBLE.items() if kind in sources}
-    *most, last = [f"`{method.name}`" for method in methods().values() if method.data_kind in kinds]
+    *most, last = [f"`{method.name}`" for method in methods().values() if kind in accepted_kinds(method.data_kind)]
     return f"{', '.join(most)} or {last}" if most else last
 
 
