@@ -15,12 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows, read_split, unpaired
+from alignctl.engine.forward import takes_packed_rows
 from alignctl.errors import RequestError, Stopped
 from alignctl.evaluate.held_out import Cut, HeldOut, build_feedback, build_pairs, build_questions, cutter
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.evaluate.measure import Evaluation, Reference, measure
 from alignctl.evaluate.reward_model import REWARD_STATISTICS, measure_reward_model, reward_statistics
 from alignctl.methods.registry import Method, Role, methods, resolve
+from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.loading import build_peft_config, load_model, load_tokenizer, save_finished
 from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
 from alignctl.monitor.stopping import StopSignal
@@ -242,6 +244,8 @@ def _reference(trainer: Trainer, stage: StageConfig, weights: Weights, tokenizer
                 yield policy
         else:
             model = load_model(stage.model, "reference", weights["reference"], tokenizer, stage.peft, stage.seed)
+            if takes_packed_rows(policy):
+                put_packed_attention_on(model)
             yield model.to(policy.device).eval()
 
     return reference

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from alignctl.data.tokenizing import Answer
+from alignctl.engine.forward import bare, last_hidden, passes, takes_packed_rows
 from alignctl.evaluate.held_out import Pairs
 
 REWARD_STATISTICS = "reward_statistics.json"
@@ -31,24 +32,29 @@ def score(model: PreTrainedModel, answers: Sequence[Answer], batch_size: int) ->
     """The model's score of each answer; its mode is left as it is.
 
     Args:
-        model: A sequence classifier with one output and a pad token; a batch is padded on the right.
+        model: A sequence classifier with one output and a pad token, or one wrapped by peft.
+        batch_size: Answers per forward pass, if all were as long as the longest.
     """
-    rows = [answer.prompt + answer.completion for answer in answers]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    pad = model.config.get_text_config().pad_token_id
-    scores = [0.0] * len(rows)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        longest = max(len(rows[index]) for index in batch)
-        input_ids = torch.tensor([rows[index] + [pad] * (longest - len(rows[index])) for index in batch])
-        lengths = torch.tensor([[len(rows[index])] for index in batch])
-        mask = (torch.arange(longest) < lengths).long()
-        logits = model(
-            input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-        ).logits
-        for index, value in zip(batch, logits[:, 0].float().tolist(), strict=True):
+    pad_id = bare(model).config.get_text_config().pad_token_id
+    prompts, completions = zip(*answers, strict=True)
+    scores = [0.0] * len(answers)
+    for members, layout in passes(model, prompts, completions, batch_size, pad_id):
+        if takes_packed_rows(model):
+            last = [_last(answers[index], pad_id) for index in members]
+            where = layout.where[torch.arange(len(members)), torch.tensor(last)]
+            logits = bare(model).score(last_hidden(model, layout)[where])
+        else:
+            logits = model(**layout.inputs, use_cache=False).logits
+        for index, value in zip(members, logits[:, 0].float().tolist(), strict=True):
             scores[index] = value
     return scores
+
+
+def _last(answer: Answer, pad_id: int) -> int:
+    """Where an answer is scored, as transformers does it: its last token that is not the padding's, which some
+    tokenizers write at the end, too."""
+    row = answer.prompt + answer.completion
+    return max((position for position, token in enumerate(row) if token != pad_id), default=0)
 
 
 def measure_reward_model(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> dict[str, float]:

@@ -13,8 +13,8 @@ METHOD = Method(
     takes_margin=True,
     roles=("reward_model",),
     stability="stable",
-    config_class="trl.trainer.reward_config:RewardConfig",
-    trainer="trl:RewardTrainer",
+    config_class="alignctl.trainers.reward:RewardConfig",
+    trainer="alignctl.trainers.reward:RewardTrainer",
     owned_fields=RUN_OWNED_FIELDS
     | {"chat_template_path": "use `model.chat_template`", "eos_token": "use `model.eos_token`"},
     key_metrics=("accuracy", "margin"),

@@ -29,7 +29,7 @@ METHOD = Method(
     takes_margin=False,
     roles=("policy",),
     stability="stable",
-    config_class="trl.trainer.sft_config:SFTConfig",
+    config_class="alignctl.trainers.sft:SFTConfig",
     trainer="alignctl.trainers.sft:SFTTrainer",
     owned_fields=RUN_OWNED_FIELDS
     | {

@@ -1,12 +1,22 @@
-"""TRL's DPOTrainer with our LM head, and its precomputed reference log-probabilities kept on disk."""
+"""TRL's DPOTrainer on alignctl's engine, and its precomputed reference log-probabilities kept on disk."""
 
 from __future__ import annotations
 
-import trl
+from dataclasses import dataclass
 
-from alignctl.trainers.head import ChunkedHead
+import trl
+from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
+
+from alignctl.trainers.engine import EngineConfig, OnEngine
 from alignctl.trainers.reference_logps import CachedReferenceLogps
 
 
-class DPOTrainer(CachedReferenceLogps, ChunkedHead, trl.DPOTrainer):
+@dataclass
+class DPOConfig(EngineConfig, TRLDPOConfig):
+    """Settings of DPO."""
+
+
+class DPOTrainer(CachedReferenceLogps, OnEngine, trl.DPOTrainer):
     """Direct preference optimization, arXiv:2305.18290."""
+
+    branches = 2

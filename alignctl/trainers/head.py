@@ -1,7 +1,7 @@
-"""Puts alignctl's chunked LM head under TRL's trainers, in place of their own.
+"""Puts alignctl's engine under models that TRL's trainers call, in place of their own heads.
 
-TRL's trainers call `model(..., labels=, fused_lm_head=True)` and read per-token scores from what comes back. Their head
-works in tiles that take gigabytes on a CPU and scores positions nobody asks for there; engine/head.py does neither.
+TRL's trainers of policies call `model(..., labels=, fused_lm_head=True)` and read per-token scores from what comes
+back; that of reward models calls `model(...)` and reads one score a row. Both give batches padded on the right.
 """
 
 from __future__ import annotations
@@ -14,43 +14,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl.trainer.utils import FusedCausalLMOutput
 
+from alignctl.engine.forward import last_hidden, takes_packed_rows
 from alignctl.engine.head import score_tokens
-from alignctl.engine.logps import bare
+from alignctl.engine.layout import Layout, pack_rows, packed_already
 from alignctl.errors import RequestError
 
+Autocast = Callable[[], AbstractContextManager[None]]
+
+# What TRL gives besides to models that need it: here the layout says the same.
+_SAID_OTHERWISE = {"use_cache", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; 16 bits are rounded more
 _TOLERANCE_16 = 0.1
 
 
-class ChunkedHead:
-    """A mixin for TRL's trainers of policies. Mixture-of-experts models keep TRL's head, which knows their own loss."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._put_heads_on()
-
-    def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-        self._put_heads_on()  # TRL calls this while it is being built
-        return super()._precompute_ref_logps(*args, **kwargs)
-
-    def _put_heads_on(self) -> None:
-        if not self.aux_loss_enabled:
-            for model in (self.model, getattr(self, "ref_model", None)):
-                if model is not None:
-                    _put_head_on(bare(self.accelerator.unwrap_model(model)), self.accelerator.autocast)
-
-
-def _put_head_on(model: nn.Module, autocast: Callable[[], AbstractContextManager[None]]) -> None:
+def put_head_on(model: nn.Module, autocast: Autocast, branches: int = 1) -> None:
     """Lets a causal language model answer `fused_lm_head=True`; its forward is otherwise as it was.
 
     Args:
         autocast: Mixed precision of the run. accelerate wraps it around a model's forward, a reference's before this
             takes the forward's place.
+        branches: Blocks of rows of a batch whose first rows share a prompt, and so on: 2 for pairs.
     """
-    if getattr(model, "_has_chunked_head", False):
-        return
     _check_head(model)
     plain = model.forward
 
@@ -61,16 +48,16 @@ def _put_head_on(model: nn.Module, autocast: Callable[[], AbstractContextManager
         fused_lm_head: bool = False,
         labels: Tensor | None = None,
         num_items_in_batch: Any = None,
-        **kwargs: Any,
+        **inputs: Any,
     ) -> Any:
         if not fused_lm_head:
             given = {"labels": labels, "num_items_in_batch": num_items_in_batch}
-            return plain(*args, **kwargs, **{key: value for key, value in given.items() if value is not None})
+            return plain(*args, **inputs, **{key: value for key, value in given.items() if value is not None})
         targets = labels[:, 1:]
         mask = targets != -100
         with autocast():
-            hidden = self.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
-            scores = score_tokens(self, hidden[mask], targets[mask], statistics=True)
+            hidden = _hidden_before(self, mask, branches, *args, **inputs)
+            scores = score_tokens(self, hidden, targets[mask], statistics=True)
 
         def spread(values: Tensor) -> Tensor:
             return values.new_zeros(mask.shape).masked_scatter(mask, values)
@@ -81,7 +68,44 @@ def _put_head_on(model: nn.Module, autocast: Callable[[], AbstractContextManager
         return FusedCausalLMOutput(loss=-logps.sum() / count, log_probs=logps, label_mask=mask, **fields)
 
     model.forward = types.MethodType(forward, model)
-    model._has_chunked_head = True
+
+
+def put_score_on(model: nn.Module, autocast: Autocast, branches: int = 1) -> None:
+    """Lets a sequence classifier that takes packed rows compute a trainer's batches in them; arguments as above."""
+    plain = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self: nn.Module, *args: Any, **inputs: Any) -> Any:
+        layout = None if args else _packed(inputs, branches)
+        if layout is None:
+            return plain(*args, **inputs)
+        with autocast():
+            # Like transformers: of the last token that is not padding, which some tokenizers also write at the end.
+            ids = inputs["input_ids"]
+            columns = torch.arange(ids.size(1), device=ids.device)
+            last = (columns * (ids != self.config.get_text_config().pad_token_id)).argmax(-1, keepdim=True)
+            logits = self.score(last_hidden(self, layout)[layout.where.gather(1, last).squeeze(1)])
+        return SequenceClassifierOutputWithPast(logits=logits)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _hidden_before(model: nn.Module, mask: Tensor, branches: int, *args: Any, **inputs: Any) -> Tensor:
+    """Last hidden states `[tokens, width]` of the positions before those of a mask `[batch, length - 1]`."""
+    layout = _packed(inputs, branches) if takes_packed_rows(model) and not args else None
+    if layout is None:
+        return model.base_model(*args, **inputs | {"use_cache": False}).last_hidden_state[:, :-1][mask]
+    return last_hidden(model, layout)[layout.where[:, :-1][mask]]
+
+
+def _packed(inputs: dict[str, Any], branches: int) -> Layout | None:
+    """A batch of a trainer in one row; None where it holds more than text."""
+    given = {name for name, value in inputs.items() if value is not None} - _SAID_OTHERWISE
+    if given == {"input_ids", "attention_mask"}:
+        return pack_rows(inputs["input_ids"], inputs["attention_mask"], branches)
+    if given == {"input_ids", "position_ids"} and len(inputs["input_ids"]) == 1:
+        return packed_already(inputs["input_ids"], inputs["position_ids"])
+    return None
 
 
 @torch.no_grad()

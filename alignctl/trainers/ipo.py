@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trl.trainer.dpo_config import DPOConfig
-
+from alignctl.trainers.dpo import DPOConfig
 from alignctl.trainers.losses import ipo_losses
 from alignctl.trainers.pairs import Completions, PairLoss, PairTrainer
 from alignctl.trainers.reference_logps import CachedReferenceLogps
@@ -14,7 +13,7 @@ from alignctl.trainers.reference_logps import CachedReferenceLogps
 
 @dataclass
 class IPOConfig(DPOConfig):
-    """Settings of IPO beside those of `trl.DPOConfig`; `beta` is the paper's tau."""
+    """Settings of IPO beside those of DPO; `beta` is the paper's tau."""
 
     normalize: Literal["tokens", "none"] = "tokens"
     """tokens: log-ratios are divided by the number of completion tokens, as in TRL; none: Eq. 17 as printed."""

@@ -1,4 +1,4 @@
-"""TRL's KTOTrainer with our LM head, class weights from the balance of the labels, and rows in a shuffled order."""
+"""TRL's KTOTrainer on alignctl's engine, class weights from the balance of the labels, and rows in a shuffled order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl.trainer.kto_config import KTOConfig as TRLKTOConfig
 
 from alignctl.errors import RequestError
-from alignctl.trainers.head import ChunkedHead
+from alignctl.trainers.engine import EngineConfig, OnEngine
 from alignctl.trainers.reference_logps import CachedReferenceLogps
 
 # Bounds of (desirable_weight * desirable rows) / (undesirable_weight * undesirable rows), arXiv:2402.01306, Eq. 8.
@@ -18,7 +18,7 @@ _LEAST, _MOST = 1.0, 4 / 3
 
 
 @dataclass
-class KTOConfig(TRLKTOConfig):
+class KTOConfig(EngineConfig, TRLKTOConfig):
     """Settings of KTO: those of `trl.KTOConfig`, with weights that need not be given."""
 
     desirable_weight: float | None = None
@@ -27,7 +27,7 @@ class KTOConfig(TRLKTOConfig):
     """Weight of the loss of unwanted completions."""
 
 
-class KTOTrainer(CachedReferenceLogps, ChunkedHead, trl.KTOTrainer):
+class KTOTrainer(CachedReferenceLogps, OnEngine, trl.KTOTrainer):
     """Kahneman-Tversky optimization, arXiv:2402.01306."""
 
     def __init__(self, *, args: KTOConfig, train_dataset: Dataset, **kwargs: Any):

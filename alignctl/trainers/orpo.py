@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.trainer.dpo_config import DPOConfig
 
 from alignctl.models.template import check_end_is_trained
+from alignctl.trainers.dpo import DPOConfig
 from alignctl.trainers.losses import log_odds_ratio, odds_ratio_losses
 from alignctl.trainers.pairs import Completions, PairLoss, PairTrainer
 
@@ -19,7 +19,7 @@ _ROWS = 100
 
 @dataclass
 class ORPOConfig(DPOConfig):
-    """Settings of ORPO beside those of `trl.DPOConfig`."""
+    """Settings of ORPO beside those of DPO."""
 
     beta: float = 0.1
     """Weight of the odds-ratio term, lambda in the paper."""

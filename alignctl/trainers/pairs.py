@@ -15,7 +15,7 @@ import trl
 from torch import Tensor, nn
 from trl.trainer.dpo_config import DPOConfig
 
-from alignctl.trainers.head import ChunkedHead
+from alignctl.trainers.engine import OnEngine
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,10 @@ class PairLoss:
     """Scalars to log beside the usual ones."""
 
 
-class PairTrainer(ChunkedHead, trl.DPOTrainer):
+class PairTrainer(OnEngine, trl.DPOTrainer):
     """A DPOTrainer whose loss a subclass gives."""
+
+    branches = 2
 
     has_reference: bool
     """Without one no reference is loaded or computed."""

@@ -29,13 +29,12 @@ class CachedReferenceLogps:
 
     The key is the content of the reference's weights and config, and of the tokenised rows (so of data, template and
     tokenizer), the settings of length and precision, and the versions of what computes. `notices` says for people what
-    was done.
+    was done; it comes from OnEngine, which stands behind this class.
     """
 
     notices: list[str]
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self.notices = []
         super().__init__(*args, **kwargs)
         if self.precompute_ref_logps:
             self.ref_model = None  # its work is done

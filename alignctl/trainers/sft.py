@@ -1,21 +1,28 @@
-"""TRL's SFTTrainer with our LM head, refused where the end of an answer is not among what it trains on."""
+"""TRL's SFTTrainer on alignctl's engine, refused where the end of an answer is not among what it trains on."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import trl
 from datasets import Dataset
+from trl.trainer.sft_config import SFTConfig as TRLSFTConfig
 
 from alignctl.errors import RequestError
 from alignctl.models.template import check_end_is_trained
-from alignctl.trainers.head import ChunkedHead
+from alignctl.trainers.engine import EngineConfig, OnEngine
 
 _ROWS = 100
 
 
-class SFTTrainer(ChunkedHead, trl.SFTTrainer):
+@dataclass
+class SFTConfig(EngineConfig, TRLSFTConfig):
+    """Settings of SFT."""
+
+
+class SFTTrainer(OnEngine, trl.SFTTrainer):
     """Supervised fine-tuning."""
 
     def __init__(self, *, train_dataset: Dataset, **kwargs: Any):

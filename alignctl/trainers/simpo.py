@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trl.trainer.dpo_config import DPOConfig
-
+from alignctl.trainers.dpo import DPOConfig
 from alignctl.trainers.losses import simpo_losses
 from alignctl.trainers.pairs import Completions, PairLoss, PairTrainer
 
 
 @dataclass
 class SimPOConfig(DPOConfig):
-    """Settings of SimPO beside those of `trl.DPOConfig`."""
+    """Settings of SimPO beside those of DPO."""
 
     beta: float = 2.0
     """Scales the reward, > 0: larger makes the loss look at small differences."""

@@ -1,4 +1,4 @@
-"""Each method's stage against the bare TRL trainer: the same loss on one batch of real rows, to 1e-6.
+"""Each method's stage, on the engine, against the bare TRL trainer, padded: the same loss on one batch of real rows.
 
 Policy and reference differ, so that nothing cancels: the policy is the reference with noise on its weights.
 """
@@ -114,7 +114,7 @@ def test_dpo(tmp_path, policy, reference, rows, loss):
         tmp_path, "dpo", "dpo_local", policy, file, f"dpo.reference={reference}", f"dpo.loss_type=[{loss}]"
     )
     theirs = bare(trl.DPOTrainer, trl.DPOConfig, tmp_path, loaded(policy), reference, split, loss_type=[loss])
-    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert ours == pytest.approx(theirs, rel=5e-6)  # sums of float32 in another order
     assert abs(theirs - math.log(2)) > 1e-3  # the reference is not the policy
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from alignctl.trainers.head import _put_head_on
+from alignctl.trainers.head import put_head_on
 
 pytestmark = pytest.mark.train
 
@@ -19,7 +19,7 @@ def test_the_same_scores_as_trl_s_head(small):
     fields = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
     add_fused_lm_head(theirs, outputs=fields)
     add_fused_lm_head(ours)  # as TRL's trainers do before ours is put on top
-    _put_head_on(ours, nullcontext)
+    put_head_on(ours, nullcontext)
     ids = torch.randint(4, 300, (3, 12))
     labels = ids.masked_fill(torch.rand(3, 12) < 0.4, -100)
     found, expected = (model(input_ids=ids, labels=labels, fused_lm_head=True) for model in (ours, theirs))
@@ -29,7 +29,7 @@ def test_the_same_scores_as_trl_s_head(small):
 
 def test_the_plain_forward_stays(small):
     model, plain = small.model, small.model
-    _put_head_on(model, nullcontext)
+    put_head_on(model, nullcontext)
     ids = torch.randint(4, 300, (2, 7))
     torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, plain(input_ids=ids, labels=ids).loss)
     torch.testing.assert_close(
@@ -40,9 +40,9 @@ def test_the_plain_forward_stays(small):
 def test_put_on_once(small):
     trainer = small.trainer("dpo")
     forward = copy.copy(trainer.model.forward)
-    trainer._put_heads_on()
+    trainer._put_engine_on()
     assert trainer.model.forward == forward
-    assert trainer.ref_model._has_chunked_head
+    assert trainer.ref_model.on_engine
 
 
 def test_in_mixed_precision_policy_and_reference_are_the_same(small):
@@ -64,4 +64,4 @@ def test_an_architecture_that_is_not_known_is_refused(small):
         is_decoder=True,
     )  # fmt: skip
     with pytest.raises(RequestError, match="models of type `roberta` compute their logits in a way"):
-        _put_head_on(AutoModelForCausalLM.from_config(config), nullcontext)
+        put_head_on(AutoModelForCausalLM.from_config(config), nullcontext)

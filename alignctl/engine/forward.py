@@ -1,0 +1,63 @@
+"""Runs a model over a layout, and divides sequences among forward passes. Knows no loss and no trainer; torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from alignctl.engine.layout import Layout, bins, pack, pad
+
+
+def last_hidden(model: nn.Module, layout: Layout) -> Tensor:
+    """Last hidden states `[rows * length, width]` of a layout, before the head."""
+    return bare(model).base_model(**layout.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+
+
+def takes_packed_rows(model: nn.Module) -> bool:
+    """Whether a model's attention knows packed rows, see models/attention.py."""
+    return getattr(bare(model), "packed_attention", None) is not None
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model of transformers inside a wrapper of peft; adapters stay active, because they live in its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def passes(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    batch_size: int,
+    pad_id: int = 0,
+) -> Iterator[tuple[list[int], Layout]]:
+    """Divides prompts and their completions among forward passes; one that several completions share is computed once
+    where the model takes packed rows.
+
+    Args:
+        batch_size: Sequences per forward pass, if all were as long as the longest.
+        pad_id: Token of the padding, where there is any.
+
+    Yields:
+        The numbers of the sequences of a pass, and how they lie in it.
+    """
+    if not prompts:
+        return
+    rows = [torch.tensor([*prompt, *completion]) for prompt, completion in zip(prompts, completions, strict=True)]
+    budget = batch_size * max(map(len, rows))
+    device = bare(model).device
+    packed = takes_packed_rows(model)
+    groups: dict[tuple[int, ...] | int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(tuple(prompt) if packed else index, []).append(index)
+    items = list(groups.values())
+    sizes = [len(prompts[item[0]]) + sum(len(completions[index]) for index in item) for item in items]
+    for part in bins(sizes, budget, padded=not packed):
+        members = [index for item in part for index in items[item]]
+        sequences = [rows[index] for index in members]
+        if packed:
+            number = {index: i for i, index in enumerate(members)}
+            yield members, pack(sequences, [[number[i] for i in items[item]] for item in part], device)
+        else:
+            yield members, pad(sequences, pad_id, device)

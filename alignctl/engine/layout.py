@@ -1,0 +1,197 @@
+"""Which token goes where: sequences that begin alike share what they have in common, and nothing is padded.
+
+The tokens of a forward pass lie in one row. Sequences of a group lie in it as `shared | own of the first | own of the
+second | ...`: position ids go on from the shared tokens in each branch, and a token looks at the shared ones of its
+group and at its own branch, up to itself. `Layout.where` finds each token of each sequence again. Two sequences may
+find the same token: its gradient is then the sum of both. A group of one is a sequence without padding.
+
+The idea is prefix sharing, arXiv:2410.20305. Knows no loss, no trainer and no attention kernel; torch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences that begin alike, lying one after the other from `start` on."""
+
+    start: int
+    shared: int
+    """Tokens that all of them begin with."""
+    branches: tuple[int, ...]
+    """Tokens that each has of its own, after the shared ones."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens of a forward pass, packed into one row or padded to rows of one length."""
+
+    input_ids: Tensor
+    """`[rows, length]`"""
+    where: Tensor
+    """`[sequences, longest]`, of each token of each sequence its index in `input_ids.flatten()`; what lies behind the
+    end of a sequence means nothing."""
+    position_ids: Tensor | None = None
+    """`[1, length]` of a packed row."""
+    groups: tuple[Group, ...] = ()
+    """Of a packed row."""
+    attention_mask: Tensor | None = None
+    """`[rows, length]`, 1 for tokens and 0 for padding, of padded rows."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the layers of a model are called with; `layout` reaches the attention."""
+        if self.attention_mask is not None:
+            return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "layout": self}
+
+    @cached_property
+    def branch_masks(self) -> list[list[Tensor]]:
+        """Of each branch of each group, which of the shared and its own tokens `[own, shared + own]` it may look at."""
+        device = self.input_ids.device
+        return [
+            [
+                torch.ones(own, group.shared + own, dtype=torch.bool, device=device).tril(group.shared)
+                for own in group.branches
+            ]
+            for group in self.groups
+        ]
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """What a token of a packed row may look at, for FlexAttention."""
+        groups, branches = (torch.tensor(numbers, device=self.input_ids.device) for numbers in self._segments())
+
+        def may_look(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            same_branch = (branches[key] == 0) | (branches[key] == branches[query])
+            return (query >= key) & (groups[query] == groups[key]) & same_branch
+
+        length = len(groups)
+        compiled = groups.device.type == "cuda"  # without it the whole mask is made first
+        return create_block_mask(may_look, None, None, length, length, groups.device, _compile=compiled)
+
+    def _segments(self) -> tuple[list[int], list[int]]:
+        """Group and branch of each token; branch 0 is what a group shares."""
+        groups: list[int] = []
+        branches: list[int] = []
+        for number, group in enumerate(self.groups):
+            for branch, length in enumerate((group.shared, *group.branches)):
+                groups += [number] * length
+                branches += [branch] * length
+        return groups, branches
+
+
+def pack(sequences: Sequence[Tensor], groups: Iterable[Sequence[int]], device: torch.device | None = None) -> Layout:
+    """Lays sequences into one row.
+
+    Args:
+        sequences: Token ids `[length]` each, on the CPU.
+        groups: Numbers of sequences that may begin alike; each sequence in one of them. How much they share is found
+            from their tokens.
+        device: Where the layout is wanted.
+    """
+    where = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
+    ids: list[Tensor] = []
+    positions: list[Tensor] = []
+    laid: list[Group] = []
+    end = 0
+    for members in groups:
+        shared = _common_length([sequences[index] for index in members])
+        laid.append(
+            Group(end, shared, tuple(len(sequences[i]) - shared for i in members if len(sequences[i]) > shared))
+        )
+        ids.append(sequences[members[0]][:shared])
+        positions.append(torch.arange(shared))
+        common = torch.arange(end, end + shared)
+        end += shared
+        for index in members:
+            length = len(sequences[index])
+            where[index, :shared] = common
+            where[index, shared:length] = torch.arange(end, end + length - shared)
+            ids.append(sequences[index][shared:])
+            positions.append(torch.arange(shared, length))
+            end += length - shared
+    return Layout(
+        torch.cat(ids)[None].to(device), where.to(device), torch.cat(positions)[None].to(device), groups=tuple(laid)
+    )
+
+
+def pack_rows(input_ids: Tensor, attention_mask: Tensor, branches: int = 1) -> Layout:
+    """Lays a batch that is padded on the right into one row.
+
+    Args:
+        input_ids: `[batch, length]`
+        attention_mask: `[batch, length]`, 1 for tokens and 0 for padding.
+        branches: The batch is so many blocks of rows, of which the first may begin alike, the second, and so on.
+    """
+    lengths = attention_mask.sum(1).tolist()
+    sequences = [row[:length] for row, length in zip(input_ids.cpu(), lengths, strict=True)]
+    block = len(sequences) // branches if len(sequences) % branches == 0 else len(sequences)
+    groups = [range(first, len(sequences), block) for first in range(block)]
+    layout = pack(sequences, groups, input_ids.device)
+    short = input_ids.size(1) - layout.where.size(1)  # columns of nothing but padding
+    where = torch.nn.functional.pad(layout.where, (0, short))
+    return Layout(layout.input_ids, where, layout.position_ids, layout.groups)
+
+
+def packed_already(input_ids: Tensor, position_ids: Tensor) -> Layout:
+    """The layout of a row `[1, length]` of sequences without padding, each of which begins at position 0."""
+    starts = (position_ids[0] == 0).nonzero().flatten().tolist()
+    ends = [*starts[1:], input_ids.size(1)]
+    groups = tuple(Group(start, end - start, ()) for start, end in zip(starts, ends, strict=True))
+    where = torch.arange(input_ids.size(1), device=input_ids.device)[None]
+    return Layout(input_ids, where, position_ids, groups)
+
+
+def pad(sequences: Sequence[Tensor], pad_id: int = 0, device: torch.device | None = None) -> Layout:
+    """Lays each sequence into a row of its own, padded on the right."""
+    longest = max(map(len, sequences))
+    input_ids = torch.full((len(sequences), longest), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = sequence
+        attention_mask[row, : len(sequence)] = 1
+    where = torch.arange(input_ids.numel()).view(input_ids.shape)
+    return Layout(input_ids.to(device), where.to(device), attention_mask=attention_mask.to(device))
+
+
+def bins(sizes: Sequence[int], budget: int, padded: bool) -> Iterator[list[int]]:
+    """Divides items among forward passes, the largest first.
+
+    Args:
+        sizes: Of each item, in tokens.
+        budget: Tokens of a pass; an item that is larger has one to itself.
+        padded: Whether every item takes as much as the largest beside it.
+
+    Yields:
+        The numbers of the items of each pass.
+    """
+    part: list[int] = []
+    used = 0
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        cost = sizes[part[0]] if padded and part else sizes[index]
+        if part and used + cost > budget:
+            yield part
+            part, used, cost = [], 0, sizes[index]
+        part.append(index)
+        used += cost
+    if part:
+        yield part
+
+
+def _common_length(sequences: Sequence[Tensor]) -> int:
+    """How many tokens all sequences begin with; all of its tokens for a single one."""
+    length = min(map(len, sequences))
+    same = torch.ones(length, dtype=torch.long)
+    for other in sequences[1:]:
+        same &= sequences[0][:length] == other[:length]
+    return int(same.cumprod(0).sum())

@@ -1,0 +1,85 @@
+"""Runs TRL's trainers on alignctl's engine: prompts computed once, nothing padded, the LM head only where it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from alignctl.engine.forward import bare
+from alignctl.errors import RequestError
+from alignctl.models.attention import put_packed_attention_on
+from alignctl.trainers.head import put_head_on, put_score_on
+
+_MIXTURE = "the loss of a mixture of experts comes from padded rows"
+
+
+@dataclass
+class EngineConfig:
+    """What every method's settings have beside those of TRL."""
+
+    engine: Literal["auto", "shared_prefix", "padded"] = "auto"
+    """How batches are computed: with prompts shared and without padding, padded as in TRL, or the first where the model
+    can. The numbers are the same to rounding."""
+
+
+class OnEngine:
+    """A mixin for TRL's trainers. `notices` says for people how batches are computed."""
+
+    branches = 1
+    """Blocks of a batch whose first rows begin alike, and so on: 2 where rejected rows lie below the chosen ones."""
+
+    notices: list[str]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.notices = []
+        super().__init__(*args, **kwargs)
+        self._put_engine_on()
+
+    def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+        self._put_engine_on()  # TRL calls this while it is being built
+        return super()._precompute_ref_logps(*args, **kwargs)
+
+    def _put_engine_on(self) -> None:
+        for model in (self.model, getattr(self, "ref_model", None)):
+            if model is not None:
+                self._put_under(bare(self.accelerator.unwrap_model(model)), trained=model is self.model)
+
+    def _put_under(self, model: PreTrainedModel, trained: bool) -> None:
+        if getattr(model, "on_engine", False):
+            return
+        model.on_engine = True
+        mixture = getattr(self, "aux_loss_enabled", False)
+        is_policy = model.get_output_embeddings() is not None
+        reason: str | None = "that was asked for"
+        if mixture:
+            reason = _MIXTURE
+        elif not is_policy and not hasattr(model, "score"):
+            reason = f"models of type `{model.config.model_type}` do not score a single token"
+        elif self.args.engine != "padded":
+            reason = put_packed_attention_on(model)
+        if reason and self.args.engine == "shared_prefix":
+            raise RequestError(f"`engine=shared_prefix` cannot be: {reason}", "set `engine=auto`")
+        if trained:
+            self.notices.append(f"engine: padded rows, because {reason}" if reason else _describe(model, self.branches))
+        if is_policy and not mixture:  # which keeps TRL's head, because that knows its loss
+            put_head_on(model, self.accelerator.autocast, self.branches)
+        elif not is_policy and not reason:
+            put_score_on(model, self.accelerator.autocast, self.branches)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        # transformers knows `input_ids` only, and rows of pairs have none.
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        tokens = [column for column in rows.column_names if column.endswith("_ids")]
+        lengths = [sum(len(row[column]) for column in tokens) for row in rows.select_columns(tokens)]
+        return LengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
+
+
+def _describe(model: PreTrainedModel, branches: int) -> str:
+    what = "prompts computed once, nothing padded" if branches > 1 else "nothing padded"
+    return f"engine: {what} ({model.packed_attention} attention)"

@@ -1,0 +1,21 @@
+"""TRL's RewardTrainer on alignctl's engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trl
+from trl.trainer.reward_config import RewardConfig as TRLRewardConfig
+
+from alignctl.trainers.engine import EngineConfig, OnEngine
+
+
+@dataclass
+class RewardConfig(EngineConfig, TRLRewardConfig):
+    """Settings of reward models."""
+
+
+class RewardTrainer(OnEngine, trl.RewardTrainer):
+    """Bradley-Terry reward model."""
+
+    branches = 2
