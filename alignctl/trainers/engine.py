@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from alignctl.engine.forward import bare
@@ -73,11 +74,15 @@ class OnEngine:
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        # transformers knows `input_ids` only, and rows of pairs have none.
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        tokens = [column for column in rows.column_names if column.endswith("_ids")]
-        lengths = [sum(len(row[column]) for column in tokens) for row in rows.select_columns(tokens)]
-        return LengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
+        return sampler_by_length(self.train_dataset if train_dataset is None else train_dataset, self.args)
+
+
+def sampler_by_length(rows: Dataset, args: TrainingArguments) -> LengthGroupedSampler:
+    """Batches of tokenised rows of about the same length, in a random order. transformers' own choice looks for
+    `input_ids`, which rows of pairs have not."""
+    tokens = [column for column in rows.column_names if column.endswith("_ids")]
+    lengths = [sum(len(row[column]) for column in tokens) for row in rows.select_columns(tokens)]
+    return LengthGroupedSampler(args.train_batch_size * args.gradient_accumulation_steps, lengths=lengths)
 
 
 def _describe(model: PreTrainedModel, branches: int) -> str:
