@@ -305,7 +305,7 @@ def build(arguments: argparse.Namespace, method: str, data: str, folder: str) ->
     args = config_class(
         output_dir=folder, per_device_train_batch_size=arguments.batch, max_length=arguments.max_length, bf16=gpu,
         use_cpu=not gpu, gradient_checkpointing=False, logging_steps=1, report_to="none", save_strategy="no",
-        learning_rate=1e-6, lr_scheduler_type="constant", disable_tqdm=True, **settings,
+        learning_rate=1e-6, lr_scheduler_type="constant", disable_tqdm=True, num_train_epochs=1, **settings,
     )  # fmt: skip
     roles = {"ref_model": model()} if method in ("dpo", "kto") else {}
     rows = unshared_rows(arguments, method, tokenizer) if data == "unshared" else real_rows(arguments, method, data)

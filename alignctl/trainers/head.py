@@ -121,7 +121,8 @@ def _check_head(model: nn.Module) -> None:
     was_training = model.training
     model.eval()
     try:
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        # The class's own forward: that of the model may be in mixed precision already.
+        logits = type(model).forward(model, input_ids=ids, use_cache=False).logits[0, :-1].float()
         expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
         hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         found = None if hidden is None else score_tokens(model, hidden[0, :-1], ids[0, 1:]).logps

@@ -1,0 +1,130 @@
+"""Packed rows hold every token once, and give each sequence the hidden states it has by itself."""
+
+import random
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.train
+
+from alignctl.engine import layout as engine  # noqa: E402
+
+
+def sequences_of(*rows):
+    return [torch.tensor(row) for row in rows]
+
+
+PAIR = sequences_of([5, 6, 7, 8, 9], [5, 6, 7, 20])
+ODD = sequences_of(
+    [5, 6, 7, 8], [5, 6, 7, 8],  # the same twice
+    [5, 6], [5, 6, 9, 9],  # one begins the other
+    [1], [2],  # nothing in common
+    [4, 4, 4, 4, 4, 4],  # by itself
+)  # fmt: skip
+ODD_GROUPS = [(0, 1), (2, 3), (4, 5), (6,)]
+
+
+def test_a_pair_by_hand():
+    packed = engine.pack(PAIR, [(0, 1)])
+    assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 20]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
+    assert packed.where.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 5, 0]]
+    assert packed.groups == (engine.Group(0, 3, (2, 1)),)
+
+
+def random_groups(seed):
+    """Sequences of ragged lengths in groups of one to four, with beginnings in common of 0 to 12 tokens."""
+    draw = random.Random(seed)
+    rows, groups = [], []
+    for _ in range(4):
+        common = [draw.randrange(4, 60) for _ in range(draw.randrange(0, 13))]
+        members = range(len(rows), len(rows) + draw.randrange(1, 5))
+        rows += [common + [draw.randrange(4, 60) for _ in range(draw.randrange(1, 9))] for _ in members]
+        groups.append(tuple(members))
+    draw.shuffle(groups)
+    return sequences_of(*rows), groups
+
+
+CASES = [(PAIR, [(0, 1)]), (ODD, ODD_GROUPS), *map(random_groups, range(4))]
+
+
+@pytest.mark.parametrize(("rows", "groups"), CASES)
+def test_every_token_is_found_again(rows, groups):
+    packed = engine.pack(rows, groups)
+    for row, where in zip(rows, packed.where, strict=True):
+        assert packed.input_ids[0, where[: len(row)]].tolist() == row.tolist()
+        assert packed.position_ids[0, where[: len(row)]].tolist() == list(range(len(row)))
+
+
+@pytest.mark.parametrize(("rows", "groups"), CASES)
+def test_both_masks_say_the_same(rows, groups):
+    """A token looks at what stands before it in a sequence that both are in, and at nothing else."""
+    packed = engine.pack(rows, groups)
+    length = packed.input_ids.numel()
+    expected = torch.zeros(length, length, dtype=torch.bool)
+    for row, where in zip(rows, packed.where, strict=True):
+        for end in range(len(row)):
+            expected[where[end], where[: end + 1]] = True
+    query, key = torch.meshgrid(torch.arange(length), torch.arange(length), indexing="ij")
+    assert torch.equal(packed.block_mask.mask_mod(0, 0, query, key), expected)
+    for group, masks in zip(packed.groups, packed.branch_masks, strict=True):
+        end = group.start + group.shared
+        for own, mask in zip(group.branches, masks, strict=True):
+            columns = torch.cat([torch.arange(group.start, group.start + group.shared), torch.arange(end, end + own)])
+            assert torch.equal(mask, expected[end : end + own][:, columns])
+            end += own
+
+
+@pytest.mark.parametrize(("rows", "groups"), CASES)
+def test_hidden_states_are_those_of_each_sequence_alone(rows, groups):
+    from test_logps import tiny
+
+    from alignctl.engine.forward import last_hidden
+    from alignctl.models.attention import put_packed_attention_on
+
+    plain, model = tiny("llama").double(), tiny("llama").double()
+    assert put_packed_attention_on(model) is None
+    packed = engine.pack(rows, groups)
+    with torch.no_grad():
+        hidden = last_hidden(model, packed)
+        for row, where in zip(rows, packed.where, strict=True):
+            alone = plain.base_model(row[None]).last_hidden_state[0]
+            torch.testing.assert_close(hidden[where[: len(row)]], alone, rtol=1e-10, atol=1e-10)
+
+
+def test_the_two_kernels_agree():
+    """FlexAttention runs without a GPU too, but there it has no gradient."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from alignctl.engine.attention import sdpa_by_parts
+
+    rows, groups = random_groups(7)
+    packed = engine.pack(rows, groups)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, packed.input_ids.numel(), 16) for heads in (4, 2, 2))
+    flex = flex_attention(query, key, value, block_mask=packed.block_mask, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(sdpa_by_parts(query, key, value, packed, 0.3, 0.0), flex, rtol=1e-5, atol=1e-6)
+
+
+def test_padded_batches_are_found_in_the_row():
+    ids = torch.tensor([[5, 6, 7, 0, 0], [8, 9, 0, 0, 0], [5, 6, 11, 12, 0], [8, 9, 10, 0, 0]])
+    packed = engine.pack_rows(ids, (ids != 0).long(), branches=2)
+    assert packed.input_ids.tolist() == [[5, 6, 7, 11, 12, 8, 9, 10]]
+    assert packed.where.shape == ids.shape
+    for row, where in zip(ids, packed.where, strict=True):
+        assert torch.equal(packed.input_ids[0, where][row != 0], row[row != 0])
+
+
+def test_rows_that_are_packed_already():
+    ids, positions = torch.tensor([[5, 6, 7, 8, 9]]), torch.tensor([[0, 1, 0, 1, 2]])
+    packed = engine.packed_already(ids, positions)
+    assert packed.groups == (engine.Group(0, 2, ()), engine.Group(2, 3, ()))
+    assert packed.where.tolist() == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("padded", "expected"), [(False, [[1], [3, 0], [2, 4]]), (True, [[1], [3], [0, 2], [4]])], ids=["packed", "padded"]
+)
+def test_passes_hold_a_budget_of_tokens(padded, expected):
+    # The largest first; one that is larger than the budget has a pass to itself.
+    assert list(engine.bins([4, 12, 3, 6, 3], budget=10, padded=padded)) == expected
