@@ -7,7 +7,7 @@
 Four contestants train one epoch over the same rows, each in a process of its own that waits while another one works:
 the bare trainer of TRL as it comes, the same with rows grouped by length and the reference's log-probabilities computed
 beforehand (its best), and alignctl's trainer with either settings. alignctl's has its callbacks on, as in a stage; a
-fifth contestant, with them off, says what they cost. They take turns of a few steps, so a machine whose speed drifts
+fifth contestant, with them off, and a clock around each of them say what they cost. They take turns of a few steps, so a machine whose speed drifts
 drifts for all of them, and each ratio is of the same batches. Warm-up turns are not counted.
 
 Rows are hh-rlhf's harmless-base and helpful-base, from the folder named by ALIGNCTL_SHARED or from the Hub, and a made
@@ -133,6 +133,7 @@ def _ask(child: subprocess.Popen[str]) -> dict[str, Any]:
 
 def _summary(answers: list[dict[str, Any]]) -> dict[str, Any]:
     *turns, end = answers
+    steps = len(end["losses"]) / len(turns)  # of a turn
     counted = turns[1:]  # the first is the warm-up
     seconds = sum(turn["seconds"] for turn in counted)
     rows_per_s = sum(turn["rows"] for turn in counted) / seconds
@@ -140,6 +141,7 @@ def _summary(answers: list[dict[str, Any]]) -> dict[str, Any]:
         "rows_per_s": rows_per_s,
         "tokens_per_s": sum(turn["tokens"] for turn in counted) / seconds,
         "mfu": rows_per_s / end["rows_per_s_at_full_rate"],
+        "callbacks_share": end["callbacks_s_per_step"] * len(counted) * steps / seconds,
         "turns_s": [turn["seconds"] for turn in counted],
         **{key: end[key] for key in ("peak_mib", "losses", "attention", "useful_tokens_per_row")},
     }
@@ -182,7 +184,8 @@ def table(result: dict[str, Any]) -> str:
     for name, one in result["measured"].items():
         attention = f"  ({one['attention']})" if one["attention"] else ""
         rates = f"{one['rows_per_s']:8.2f} {one['tokens_per_s']:9.0f} {one['peak_mib']:9.0f}"
-        lines.append(f"  {name:28} {rates} {one['mfu']:6.1%}{attention}")
+        share = f"  callbacks take {one['callbacks_share']:.2%}" if one["callbacks_share"] else ""
+        lines.append(f"  {name:28} {rates} {one['mfu']:6.1%}{attention}{share}")
     for ratio in result["ratios"]:
         speed = f"{ratio['epoch']:.2f} times the speed"
         if ratio["median"] is not None:
@@ -238,12 +241,12 @@ def train(arguments: argparse.Namespace) -> None:
             turn = {"seconds": seconds, "rows": arguments.turn * arguments.batch, "tokens": tokens}
             print(json.dumps(turn), file=answers, flush=True)
 
-    turns = TakesTurns()
+    turns, spent = TakesTurns(), [0.0]
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(arguments, method, data, folder)
         if arguments.child in ("alignctl", "alignctl, the same settings"):
             for callback in callbacks(method, folder):
-                trainer.add_callback(callback)
+                trainer.add_callback(timed(callback, spent))
         trainer.add_callback(turns)
         print("ready", file=answers, flush=True)
         trainer.train()
@@ -254,6 +257,7 @@ def train(arguments: argparse.Namespace) -> None:
         "done": True,
         "peak_mib": peak / 2**20,
         "losses": turns.losses,
+        "callbacks_s_per_step": spent[0] / trainer.state.global_step,
         "attention": getattr(trainer.accelerator.unwrap_model(trainer.model), "packed_attention", None),
     }
     print(json.dumps(end | compute(trainer, arguments, method)), file=answers, flush=True)
@@ -295,11 +299,11 @@ def build(arguments: argparse.Namespace, method: str, data: str, folder: str) ->
     else:
         trainer_class, config_class = getattr(trl, f"{names[method]}Trainer"), getattr(trl, f"{names[method]}Config")
         if best and method != "kto":
-            from alignctl.trainers.engine import sampler_by_length
+            from alignctl.trainers.engine import ByLength
 
             class Grouped(trainer_class):  # TRL finds no lengths in rows of pairs
                 def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-                    return sampler_by_length(self.train_dataset if train_dataset is None else train_dataset, self.args)
+                    return ByLength(train_dataset, self.args.train_batch_size, self.args.seed)
 
             trainer_class = Grouped
     args = config_class(
@@ -359,6 +363,21 @@ def callbacks(method: str, folder: str) -> list[Any]:
     return [MetricsFile(paths), ProgressFile(paths, methods()[method].key_metrics), StopOnRequest(StopSignal())]
 
 
+def timed(callback: Any, spent: list[float]) -> Any:
+    """Adds to `spent`, in seconds, what a callback takes."""
+    for event in [name for name in dir(callback) if name.startswith("on_")]:
+
+        def call(*args: Any, plain: Any = getattr(callback, event), **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                spent[0] += time.perf_counter() - began
+
+        setattr(callback, event, call)
+    return callback
+
+
 def make_tokenizer() -> Any:
     """Byte-level BPE learnt from hh-rlhf itself, the same for all contestants."""
     from alignctl.models.tokenizer import train_tokenizer
@@ -409,6 +428,7 @@ def unshared_rows(arguments: argparse.Namespace, method: str, tokenizer: Any) ->
 
     random.seed(0)
     words = [word.replace("\u0120", " ") for word in tokenizer.get_vocab() if re.fullmatch("\u0120[a-z]{5}", word)]
+
     def text() -> str:
         return "".join(random.choice(words) for _ in range(UNSHARED_TOKENS))
 

@@ -39,6 +39,13 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
             f"`peft.lora_dropout={peft['lora_dropout']}` would have no effect: `{name}.disable_dropout` is true",
             f"set `{name}.disable_dropout=false`, or `peft.lora_dropout=0`",
         )
+    attention = merged_section(config, first_stage(config, name), "model").get("attn_implementation")
+    if stage.get("engine") == "shared_prefix" and attention not in (None, "sdpa"):
+        yield Problem(
+            f"`{name}.engine=shared_prefix` and `model.attn_implementation={attention}` exclude each other: the engine "
+            "has an attention of its own",
+            f"set `{name}.engine=padded`, or `model.attn_implementation=null`",
+        )
     if stage.get("load_best_model_at_end") and stage.get("eval_strategy", "no") == "no":
         yield Problem(
             f"`{name}.load_best_model_at_end` needs evaluations to compare", f"set `{name}.eval_strategy=steps`"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import PreTrainedModel
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from alignctl.engine.forward import bare
 from alignctl.errors import RequestError
@@ -74,15 +76,32 @@ class OnEngine:
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        return sampler_by_length(self.train_dataset if train_dataset is None else train_dataset, self.args)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ByLength(rows, self.args.train_batch_size * self.args.gradient_accumulation_steps, seed)
 
 
-def sampler_by_length(rows: Dataset, args: TrainingArguments) -> LengthGroupedSampler:
-    """Batches of tokenised rows of about the same length, in a random order. transformers' own choice looks for
-    `input_ids`, which rows of pairs have not."""
-    tokens = [column for column in rows.column_names if column.endswith("_ids")]
-    lengths = [sum(len(row[column]) for column in tokens) for row in rows.select_columns(tokens)]
-    return LengthGroupedSampler(args.train_batch_size * args.gradient_accumulation_steps, lengths=lengths)
+class ByLength(Sampler):
+    """Batches of tokenised rows of about one length, in a random order that depends on seed and epoch alone.
+
+    transformers' own looks for a column `input_ids`, which rows of pairs have not, and draws from the global random
+    state, so that a run that is continued would go on with other batches.
+    """
+
+    def __init__(self, rows: Dataset, batch_size: int, seed: int):
+        tokens = [column for column in rows.column_names if column.endswith("_ids")]
+        self._lengths = [sum(map(len, row.values())) for row in rows.select_columns(tokens)]
+        self._batch_size, self._seed, self._epoch = batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
+
+    def __len__(self) -> int:
+        return len(self._lengths)
 
 
 def _describe(model: PreTrainedModel, branches: int) -> str:

@@ -146,6 +146,11 @@ BAD = [
     (["recipe=orpo_quickstart", "orpo.label_smoothing=0.1"], ["`orpo.label_smoothing` is not a stage's to set"]),
     (["recipe=sft_ipo_quickstart", "ipo.normalize=length"], ["`ipo.normalize` must be one of tokens, none"]),
     ([KTO, "kto.per_device_train_batch_size=1"], ["needs 2 or more", "`kto.per_device_train_batch_size=2`"]),
+    (["recipe=dpo_llama3", "dpo.engine=fast"], ["`dpo.engine` must be one of auto, shared_prefix, padded"]),
+    (
+        ["recipe=dpo_llama3", "dpo.engine=shared_prefix", "model=gemma"],
+        ["`dpo.engine=shared_prefix` and `model.attn_implementation=eager` exclude each other"],
+    ),
     ([KTO, "kto.train_sampling_strategy=random"], ["`kto.train_sampling_strategy` is not a stage's to set"]),
     ([KTO, "kto.desirable_weight=0"], ["`kto.desirable_weight` must be greater than 0"]),
     ([KTO, "kto.reference=stf"], ["`kto.reference=stf`", "no such folder"]),

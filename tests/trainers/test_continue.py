@@ -27,7 +27,7 @@ class StopsAfter(NeverStops):
 
 RECIPES = {
     "sft": ("recipe=sft_quickstart", "sft.packing=true"),
-    "reward": ("recipe=sft_rm_quickstart",),
+    "reward": ("recipe=sft_rm_quickstart", "rm.train_sampling_strategy=group_by_length"),
     "dpo": ("recipe=sft_dpo_quickstart", "dpo.precompute_ref_log_probs=true"),
     "ipo": ("recipe=sft_ipo_quickstart", "peft=dora"),
     "kto": ("recipe=sft_kto_quickstart",),
