@@ -7,8 +7,8 @@
 Four contestants train one epoch over the same rows, each in a process of its own that waits while another one works:
 the bare trainer of TRL as it comes, the same with rows grouped by length and the reference's log-probabilities computed
 beforehand (its best), and alignctl's trainer with either settings. alignctl's has its callbacks on, as in a stage; a
-fifth contestant, with them off, and a clock around each of them say what they cost. They take turns of a few steps, so a machine whose speed drifts
-drifts for all of them, and each ratio is of the same batches. Warm-up turns are not counted.
+fifth contestant, with them off, and a clock around each of them say what they cost. They take turns of a few steps, so
+a machine whose speed drifts drifts for all of them, and each ratio is of the same batches. The first turn is a warm-up.
 
 Rows are hh-rlhf's harmless-base and helpful-base, from the folder named by ALIGNCTL_SHARED or from the Hub, and a made
 set whose pairs share no prompt and whose rows are all of one length: nothing for the engine to gain.
@@ -365,16 +365,19 @@ def callbacks(method: str, folder: str) -> list[Any]:
 
 def timed(callback: Any, spent: list[float]) -> Any:
     """Adds to `spent`, in seconds, what a callback takes."""
-    for event in [name for name in dir(callback) if name.startswith("on_")]:
 
-        def call(*args: Any, plain: Any = getattr(callback, event), **kwargs: Any) -> Any:
+    def clocked(plain: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
             try:
                 return plain(*args, **kwargs)
             finally:
                 spent[0] += time.perf_counter() - began
 
-        setattr(callback, event, call)
+        return call
+
+    for event in [name for name in dir(callback) if name.startswith("on_")]:
+        setattr(callback, event, clocked(getattr(callback, event)))
     return callback
 
 
