@@ -1,6 +1,6 @@
 """How fast is alignctl beside bare TRL? Trains the same pairs with both, in turns, and prints rates, memory and ratios.
 
-    python scripts/bench_preference.py                                # everything, about 25 minutes on one CPU core
+    python scripts/bench_preference.py                                # everything, about half an hour on one CPU core
     python scripts/bench_preference.py --method dpo --data harmless   # one comparison
     python scripts/bench_preference.py --method dpo --data harmless --device cuda --model 1b --max-length 4096
 
@@ -47,9 +47,9 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, nargs="+", default=METHODS)
     parser.add_argument("--data", choices=DATA, nargs="+", default=DATA)
     parser.add_argument("--contestant", choices=CONTESTANTS, nargs="+", default=CONTESTANTS)
-    parser.add_argument("--rows", type=int, default=96, help="pairs, or other rows, of the epoch")
+    parser.add_argument("--rows", type=int, default=64, help="pairs, or other rows, of the epoch")
     parser.add_argument("--batch", type=int, default=8, help="rows of a step")
-    parser.add_argument("--turn", type=int, default=2, help="steps of a turn")
+    parser.add_argument("--turn", type=int, default=1, help="steps of a turn")
     parser.add_argument("--max-length", type=int, default=512, help="tokens, prompt and completion")
     parser.add_argument("--model", choices=SHAPES, default="small")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -306,16 +306,18 @@ def build(arguments: argparse.Namespace, method: str, data: str, folder: str) ->
                     return ByLength(train_dataset, self.args.train_batch_size, self.args.seed)
 
             trainer_class = Grouped
+    if method == "kto":
+        settings |= {"desirable_weight": 1.0, "undesirable_weight": 1.0}
     args = config_class(
         output_dir=folder, per_device_train_batch_size=arguments.batch, max_length=arguments.max_length, bf16=gpu,
         use_cpu=not gpu, gradient_checkpointing=False, logging_steps=1, report_to="none", save_strategy="no",
         learning_rate=1e-6, lr_scheduler_type="constant", disable_tqdm=True, num_train_epochs=1, **settings,
     )  # fmt: skip
+    data_set = Dataset.from_list(rows_of(arguments, method, data, tokenizer))
+    if method == "kto" and not ours:
+        data_set = data_set.shuffle(seed=args.seed)  # as alignctl's trainer does
     roles = {"ref_model": model()} if method in ("dpo", "kto") else {}
-    rows = unshared_rows(arguments, method, tokenizer) if data == "unshared" else real_rows(arguments, method, data)
-    return trainer_class(
-        model=model(), args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **roles
-    )
+    return trainer_class(model=model(), args=args, train_dataset=data_set, processing_class=tokenizer, **roles)
 
 
 def compute(trainer: Any, arguments: argparse.Namespace, method: str) -> dict[str, float]:
@@ -403,19 +405,24 @@ def shared(path: str) -> Path | None:
     return found if found.exists() else None
 
 
-def real_rows(arguments: argparse.Namespace, method: str, data: str) -> list[dict[str, Any]]:
-    """The first rows of hh-rlhf whose completions differ from the last turn on and whose prompt leaves room."""
+def rows_of(arguments: argparse.Namespace, method: str, data: str, tokenizer: Any) -> list[dict[str, Any]]:
+    pairs = unshared_pairs(arguments, tokenizer) if data == "unshared" else real_pairs(arguments, data)
+    return [as_row(method, pair, wanted=index % 2 == 0) for index, pair in enumerate(pairs)]
+
+
+def real_pairs(arguments: argparse.Namespace, data: str) -> list[dict[str, str]]:
+    """The first rows of hh-rlhf whose completions differ from the last turn on and that need not be cut."""
     pairs = []
     for line in hh_lines(data):
         (prompt, mark, chosen), (same, _, rejected) = (
             line[side].rpartition("\n\nAssistant:") for side in ("chosen", "rejected")
         )
-        fits = len(prompt) < 3 * arguments.max_length
+        fits = max(map(len, (line["chosen"], line["rejected"]))) < 3 * arguments.max_length  # a token is longer
         if prompt == same and fits and chosen.strip() and rejected.strip():
             pairs.append({"prompt": prompt + mark, "chosen": chosen, "rejected": rejected})
         if len(pairs) == arguments.rows:
             break
-    return [as_row(method, pair, wanted=index % 2 == 0) for index, pair in enumerate(pairs)]
+    return pairs
 
 
 def as_row(method: str, pair: dict[str, Any], wanted: bool) -> dict[str, Any]:
@@ -425,7 +432,7 @@ def as_row(method: str, pair: dict[str, Any], wanted: bool) -> dict[str, Any]:
     return row | {"label": wanted} if method == "kto" else row
 
 
-def unshared_rows(arguments: argparse.Namespace, method: str, tokenizer: Any) -> list[dict[str, Any]]:
+def unshared_pairs(arguments: argparse.Namespace, tokenizer: Any) -> list[dict[str, str]]:
     """Rows of one length whose prompts are one word, and of pairs a different one for each completion."""
     import random
 
@@ -435,8 +442,7 @@ def unshared_rows(arguments: argparse.Namespace, method: str, tokenizer: Any) ->
     def text() -> str:
         return "".join(random.choice(words) for _ in range(UNSHARED_TOKENS))
 
-    pairs = ({"prompt": random.choice(words), "chosen": text(), "rejected": text()} for _ in range(arguments.rows))
-    return [as_row(method, pair, wanted=index % 2 == 0) for index, pair in enumerate(pairs)]
+    return [{"prompt": random.choice(words), "chosen": text(), "rejected": text()} for _ in range(arguments.rows)]
 
 
 if __name__ == "__main__":
