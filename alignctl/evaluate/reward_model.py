@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
-from alignctl.data.tokenizing import Answer
-from alignctl.engine.forward import bare, last_hidden, passes, takes_packed_rows
+from alignctl.engine.rewards import sequence_scores
 from alignctl.evaluate.held_out import Pairs
 
 REWARD_STATISTICS = "reward_statistics.json"
@@ -25,36 +22,6 @@ class RewardStatistics:
     std: float
     answers: int
     """Chosen and rejected completions that were scored."""
-
-
-@torch.no_grad()
-def score(model: PreTrainedModel, answers: Sequence[Answer], batch_size: int) -> list[float]:
-    """The model's score of each answer; its mode is left as it is.
-
-    Args:
-        model: A sequence classifier with one output and a pad token, or one wrapped by peft.
-        batch_size: Answers per forward pass, if all were as long as the longest.
-    """
-    pad_id = bare(model).config.get_text_config().pad_token_id
-    prompts, completions = zip(*answers, strict=True)
-    scores = [0.0] * len(answers)
-    for members, layout in passes(model, prompts, completions, batch_size, pad_id):
-        if takes_packed_rows(model):
-            last = [_last(answers[index], pad_id) for index in members]
-            where = layout.where[torch.arange(len(members)), torch.tensor(last)]
-            logits = bare(model).score(last_hidden(model, layout)[where])
-        else:
-            logits = model(**layout.inputs, use_cache=False).logits
-        for index, value in zip(members, logits[:, 0].float().tolist(), strict=True):
-            scores[index] = value
-    return scores
-
-
-def _last(answer: Answer, pad_id: int) -> int:
-    """Where an answer is scored, as transformers does it: its last token that is not the padding's, which some
-    tokenizers write at the end, too."""
-    row = answer.prompt + answer.completion
-    return max((position for position, token in enumerate(row) if token != pad_id), default=0)
 
 
 def measure_reward_model(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> dict[str, float]:
@@ -79,6 +46,7 @@ def _scores(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> list[float
     was_training = model.training
     model.eval()
     try:
-        return score(model, [*pairs.chosen, *pairs.rejected], batch_size)
+        prompts, completions = zip(*pairs.chosen, *pairs.rejected, strict=True)
+        return sequence_scores(model, prompts, completions, batch_size)
     finally:
         model.train(was_training)
