@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from alignctl.config.stages import StageConfig
-from alignctl.data.reading import Rows, read_split, unpaired
+from alignctl.data.reading import Rows, as_kind, read_split
 from alignctl.engine.forward import takes_packed_rows
 from alignctl.errors import RequestError, Stopped
 from alignctl.evaluate.held_out import Cut, HeldOut, build_feedback, build_pairs, build_questions, cutter
@@ -23,7 +24,7 @@ from alignctl.evaluate.measure import Evaluation, Reference, measure
 from alignctl.evaluate.reward_model import REWARD_STATISTICS, measure_reward_model, reward_statistics
 from alignctl.methods.registry import Method, Role, methods, resolve
 from alignctl.models.attention import put_packed_attention_on
-from alignctl.models.loading import build_peft_config, load_model, load_tokenizer, save_finished
+from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, load_tokenizer, save_finished
 from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
@@ -59,10 +60,11 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     rows, held_rows = (part and write_rows(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
     examples, held_examples = rows, held_rows
     if rows.format.kind != method.data_kind:
-        examples, held_examples = unpaired(rows), held_rows and unpaired(held_rows)
-        progress.notice(
-            f"{len(rows.dataset):,} pairs are taken apart into {len(examples.dataset):,} labelled completions"
-        )
+        examples, held_examples = (part and as_kind(part, method.data_kind) for part in (rows, held_rows))
+        if method.data_kind == "feedback":
+            progress.notice(
+                f"{len(rows.dataset):,} pairs are taken apart into {len(examples.dataset):,} labelled completions"
+            )
     stop = StopOnRequest(signal)
     trainer = _build_trainer(stage, method, weights, tokenizer, examples, held_examples, paths, progress, stop)
     write_ledgers(stage, paths, trainer, examples, held_examples)
@@ -87,7 +89,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)
     progress.phase("saving model")
     save_finished(
-        trainer.accelerator.unwrap_model(trainer.model),
+        _trained_model(trainer),
         tokenizer,
         paths.model,
         paths.adapter,
@@ -117,6 +119,8 @@ def _build_trainer(
     trained = load(method.trained)
     _check_length(stage, trained)
     roles: dict[str, Any] = {}
+    if "value_model" in method.roles:
+        roles |= _actor_critic_roles(stage, weights, tokenizer, load)
     if "reference" in method.roles:
         # An adapter switched off is the reference; so is the model itself before it is trained, where log-probabilities
         # are computed beforehand.
@@ -138,6 +142,28 @@ def _build_trainer(
     for notice in getattr(trainer, "notices", ()):
         progress.notice(notice)
     return trainer
+
+
+def _actor_critic_roles(
+    stage: StageConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase, load: Callable[[Role], PreTrainedModel]
+) -> dict[str, Any]:
+    """What a trainer with a value model takes besides policy and reference: the reward model with its own tokenizer
+    and statistics, and the value model."""
+    roles: dict[str, Any] = {}
+    folder = weights.get("reward_model")
+    if folder:
+        roles["reward_model"] = load("reward_model")
+        roles["reward_processing_class"] = load_reward_tokenizer(folder, stage.model)
+        roles["reward_statistics"] = read_json(Path(folder, REWARD_STATISTICS))
+    if stage.trainer.get("roles", "separate") == "separate":
+        roles["value_model"] = load("value_model")
+    return roles
+
+
+def _trained_model(trainer: Trainer) -> PreTrainedModel:
+    """The trained model itself, where a trainer wraps it or trains another one beside it."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return getattr(model, "policy", model)
 
 
 def _arguments(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
@@ -179,7 +205,7 @@ def _held_out(
         return HeldOut()
     cut, is_policy = _cutter(trainer, method), method.trained == "policy"
     kind, dataset = held_rows.format.kind, held_rows.dataset
-    limit = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(_trained_model(trainer).config.get_text_config(), "max_position_embeddings", None)
     room = limit - stage.eval.max_new_tokens if limit else None
     asks = is_policy and stage.eval.prompts and "prompt" in dataset.column_names
     return HeldOut(
@@ -192,7 +218,10 @@ def _held_out(
 def _cutter(trainer: Trainer, method: Method) -> Cut:
     """TRL's trainers of policies cut what is too long, that of reward models leaves it out."""
     mode = getattr(trainer.args, "truncation_mode", "keep_start")
-    return cutter(trainer.args.max_length, mode, drops_longer=method.trained == "reward_model")
+    longest = getattr(trainer.args, "max_length", None)
+    if longest is None:
+        longest = getattr(_trained_model(trainer).config.get_text_config(), "max_position_embeddings", None)
+    return cutter(longest, mode, drops_longer=method.trained == "reward_model")
 
 
 def _measure(
@@ -205,7 +234,7 @@ def _measure(
 ) -> Evaluation:
     if method.trained == "policy":
         judge = JUDGES.get(stage.eval.judge)
-        return measure(trainer.model, reference, tokenizer, held_out, judge, stage.eval, stage.seed)
+        return measure(_trained_model(trainer), reference, tokenizer, held_out, judge, stage.eval, stage.seed)
     if held_out.pairs is None:
         return Evaluation()
     return Evaluation(measure_reward_model(trainer.model, held_out.pairs, stage.eval.batch_size))
@@ -233,7 +262,7 @@ def _facts(
 
 def _reference(trainer: Trainer, stage: StageConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase) -> Reference:
     """The reference the policy was trained against: a model beside it, the adapter off, or its weights loaded again."""
-    policy = trainer.accelerator.unwrap_model(trainer.model)
+    policy = _trained_model(trainer)
 
     @contextmanager
     def reference() -> Iterator[PreTrainedModel]:
@@ -245,7 +274,7 @@ def _reference(trainer: Trainer, stage: StageConfig, weights: Weights, tokenizer
         else:
             model = load_model(stage.model, "reference", weights["reference"], tokenizer, stage.peft, stage.seed)
             if takes_packed_rows(policy):
-                put_packed_attention_on(model)
+                put_packed_attention_on(model, policy.device)
             yield model.to(policy.device).eval()
 
     return reference

@@ -66,18 +66,22 @@ def write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows:
     """
     ledgers = {}
     for part, given, used in (("train", rows, trainer.train_dataset), ("eval", held_rows, trainer.eval_dataset)):
-        if given is not None:
+        if given is not None and used is not None:
             left = _left_by_packing(given, stage, trainer) if stage.trainer.get("packing") else len(used)
             ledgers[part] = asdict(given.ledger) | {"too_long": len(given.dataset) - left}
     write_json(paths.data, ledgers)
     lost, count = ledgers["train"]["too_long"], len(rows.dataset)
     if lost == count or lost > stage.data.max_too_long * count:
-        limit = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
-        key, percent = f"{stage.name}.max_length", math.ceil(100 * lost / count)
+        limit = getattr(
+            getattr(trainer.model, "policy", trainer.model).config.get_text_config(), "max_position_embeddings", None
+        )
+        field = "max_length" if hasattr(trainer.args, "max_length") else "max_prompt_length"
+        key, length, percent = f"{stage.name}.{field}", getattr(trainer.args, field), math.ceil(100 * lost / count)
+        why = "nothing of a completion is left" if field == "max_length" else "their prompts are longer"
         raise RequestError(
-            f"{lost:,} of {count:,} training rows ({percent} %) are lost: with `{key}={trainer.args.max_length}` "
-            f"nothing of a completion is left, and `data.max_too_long={stage.data.max_too_long:g}` is the most allowed",
-            (f"raise `{key}`, or " if not limit or trainer.args.max_length < limit else "")
+            f"{lost:,} of {count:,} training rows ({percent} %) are lost: with `{key}={length}` {why}, and "
+            f"`data.max_too_long={stage.data.max_too_long:g}` is the most allowed",
+            (f"raise `{key}`, or " if not limit or length < limit else "")
             + "take rows with long prompts out"
             + (f"; `data.max_too_long={percent / 100:g}` accepts it" if lost < count else ""),
         )

@@ -17,6 +17,7 @@ set whose pairs share no prompt and whose rows are all of one length: nothing fo
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -37,7 +38,8 @@ DATA = ("harmless", "helpful", "unshared")
 # Llamas with random weights: layers, width, inner width, heads, heads of keys and values.
 SHAPES = {"small": (6, 256, 688, 4, 4), "1b": (16, 2048, 8192, 32, 8)}
 GROUPED = {"train_sampling_strategy": "group_by_length"}
-CONTESTANTS = ("TRL", "TRL, its best", "alignctl", "alignctl, the same settings", "alignctl, no callbacks")
+TRL_BEST, SAME_SETTINGS = "TRL, its best", "alignctl, the same settings"
+CONTESTANTS = ("TRL", TRL_BEST, "alignctl", SAME_SETTINGS, "alignctl, no callbacks")
 UNSHARED_TOKENS = 200
 VOCABULARY = 8192
 
@@ -92,9 +94,11 @@ def _processor() -> str:
 
 def compare(arguments: argparse.Namespace, method: str, data: str) -> dict[str, Any]:
     """Trains every contestant and returns what each measured, and the ratios."""
-    children = {name: _start(arguments, method, data, name) for name in arguments.contestant}
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in children}
+    children: dict[str, subprocess.Popen[str]] = {}
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.contestant}
     try:
+        for name in arguments.contestant:
+            children[name] = _start(arguments, method, data, name)
         while children:
             for name, child in list(children.items()):
                 answer = _ask(child)
@@ -118,7 +122,8 @@ def _start(arguments: argparse.Namespace, method: str, data: str, name: str) -> 
     command = [sys.executable, __file__, "--child", name, "--method", method, "--data", data, *values]
     environment = os.environ | {"OMP_NUM_THREADS": threads, "HF_HUB_DISABLE_TELEMETRY": "1"}
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    child.stdout.readline()  # it is ready
+    if not child.stdout.readline():
+        raise SystemExit(f"`{name}` did not start: exit code {child.wait()}")
     return child
 
 
@@ -152,8 +157,8 @@ def _ratios(measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     pairs = (
         ("alignctl", "TRL", True),
-        ("alignctl, the same settings", "TRL, its best", True),
-        ("alignctl", "TRL, its best", False),
+        (SAME_SETTINGS, TRL_BEST, True),
+        ("alignctl", TRL_BEST, False),
         ("alignctl", "alignctl, no callbacks", True),
     )
     for ours, theirs, same_batches in pairs:
@@ -244,7 +249,7 @@ def train(arguments: argparse.Namespace) -> None:
     turns, spent = TakesTurns(), [0.0]
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(arguments, method, data, folder)
-        if arguments.child in ("alignctl", "alignctl, the same settings"):
+        if arguments.child in ("alignctl", SAME_SETTINGS):
             for callback in callbacks(method, folder):
                 trainer.add_callback(timed(callback, spent))
         trainer.add_callback(turns)
@@ -282,10 +287,11 @@ def build(arguments: argparse.Namespace, method: str, data: str, folder: str) ->
 
     def model() -> Any:
         torch.manual_seed(0)
-        made = (LlamaForSequenceClassification if method == "reward" else LlamaForCausalLM)(config)
+        model_class = LlamaForSequenceClassification if method == "reward" else LlamaForCausalLM
+        made = model_class(copy.deepcopy(config))
         return made.to("cuda", torch.bfloat16) if gpu else made
 
-    ours, best = arguments.child.startswith("alignctl"), arguments.child in CONTESTANTS[1:4:2]
+    ours, best = arguments.child.startswith("alignctl"), arguments.child in (TRL_BEST, SAME_SETTINGS)
     settings: dict[str, Any] = {}
     if best and method != "kto":  # whose batches have to stay in order
         settings |= GROUPED
@@ -332,11 +338,13 @@ def compute(trainer: Any, arguments: argparse.Namespace, method: str) -> dict[st
     from alignctl.engine.layout import pack_rows
 
     batches = list(trainer.get_train_dataloader())
-    branches = 2 if method in ("dpo", "reward") else 1
-    tokens = sum(pack_rows(b["input_ids"], b["attention_mask"], branches).input_ids.numel() for b in batches)
+    blocks = 2 if method in ("dpo", "reward") else 1
+    tokens = sum(pack_rows(b["input_ids"], b["attention_mask"], blocks).input_ids.numel() for b in batches)
     layers = trainer.accelerator.unwrap_model(trainer.model).base_model.layers
     weights = sum(parameter.numel() for parameter in layers.parameters())
-    passes = 4 if method in ("dpo", "kto") and not trainer.precompute_ref_logps else 3
+    passes = 3 + (method == "kto")  # forward, twice that backward, and KTO's estimate of the KL divergence
+    if method in ("dpo", "kto") and not trainer.precompute_ref_logps:
+        passes += 1 + (method == "kto")
     gpu = arguments.device == "cuda"
     size = 8192 if gpu else 2048
     square = torch.randn(size, size, device=arguments.device, dtype=torch.bfloat16 if gpu else torch.float32)

@@ -91,7 +91,7 @@ ALLOWED = {
     "launch": {"config", "errors", "plan", "run"},
     "models": {"config", "engine", "errors", "methods"},
     "monitor": {"run"},
-    "trainers": {"engine", "errors", "models", "run"},
+    "trainers": {"data", "engine", "errors", "models", "run"},
     "stage": CONFIG_AND_TABLES | {"engine", "models", "monitor", "run", "stage_rows", "trainers"},
     "stage_rows": {"config", "data", "errors", "models", "monitor", "run"},
     "worker": {"errors", "monitor", "run", "stage"},

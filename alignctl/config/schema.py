@@ -57,7 +57,7 @@ class DataSettings:
     """Train on the first rows only, at most this many."""
     eval_limit: int | None = None
     """Evaluate on the first held-out rows only, at most this many."""
-    holds: Literal["demonstrations", "preferences", "feedback"] | None = None
+    holds: Literal["demonstrations", "preferences", "feedback", "prompts"] | None = None
     """What the rows are, so that a data set on the Hub can be checked against the method before it is fetched."""
     format: str = "auto"
     """Name of a row format in data/formats.py; auto detects it from the first row."""

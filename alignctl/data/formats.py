@@ -1,10 +1,11 @@
 """The table of row formats: how each is told apart and turned into what the trainers take. Torch-free, pure.
 
-Whatever the source, a row becomes one of three kinds, either as text or as messages (`[{"role", "content"}, ...]`):
+Whatever the source, a row becomes one of four kinds, either as text or as messages (`[{"role", "content"}, ...]`):
 
 - demonstrations: {prompt, completion}, {messages}, or {text};
 - preferences: {prompt, chosen, rejected}, and {margin} where the data says how much better the chosen one is;
-- feedback: {prompt, completion, label}, where the label says whether the completion is wanted.
+- feedback: {prompt, completion, label}, where the label says whether the completion is wanted;
+- prompts: {prompt}.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ KINDS = {
     "demonstrations": "answers to imitate",
     "preferences": "two completions of each prompt, one of them chosen",
     "feedback": "single completions, each labelled as wanted or not",
+    "prompts": "prompts to answer",
 }
 """What rows can be, for people."""
 
-_CONVERTIBLE = {"feedback": ("preferences",)}
+_CONVERTIBLE = {"feedback": ("preferences",), "prompts": ("preferences", "feedback", "demonstrations")}
 """Kinds whose rows can be made of rows of other kinds."""
 
 # What a table of text makes of a list of messages.
@@ -44,7 +46,7 @@ class Format:
 
     name: str
     kind: str
-    """`demonstrations`, `preferences` or `feedback`."""
+    """`demonstrations`, `preferences`, `feedback` or `prompts`."""
     columns: str
     """The columns it needs, for people."""
     matches: Callable[[Row], bool]
@@ -298,6 +300,15 @@ def _convert_completion(row: Row) -> dict[str, Any]:
     return {"prompt": prompt, "completion": completion}
 
 
+def _convert_prompt(row: Row) -> dict[str, Any]:
+    prompt = row["prompt"]
+    if is_messages(prompt):
+        return {"prompt": _clean(prompt)}
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise BadRow("the prompt is empty, or neither text nor messages")
+    return {"prompt": prompt}
+
+
 def _convert_instruction(row: Row) -> dict[str, Any]:
     return _convert_completion({"prompt": _instruction(row), "completion": _assistant(row["output"])})
 
@@ -398,6 +409,14 @@ FORMATS: dict[str, Format] = {
             matches=_has("instruction", "output"),
             convert=_convert_instruction,
             as_text=_instruction_text,
+        ),
+        Format(
+            name="prompt",
+            kind="prompts",
+            columns="prompt: text or messages, and no completion",
+            matches=lambda row: _has("prompt")(row) and not {"chosen", "completion"} & row.keys(),
+            convert=_convert_prompt,
+            as_text=None,
         ),
         Format(
             name="text",

@@ -62,7 +62,23 @@ def read_split(settings: DataSettings, kind: str, seed: int, with_margin: bool =
     return _hold_out(train, settings, seed)
 
 
-def unpaired(rows: Rows) -> Rows:
+def as_kind(rows: Rows, kind: str) -> Rows:
+    """Rows as another kind that can be made of them (see data/formats.py).
+
+    Raises:
+        RequestError: They are no rows of that kind.
+    """
+    if kind == "feedback":
+        return _unpaired(rows)
+    if "prompt" not in rows.dataset.column_names:
+        raise RequestError(
+            f"the rows of {rows.ledger.source} are whole conversations or texts: there are no prompts to answer",
+            "give rows with a column `prompt`",
+        )
+    return replace(rows, dataset=rows.dataset.select_columns(["prompt"]))
+
+
+def _unpaired(rows: Rows) -> Rows:
     """Preferences as feedback: each completion of a pair by itself."""
     features = dict(rows.dataset.features)
     features = {"prompt": features["prompt"], "completion": features["chosen"], "label": Value("bool")}

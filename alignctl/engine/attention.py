@@ -24,6 +24,8 @@ def sdpa_by_parts(
     Returns:
         `[1, heads, length, head size]`
     """
+    if query.is_cuda and query.size(1) != key.size(1):  # with a mask, CUDA's fast kernels want all heads
+        key, value = (one.repeat_interleave(query.size(1) // key.size(1), 1) for one in (key, value))
     options = {"scale": scale, "dropout_p": dropout, "enable_gqa": query.size(1) != key.size(1)}
     parts = []
     for group, masks in zip(layout.groups, layout.branch_masks, strict=True):

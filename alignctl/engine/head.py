@@ -29,7 +29,9 @@ class TokenScores(NamedTuple):
     """Log of the chance that two draws agree."""
 
 
-def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, statistics: bool = False) -> TokenScores:
+def score_tokens(
+    model: nn.Module, hidden: Tensor, targets: Tensor, statistics: bool = False, temperature: float = 1.0
+) -> TokenScores:
     """Scores tokens from the last hidden states of the positions before them.
 
     Logits are made again in the backward pass where they do not fit into one chunk.
@@ -39,6 +41,7 @@ def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, statistics: 
         hidden: `[tokens, width]`
         targets: Token ids `[tokens]`.
         statistics: Whether more than the log-probabilities is wanted.
+        temperature: Logits are divided by it.
     """
     head = model.get_output_embeddings()
     chunk = max(
@@ -47,7 +50,7 @@ def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, statistics: 
     again = torch.is_grad_enabled() and len(hidden) > chunk
     pieces = []
     for part in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        arguments = (model, head, *part, statistics)
+        arguments = (model, head, *part, statistics, temperature)
         if again:
             pieces.append(checkpoint(_score, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
@@ -55,8 +58,10 @@ def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, statistics: 
     return TokenScores(*(None if column[0] is None else torch.cat(column) for column in zip(*pieces, strict=True)))
 
 
-def _score(model: nn.Module, head: nn.Module, hidden: Tensor, targets: Tensor, statistics: bool) -> TokenScores:
-    logits = _scaled(model, head(hidden)).float()
+def _score(
+    model: nn.Module, head: nn.Module, hidden: Tensor, targets: Tensor, statistics: bool, temperature: float
+) -> TokenScores:
+    logits = _scaled(model, head(hidden)).float() / temperature
     normalizer = logits.logsumexp(-1)
     logps = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - normalizer
     if not statistics:

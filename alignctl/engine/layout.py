@@ -10,9 +10,9 @@ The idea is prefix sharing, arXiv:2410.20305. Knows no loss, no trainer and no a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -52,7 +52,15 @@ class Layout:
         """What the layers of a model are called with; `layout` reaches the attention."""
         if self.attention_mask is not None:
             return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
-        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "layout": self}
+        # A mask of four dimensions is taken as it is, and here for nothing: without any, transformers would make one
+        # over the whole row.
+        mask = torch.empty(1, 1, 0, 0, device=self.input_ids.device)
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": mask,
+            "layout": self,
+        }
 
     @cached_property
     def branch_masks(self) -> list[list[Tensor]]:
@@ -76,8 +84,9 @@ class Layout:
             return (query >= key) & (groups[query] == groups[key]) & same_branch
 
         length = len(groups)
-        compiled = groups.device.type == "cuda"  # without it the whole mask is made first
-        return create_block_mask(may_look, None, None, length, length, groups.device, _compile=compiled)
+        # Not compiled, it makes the whole mask first.
+        make = _compiled_block_mask() if groups.device.type == "cuda" else create_block_mask
+        return make(may_look, None, None, length, length, groups.device)
 
     def _segments(self) -> tuple[list[int], list[int]]:
         """Group and branch of each token; branch 0 is what a group shares."""
@@ -125,18 +134,19 @@ def pack(sequences: Sequence[Tensor], groups: Iterable[Sequence[int]], device: t
     )
 
 
-def pack_rows(input_ids: Tensor, attention_mask: Tensor, branches: int = 1) -> Layout:
+def pack_rows(input_ids: Tensor, attention_mask: Tensor, blocks: int = 1) -> Layout:
     """Lays a batch that is padded on the right into one row.
 
     Args:
         input_ids: `[batch, length]`
         attention_mask: `[batch, length]`, 1 for tokens and 0 for padding.
-        branches: The batch is so many blocks of rows, of which the first may begin alike, the second, and so on.
+        blocks: The batch is so many blocks of rows of which the first may begin alike, the second, and so on.
     """
     lengths = attention_mask.sum(1).tolist()
     sequences = [row[:length] for row, length in zip(input_ids.cpu(), lengths, strict=True)]
-    block = len(sequences) // branches if len(sequences) % branches == 0 else len(sequences)
-    groups = [range(first, len(sequences), block) for first in range(block)]
+    assert len(sequences) % blocks == 0
+    size = len(sequences) // blocks
+    groups = [range(first, len(sequences), size) for first in range(size)]
     layout = pack(sequences, groups, input_ids.device)
     short = input_ids.size(1) - layout.where.size(1)  # columns of nothing but padding
     where = torch.nn.functional.pad(layout.where, (0, short))
@@ -186,6 +196,11 @@ def bins(sizes: Sequence[int], budget: int, padded: bool) -> Iterator[list[int]]
         used += cost
     if part:
         yield part
+
+
+@cache
+def _compiled_block_mask() -> Callable[..., BlockMask]:
+    return torch.compile(create_block_mask)
 
 
 def _common_length(sequences: Sequence[Tensor]) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from alignctl.engine.forward import bare, last_hidden, passes, takes_packed_rows
+from alignctl.engine.layout import Layout
 
 
 @torch.no_grad()
@@ -26,9 +28,9 @@ def sequence_scores(
     scores = [0.0] * len(prompts)
     for members, layout in passes(model, prompts, completions, batch_size, pad_id):
         if takes_packed_rows(model):
-            last = [_last([*prompts[index], *completions[index]], pad_id) for index in members]
-            where = layout.where[torch.arange(len(members)), torch.tensor(last)]
-            logits = bare(model).score(last_hidden(model, layout)[where])
+            rows = [torch.tensor([*prompts[index], *completions[index]]) for index in members]
+            ids = pad_sequence(rows, batch_first=True, padding_value=pad_id)
+            logits = score_layout(bare(model), layout, ids)
         else:
             logits = model(**layout.inputs, use_cache=False).logits
         for index, value in zip(members, logits[:, 0].float().tolist(), strict=True):
@@ -36,7 +38,16 @@ def sequence_scores(
     return scores
 
 
-def _last(tokens: Sequence[int], pad_id: int) -> int:
-    """Where a sequence is scored, as transformers does it: its last token that is not the padding's, which some
-    tokenizers write at the end, too."""
-    return max((position for position, token in enumerate(tokens) if token != pad_id), default=0)
+def score_layout(model: nn.Module, layout: Layout, input_ids: Tensor) -> Tensor:
+    """Scores `[batch, 1]` of the sequences of a layout.
+
+    Like transformers: of the last token that is not the padding's, which some tokenizers also write at the end.
+
+    Args:
+        model: Without a wrapper.
+        input_ids: The sequences padded on the right, `[batch, length]`.
+    """
+    input_ids = input_ids.to(layout.where.device)
+    columns = torch.arange(input_ids.size(1), device=input_ids.device)
+    last = (columns * (input_ids != model.config.get_text_config().pad_token_id)).argmax(-1, keepdim=True)
+    return model.score(last_hidden(model, layout)[layout.where.gather(1, last).squeeze(1)])

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from alignctl.errors import Problem
 
-DataKind = Literal["demonstrations", "preferences", "feedback"]
-Role = Literal["policy", "reference", "reward_model"]
+DataKind = Literal["demonstrations", "preferences", "feedback", "prompts"]
+Role = Literal["policy", "reference", "reward_model", "value_model"]
 
 
 @dataclass(frozen=True, kw_only=True)

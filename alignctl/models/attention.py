@@ -18,8 +18,11 @@ _PREFIX = "alignctl_"
 _TOLERANCE, _TOLERANCE_16 = 1e-4, 3e-2  # of hidden states, relative; 16 bits are rounded more
 
 
-def put_packed_attention_on(model: PreTrainedModel) -> str | None:
+def put_packed_attention_on(model: PreTrainedModel, device: torch.device) -> str | None:
     """Lets a model take packed rows besides padded ones, which it computes as before.
+
+    Args:
+        device: Where the model will run; it may not be there yet.
 
     Returns:
         None, or why the model cannot take them; it is then left as it was.
@@ -28,7 +31,7 @@ def put_packed_attention_on(model: PreTrainedModel) -> str | None:
         return None
     reason = _why_not(model)
     before = model.config._attn_implementation
-    for kernel in [] if reason else _kernels(model):
+    for kernel in [] if reason else _kernels(model, device):
         model.set_attn_implementation(_PREFIX + kernel)
         reason = _try_out(model)
         if reason is None:
@@ -42,7 +45,7 @@ def _why_not(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
     kind = f"models of type `{model.config.model_type}`"
     if config is not model.config:
-        return f"{kind} take more than text"
+        return f"{kind} are not for text alone"
     if not model._supports_attention_backend:
         return f"the attention of {kind} cannot be replaced"
     layers = getattr(config, "layer_types", None)
@@ -50,21 +53,17 @@ def _why_not(model: PreTrainedModel) -> str | None:
         return f"{kind} have layers that do not look at the whole text ({', '.join(sorted(set(layers)))})"
     if not layers and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return f"{kind} look at a window of {config.sliding_window} tokens"
-    if model.config._attn_implementation != "sdpa":
-        return f"its attention is `{model.config._attn_implementation}`"
+    attention = model.config._attn_implementation
+    if attention != "sdpa" and not attention.startswith(_PREFIX):  # a config may be shared with a model that has ours
+        return f"the attention of this model is `{attention}`"
     return None
 
 
-def _kernels(model: PreTrainedModel) -> list[str]:
+def _kernels(model: PreTrainedModel, device: torch.device) -> list[str]:
     """Kernels that this machine and model can run, the fastest first."""
     config = model.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    flex = (
-        model.device.type == "cuda"
-        and torch.cuda.get_device_capability() >= (8, 0)
-        and width >= 16
-        and not getattr(config, "attention_dropout", 0.0)
-    )
+    flex = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and width >= 16
     return ["flex", "sdpa"] if flex else ["sdpa"]
 
 
@@ -85,8 +84,11 @@ def _try_out(model: PreTrainedModel) -> str | None:
             error = (packed[layout.where[number, : len(sequence)]] - alone).norm() / alone.norm()
             if not error < (_TOLERANCE if alone.dtype.itemsize >= 4 else _TOLERANCE_16):
                 return f"models of type `{model.config.model_type}` do not compute packed rows as they do single ones"
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        return f"models of type `{model.config.model_type}` do not take packed rows: {str(error).splitlines()[0]}"
+        reason = repr(error).partition("\\n")[0]
+        return f"models of type `{model.config.model_type}` do not take packed rows: {reason}"
     finally:
         model.train(was_training)
     return None
@@ -124,6 +126,9 @@ def _flex(
 ) -> tuple[Tensor, Tensor | None]:
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    dropout = options.get("dropout", 0.0)
+    if dropout or not query.is_cuda:  # which FlexAttention cannot, and cannot train
+        return _sdpa(module, query, key, value, attention_mask, layout=layout, **options)
     _refuse(options)
     return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=options.get("scaling"))
 

@@ -56,11 +56,17 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_reward_tokenizer(folder: str, settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a reward model, from its own folder or Hub id."""
+    return _from_pretrained(AutoTokenizer, folder, settings)
+
+
 # The model class of a role, and the task that peft calls it by.
 _CLASSES: dict[Role, tuple[Any, str]] = {
     "policy": (AutoModelForCausalLM, "CAUSAL_LM"),
     "reference": (AutoModelForCausalLM, "CAUSAL_LM"),
     "reward_model": (AutoModelForSequenceClassification, "SEQ_CLS"),
+    "value_model": (AutoModelForSequenceClassification, "SEQ_CLS"),
 }
 
 
@@ -87,7 +93,8 @@ def load_model(
     options: dict[str, Any] = {"dtype": _dtype(settings, peft)}
     if settings.attn_implementation:
         options["attn_implementation"] = settings.attn_implementation
-    if role == "reward_model":
+    scores = model_class is AutoModelForSequenceClassification
+    if scores:
         options["num_labels"] = 1
     if start is None:
         model = _from_scratch(model_class, settings, tokenizer, **options)
@@ -95,7 +102,7 @@ def load_model(
         if _is_quantized(peft):
             options |= {"dtype": torch.bfloat16, "quantization_config": _four_bits()}
         model = _from_pretrained(model_class, start, settings, use_safetensors=True, **options)
-    if role == "reward_model":
+    if scores:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # it scores the token before the padding
     elif settings.eos_token:
         model.config.get_text_config().eos_token_id = tokenizer.eos_token_id

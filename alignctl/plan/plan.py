@@ -63,7 +63,7 @@ def make_plan(config: Mapping[str, Any], recipe: str, run_dir: Path) -> RunPlan:
         stages[name] = StagePlan(
             config=stage,
             start=_start(stage, paths),
-            roles={role: _source(stage, role, paths) for role in methods()[stage.method].roles},
+            roles={role: source for role in methods()[stage.method].roles if (source := _source(stage, role, paths))},
             trained=_trained(stage.peft),
             global_batch_size=_per_device_batch_size(stage) * int(stage.trainer.get("gradient_accumulation_steps", 1)),
             command=(sys.executable, "-P", "-m", "alignctl.worker", str(run_dir), name),
@@ -80,11 +80,16 @@ def _start(stage: StageConfig, paths: RunPaths) -> str:
     return stage.model.path or "random weights"
 
 
-def _source(stage: StageConfig, role: str, paths: RunPaths) -> str:
-    """Where the weights of a role come from: what the stage names for it, else the weights it starts with."""
+def _source(stage: StageConfig, role: str, paths: RunPaths) -> str | None:
+    """Where the weights of a role come from: what the stage names for it, else the weights it starts with. None for a
+    reward model that is not named. A value model starts from the reward model where there is one."""
     if role in stage.roles_from:
         return str(paths.stage(stage.roles_from[role]).model)
-    return stage.role_paths.get(role) or _start(stage, paths)
+    if role in stage.role_paths:
+        return stage.role_paths[role]
+    trained = methods()[stage.method].trained
+    reward_model = _source(stage, "reward_model", paths) if role == "value_model" else None
+    return reward_model or (None if role == "reward_model" != trained else _start(stage, paths))
 
 
 def _trained(peft: Mapping[str, Any]) -> str:

@@ -19,4 +19,4 @@ class DPOConfig(EngineConfig, TRLDPOConfig):
 class DPOTrainer(CachedReferenceLogps, OnEngine, trl.DPOTrainer):
     """Direct preference optimization, arXiv:2305.18290."""
 
-    branches = 2
+    blocks = 2

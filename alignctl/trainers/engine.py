@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from alignctl.engine.forward import bare
 from alignctl.errors import RequestError
 from alignctl.models.attention import put_packed_attention_on
-from alignctl.trainers.head import put_head_on, put_score_on
+from alignctl.trainers.head import put_head_on, put_score_on, why_not_scored_packed
 
 _MIXTURE = "the loss of a mixture of experts comes from padded rows"
 
@@ -25,15 +25,15 @@ class EngineConfig:
     """What every method's settings have beside those of TRL."""
 
     engine: Literal["auto", "shared_prefix", "padded"] = "auto"
-    """How batches are computed: with prompts shared and without padding, padded as in TRL, or the first where the model
-    can. The numbers are the same to rounding."""
+    """How batches are computed. shared_prefix: what rows begin with in common once, and without padding; padded: as in
+    TRL; auto: the first where the model can. The numbers are the same to rounding."""
 
 
 class OnEngine:
     """A mixin for TRL's trainers. `notices` says for people how batches are computed."""
 
-    branches = 1
-    """Blocks of a batch whose first rows begin alike, and so on: 2 where rejected rows lie below the chosen ones."""
+    blocks = 1
+    """Of rows of a batch whose first rows begin alike, and so on: 2 where rejected rows lie below the chosen ones."""
 
     notices: list[str]
 
@@ -56,29 +56,40 @@ class OnEngine:
             return
         model.on_engine = True
         mixture = getattr(self, "aux_loss_enabled", False)
-        is_policy = model.get_output_embeddings() is not None
+        has_head = model.get_output_embeddings() is not None
         reason: str | None = "that was asked for"
         if mixture:
             reason = _MIXTURE
-        elif not is_policy and not hasattr(model, "score"):
-            reason = f"models of type `{model.config.model_type}` do not score a single token"
         elif self.args.engine != "padded":
-            reason = put_packed_attention_on(model)
+            reason = self._why_padded(model, has_head)
         if reason and self.args.engine == "shared_prefix":
-            raise RequestError(f"`engine=shared_prefix` cannot be: {reason}", "set `engine=auto`")
+            raise RequestError(f"`engine=shared_prefix` cannot be: {reason}", "set the stage's `engine` to auto")
         if trained:
-            self.notices.append(f"engine: padded rows, because {reason}" if reason else _describe(model, self.branches))
-        if is_policy and not mixture:  # which keeps TRL's head, because that knows its loss
-            put_head_on(model, self.accelerator.autocast, self.branches)
-        elif not is_policy and not reason:
-            put_score_on(model, self.accelerator.autocast, self.branches)
+            self.notices.append(f"engine: padded rows, because {reason}" if reason else _describe(model, self.blocks))
+        if has_head and not mixture:  # which keeps TRL's head, because that knows its loss
+            put_head_on(model, self.accelerator.autocast, self.blocks)
+        elif not has_head and not reason:
+            put_score_on(model, self.accelerator.autocast, self.blocks)
+
+    def _why_padded(self, model: PreTrainedModel, has_head: bool) -> str | None:
+        if getattr(self, "label_smoother", None) is not None:
+            return "label smoothing needs the logits of all positions"
+        device = self.accelerator.device
+        return put_packed_attention_on(model, device) or (None if has_head else why_not_scored_packed(model))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         rows = self.train_dataset if train_dataset is None else train_dataset
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ByLength(rows, self.args.train_batch_size * self.args.gradient_accumulation_steps, seed)
+        return self._by_length(rows, self.args.train_batch_size * self.args.gradient_accumulation_steps)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        return self._by_length(eval_dataset, self.args.eval_batch_size)
+
+    def _by_length(self, rows: Dataset, batch_size: int) -> ByLength:
+        return ByLength(rows, batch_size, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
 
 class ByLength(Sampler):
@@ -104,6 +115,6 @@ class ByLength(Sampler):
         return len(self._lengths)
 
 
-def _describe(model: PreTrainedModel, branches: int) -> str:
-    what = "prompts computed once, nothing padded" if branches > 1 else "nothing padded"
+def _describe(model: PreTrainedModel, blocks: int) -> str:
+    what = "prompts computed once, nothing padded" if blocks > 1 else "nothing padded"
     return f"engine: {what} ({model.packed_attention} attention)"

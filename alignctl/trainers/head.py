@@ -20,23 +20,26 @@ from trl.trainer.utils import FusedCausalLMOutput
 from alignctl.engine.forward import last_hidden, takes_packed_rows
 from alignctl.engine.head import score_tokens
 from alignctl.engine.layout import Layout, pack_rows, packed_already
+from alignctl.engine.rewards import score_layout
 from alignctl.errors import RequestError
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
-# What TRL gives besides to models that need it: here the layout says the same.
-_SAID_OTHERWISE = {"use_cache", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
+# What says nothing about the rows, and what TRL gives besides to models that need it: here the layout says the same.
+_SAID_OTHERWISE = {
+    "use_cache", "return_dict", "margin", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx",
+}  # fmt: skip
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; 16 bits are rounded more
 _TOLERANCE_16 = 0.1
 
 
-def put_head_on(model: nn.Module, autocast: Autocast, branches: int = 1) -> None:
+def put_head_on(model: nn.Module, autocast: Autocast, blocks: int = 1) -> None:
     """Lets a causal language model answer `fused_lm_head=True`; its forward is otherwise as it was.
 
     Args:
         autocast: Mixed precision of the run. accelerate wraps it around a model's forward, a reference's before this
             takes the forward's place.
-        branches: Blocks of rows of a batch whose first rows share a prompt, and so on: 2 for pairs.
+        blocks: Of rows of a batch whose first rows share a prompt, and so on: 2 for pairs.
     """
     _check_head(model)
     plain = model.forward
@@ -56,7 +59,7 @@ def put_head_on(model: nn.Module, autocast: Autocast, branches: int = 1) -> None
         targets = labels[:, 1:]
         mask = targets != -100
         with autocast():
-            hidden = _hidden_before(self, mask, branches, *args, **inputs)
+            hidden = _hidden_before(self, mask, blocks, *args, **inputs)
             scores = score_tokens(self, hidden, targets[mask], statistics=True)
 
         def spread(values: Tensor) -> Tensor:
@@ -70,39 +73,55 @@ def put_head_on(model: nn.Module, autocast: Autocast, branches: int = 1) -> None
     model.forward = types.MethodType(forward, model)
 
 
-def put_score_on(model: nn.Module, autocast: Autocast, branches: int = 1) -> None:
+def put_score_on(model: nn.Module, autocast: Autocast, blocks: int = 1) -> None:
     """Lets a sequence classifier that takes packed rows compute a trainer's batches in them; arguments as above."""
     plain = model.forward
 
     @functools.wraps(type(model).forward)
     def forward(self: nn.Module, *args: Any, **inputs: Any) -> Any:
-        layout = None if args else _packed(inputs, branches)
+        layout = None if args else _packed(inputs, blocks)
         if layout is None:
             return plain(*args, **inputs)
         with autocast():
-            # Like transformers: of the last token that is not padding, which some tokenizers also write at the end.
-            ids = inputs["input_ids"]
-            columns = torch.arange(ids.size(1), device=ids.device)
-            last = (columns * (ids != self.config.get_text_config().pad_token_id)).argmax(-1, keepdim=True)
-            logits = self.score(last_hidden(self, layout)[layout.where.gather(1, last).squeeze(1)])
+            logits = score_layout(self, layout, inputs["input_ids"])
         return SequenceClassifierOutputWithPast(logits=logits)
 
     model.forward = types.MethodType(forward, model)
 
 
-def _hidden_before(model: nn.Module, mask: Tensor, branches: int, *args: Any, **inputs: Any) -> Tensor:
+@torch.no_grad()
+def why_not_scored_packed(model: nn.Module) -> str | None:
+    """None for a sequence classifier that scores a row by a layer `score` over its last token, else the reason."""
+    kind = f"models of type `{model.config.model_type}`"
+    if not hasattr(model, "score"):
+        return f"{kind} do not score a single token"
+    if any(parameter.numel() == 0 or parameter.is_meta for parameter in model.parameters()):
+        return None  # shards of ZeRO-3: they cannot be run yet
+    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    was_training = model.training
+    model.eval()
+    try:
+        expected = type(model).forward(model, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        found = score_layout(model, pack_rows(ids, torch.ones_like(ids)), ids)
+    finally:
+        model.train(was_training)
+    tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16)
+    return None if torch.allclose(found, expected, rtol=1e-2, atol=tolerance) else f"{kind} score rows in another way"
+
+
+def _hidden_before(model: nn.Module, mask: Tensor, blocks: int, *args: Any, **inputs: Any) -> Tensor:
     """Last hidden states `[tokens, width]` of the positions before those of a mask `[batch, length - 1]`."""
-    layout = _packed(inputs, branches) if takes_packed_rows(model) and not args else None
+    layout = _packed(inputs, blocks) if takes_packed_rows(model) and not args else None
     if layout is None:
         return model.base_model(*args, **inputs | {"use_cache": False}).last_hidden_state[:, :-1][mask]
     return last_hidden(model, layout)[layout.where[:, :-1][mask]]
 
 
-def _packed(inputs: dict[str, Any], branches: int) -> Layout | None:
+def _packed(inputs: dict[str, Any], blocks: int) -> Layout | None:
     """A batch of a trainer in one row; None where it holds more than text."""
     given = {name for name, value in inputs.items() if value is not None} - _SAID_OTHERWISE
     if given == {"input_ids", "attention_mask"}:
-        return pack_rows(inputs["input_ids"], inputs["attention_mask"], branches)
+        return pack_rows(inputs["input_ids"], inputs["attention_mask"], blocks)
     if given == {"input_ids", "position_ids"} and len(inputs["input_ids"]) == 1:
         return packed_already(inputs["input_ids"], inputs["position_ids"])
     return None

@@ -52,7 +52,7 @@ class PairLoss:
 class PairTrainer(OnEngine, trl.DPOTrainer):
     """A DPOTrainer whose loss a subclass gives."""
 
-    branches = 2
+    blocks = 2
 
     has_reference: bool
     """Without one no reference is loaded or computed."""

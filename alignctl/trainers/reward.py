@@ -18,4 +18,4 @@ class RewardConfig(EngineConfig, TRLRewardConfig):
 class RewardTrainer(OnEngine, trl.RewardTrainer):
     """Bradley-Terry reward model."""
 
-    branches = 2
+    blocks = 2

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from alignctl.config.schema import DataSettings
-from alignctl.data.reading import as_plain_text, read_split, unpaired
+from alignctl.data.reading import as_kind, as_plain_text, read_split
 from alignctl.errors import RequestError
 
 pytestmark = pytest.mark.train  # the datasets library takes seconds to import
@@ -172,7 +172,7 @@ def test_real_feedback(shared_data):
 def test_pairs_are_taken_apart_for_methods_that_need_labels(tmp_path):
     pairs, _ = read(write(tmp_path / "rows.jsonl", PAIRS), "feedback", eval_rows=2)
     assert pairs.format.kind == "preferences"  # still pairs: what is held out is measured as pairs
-    single = unpaired(pairs)
+    single = as_kind(pairs, "feedback")
     assert len(single.dataset) == 2 * len(pairs.dataset)
     assert single.dataset[0] == {
         "prompt": pairs.dataset[0]["prompt"],

@@ -83,7 +83,7 @@ def test_hidden_states_are_those_of_each_sequence_alone(rows, groups):
     from alignctl.models.attention import put_packed_attention_on
 
     plain, model = tiny("llama").double(), tiny("llama").double()
-    assert put_packed_attention_on(model) is None
+    assert put_packed_attention_on(model, torch.device("cpu")) is None
     packed = engine.pack(rows, groups)
     with torch.no_grad():
         hidden = last_hidden(model, packed)
@@ -108,7 +108,7 @@ def test_the_two_kernels_agree():
 
 def test_padded_batches_are_found_in_the_row():
     ids = torch.tensor([[5, 6, 7, 0, 0], [8, 9, 0, 0, 0], [5, 6, 11, 12, 0], [8, 9, 10, 0, 0]])
-    packed = engine.pack_rows(ids, (ids != 0).long(), branches=2)
+    packed = engine.pack_rows(ids, (ids != 0).long(), blocks=2)
     assert packed.input_ids.tolist() == [[5, 6, 7, 11, 12, 8, 9, 10]]
     assert packed.where.shape == ids.shape
     for row, where in zip(ids, packed.where, strict=True):

@@ -31,9 +31,9 @@ def test_models_that_take_packed_rows(model_type):
     if model_type == "gpt2":
         options |= {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
     model = build(model_type, **SIZE | options)
-    assert put_packed_attention_on(model) is None
+    assert put_packed_attention_on(model, torch.device("cpu")) is None
     assert model.packed_attention == "sdpa"
-    assert put_packed_attention_on(model) is None  # once more changes nothing
+    assert put_packed_attention_on(model, torch.device("cpu")) is None  # once more changes nothing
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_models_that_take_packed_rows(model_type):
         ("mistral", {**SIZE, "sliding_window": 16}, "look at a window of 16 tokens"),
         ("gemma3_text", SIZE, "have layers that do not look at the whole text"),
         ("mamba", {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1}, "cannot be replaced"),
-        ("gemma3", {"text_config": SIZE, "vision_config": VISION}, "take more than text"),
-        ("llama", {**SIZE, "attn_implementation": "eager"}, "its attention is `eager`"),
+        ("gemma3", {"text_config": SIZE, "vision_config": VISION}, "are not for text alone"),
+        ("llama", {**SIZE, "attn_implementation": "eager"}, "the attention of this model is `eager`"),
         # its positions come from the attention mask, and not from position ids
         ("bloom", {"vocab_size": 64, "hidden_size": 32, "n_layer": 1, "n_head": 4}, "cannot be replaced"),
     ],
@@ -54,7 +54,7 @@ def test_models_that_do_not(model_type, options, reason):
 
     model = build(model_type, **options)
     before = model.config._attn_implementation
-    assert reason in put_packed_attention_on(model)
+    assert reason in put_packed_attention_on(model, torch.device("cpu"))
     assert model.config._attn_implementation == before
 
 
@@ -64,7 +64,7 @@ def test_a_model_that_computes_something_else_is_found_out(monkeypatch):
 
     model = build("llama", **SIZE)
     monkeypatch.setattr(model.model.rotary_emb.__class__, "forward", looks_at_the_row)
-    assert "do not compute packed rows as they do single ones" in put_packed_attention_on(model)
+    assert "do not compute packed rows as they do single ones" in put_packed_attention_on(model, torch.device("cpu"))
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -81,7 +81,7 @@ def test_generation_and_saving_do_not_notice(tmp_path):
     from alignctl.models.attention import put_packed_attention_on
 
     plain, model = build("llama", **SIZE), build("llama", **SIZE)
-    put_packed_attention_on(model)
+    put_packed_attention_on(model, torch.device("cpu"))
     ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
     options = {"attention_mask": (ids != 0).long(), "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(model.generate(ids, **options), plain.generate(ids, **options))

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from alignctl.methods.registry import methods, resolve
+from alignctl.trainers import head
 
 pytestmark = pytest.mark.train
 
@@ -58,7 +59,7 @@ def real(shared_data):
             with torch.no_grad():  # a policy that is not its reference, so that nothing cancels
                 for parameter in model.parameters():
                     parameter += 0.02 * torch.randn(parameter.shape)
-        peft_config = settings.pop("peft_config", None)
+        peft_config, margins = settings.pop("peft_config", None), settings.pop("margins", False)
         alone = peft_config is not None or "reference" not in method.roles
         roles = {} if alone else {"ref_model": AutoModelForCausalLM.from_pretrained(folder)}
         trainer_class, config_class = BARE[name] if bare else (resolve(method.trainer), resolve(method.config_class))
@@ -70,6 +71,8 @@ def real(shared_data):
             **defaults | {"bf16": False, "gradient_checkpointing": False} | settings,
         )  # fmt: skip
         data = rows(method.data_kind)
+        if margins:
+            data = data.add_column("margin", [0.1 * i for i in range(len(data))])
         if bare and name == "kto":
             data = data.shuffle(seed=42)  # as our trainer does
         return trainer_class(
@@ -110,6 +113,14 @@ CASES = {
     "dpo with two losses": ("dpo", {"loss_type": ["sigmoid", "ipo"], "use_weighting": True}),
     "kto": ("kto", {}),
     "reward": ("reward", {"max_length": 220}),
+    "reward with margins and adapters": (
+        "reward",
+        {
+            "max_length": 220,
+            "margins": True,
+            "peft_config": LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", init_lora_weights=False),
+        },
+    ),
     "sft": ("sft", {}),
     "sft packed": ("sft", {"packing": True}),
 }
@@ -119,9 +130,15 @@ CASES = {
 def test_loss_and_gradient_of_bare_trl(tmp_path, monkeypatch, real, case):
     monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
     name, settings = CASES[case]
+    packed = []
+    for function in ("pack_rows", "packed_already"):
+        plain = getattr(head, function)
+        monkeypatch.setattr(head, function, lambda *given, plain=plain: packed.append(given) or plain(*given))
     ours = real(tmp_path, name, **settings)
     assert "nothing padded (sdpa attention)" in ours.notices[0]
+    packed.clear()
     check_same(ours, real(tmp_path, name, bare=True, **settings))
+    assert len(packed) == {"sft": 1, "reward": 1, "dpo": 2, "kto": 4}[name] - ("beforehand" in case)
 
 
 @pytest.mark.parametrize("name", ["ipo", "orpo", "simpo"])
@@ -170,3 +187,5 @@ def test_rows_of_about_one_length_share_a_batch(tmp_path, real):
         assert sum(map(len, lengths)) == 64
         spread.append(sum(float(one.std()) for one in lengths))
     assert spread[1] < 0.7 * spread[0]
+    trainer = real(tmp_path, "dpo", train_sampling_strategy="group_by_length", per_device_eval_batch_size=16)
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] > 0

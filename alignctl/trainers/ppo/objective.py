@@ -51,7 +51,9 @@ def kl_estimates(logps: Tensor, ref_logps: Tensor, estimator: KLEstimator) -> Te
     return log_ratio.exp() - 1 - log_ratio
 
 
-def advantages_and_returns(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+def advantages_and_returns(
+    rewards: Tensor, values: Tensor, discounts: Tensor, lam: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation, arXiv:1506.02438, Eq. 16, and what the value model is to learn from it.
 
     Args:
@@ -59,11 +61,14 @@ def advantages_and_returns(rewards: Tensor, values: Tensor, discounts: Tensor, l
         values: `[batch, length + 1]`: of the state before each token, and of the state after the last one.
         discounts: `[batch, length]`: gamma, and 0 for the token that ends an episode.
         lam: lambda; 0 looks one step ahead, 1 to the end.
+        mask: Of the tokens that are there, where rows have several lengths; None for all.
 
     Returns:
         Advantages, and returns = advantages + values, `[batch, length]` each.
     """
     errors = rewards + discounts * values[:, 1:] - values[:, :-1]
+    if mask is not None:
+        errors = errors * mask
     advantages = torch.zeros_like(errors)
     after = torch.zeros_like(errors[:, 0])
     for column in reversed(range(errors.size(1))):

@@ -1,0 +1,59 @@
+"""Proximal policy optimization (Schulman et al. 2017, Eq. 7) with a value model, as in InstructGPT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alignctl.errors import Problem
+from alignctl.methods.registry import RUN_OWNED_FIELDS, Method
+
+
+def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    functions = stage.get("reward_funcs") or []
+    functions = functions if isinstance(functions, list) else [functions]
+    if not stage.get("reward_model") and not functions:
+        yield Problem(
+            f"`{name}` needs something that scores completions",
+            f"set `{name}.reward_model` to a stage, a folder or a Hub id, or `{name}.reward_funcs=[module:function]`",
+        )
+    for target in functions:
+        if isinstance(target, str) and not all(target.rpartition(":")[::2]):
+            yield Problem(f"`{name}.reward_funcs`: `{target}` is no `module:function` or `file.py:function`")
+    weights, sources = stage.get("reward_weights"), len(functions) + bool(stage.get("reward_model"))
+    if isinstance(weights, list) and len(weights) != sources:
+        yield Problem(f"`{name}.reward_weights` has {len(weights)} values for {sources} sources of rewards")
+    if stage.get("normalize_rewards") == "statistics" and not stage.get("reward_model"):
+        yield Problem(
+            f"`{name}.normalize_rewards=statistics` needs a reward model", f"set `{name}.normalize_rewards=running`"
+        )
+    for key in ("temperature", "cliprange", "response_length", "num_ppo_epochs", "num_mini_batches"):
+        value = stage.get(key)
+        if isinstance(value, (int, float)) and value <= 0:
+            yield Problem(f"`{name}.{key}` must be greater than 0, got `{value}`")
+    dual_clip = stage.get("dual_clip")
+    if isinstance(dual_clip, (int, float)) and dual_clip <= 1:
+        yield Problem(f"`{name}.dual_clip` must be greater than 1, got `{dual_clip}`", "3 is its paper's")
+
+
+METHOD = Method(
+    name="ppo",
+    summary="proximal policy optimization: draw completions, score them, move towards the better ones",
+    when="with a reward model or a program that scores, and time to draw completions",
+    paper="https://arxiv.org/abs/1707.06347",
+    data_kind="prompts",
+    takes_margin=False,
+    roles=("policy", "reference", "reward_model", "value_model"),
+    stability="young",
+    config_class="alignctl.trainers.ppo.config:PPOConfig",
+    trainer="alignctl.trainers.ppo.trainer:PPOTrainer",
+    owned_fields=RUN_OWNED_FIELDS
+    | {
+        "gradient_accumulation_steps": "set `update_tokens`: a mini-batch is divided into passes of so many tokens",
+        "remove_unused_columns": "reward functions see the rows as they are",
+        "eval_strategy": "a stage is measured before and after",
+        "label_smoothing_factor": "there are no labels",
+    },
+    key_metrics=("score", "kl/k1"),
+    check=_check,
+)

@@ -1,0 +1,170 @@
+"""Rewards of completions: from a reward model, from functions, or from several of them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignctl.data.formats import is_messages
+from alignctl.data.tokenizing import tokenize_completions
+from alignctl.engine.rewards import sequence_scores
+from alignctl.errors import AlignctlError, RequestError
+
+RewardFunction = Callable[..., Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What a rollout drew."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    """With the end token where there is one."""
+    ended: list[bool]
+    """Whether a completion ended by itself."""
+    asked: list[Any]
+    """The prompts as the rows have them, text or messages."""
+    said: list[Any]
+    """The completions in the same form."""
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A sequence classifier as a source of rewards."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    """The model's own: where it differs from the policy's, it is given the text, tokenised anew."""
+    policy_tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+    name: str = "reward_model"
+
+    def __call__(self, episodes: Episodes) -> list[float]:
+        prompts, completions = episodes.prompts, episodes.completions
+        if not _same_tokens(self.tokenizer, self.policy_tokenizer):
+            prompts, completions = self._tokenize(episodes)
+        longest = max(len(prompt) + len(said) for prompt, said in zip(prompts, completions, strict=True))
+        return sequence_scores(self.model, prompts, completions, max(1, self.max_tokens // longest))
+
+    def _tokenize(self, episodes: Episodes) -> tuple[list[list[int]], list[list[int]]]:
+        rows = [
+            tokenize_completions(self.tokenizer, asked, [said])
+            for asked, said in zip(episodes.asked, episodes.said, strict=True)
+        ]
+        end = self.tokenizer.eos_token_id
+        return [prompt for prompt, _ in rows], [
+            said if not ended or said[-1:] == [end] else [*said, end]
+            for (_, (said,)), ended in zip(rows, episodes.ended, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A function of the user's as a source of rewards."""
+
+    function: RewardFunction
+    name: str
+
+    def __call__(self, episodes: Episodes) -> list[float]:
+        rewards = self.function(prompts=episodes.asked, completions=episodes.said)
+        if len(rewards) != len(episodes.completions):
+            raise AlignctlError(
+                f"the reward function {self.name} gave {len(rewards)} numbers for {len(episodes.said)} completions"
+            )
+        return [float(reward) for reward in rewards]
+
+
+RewardSource = RewardModel | FunctionReward
+
+
+def load_function(target: str) -> FunctionReward:
+    """The function that `module:name` or `file.py:name` says.
+
+    Raises:
+        RequestError: There is none.
+    """
+    place, _, name = target.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        return FunctionReward(getattr(module, name), name)
+    except (ImportError, FileNotFoundError, AttributeError) as error:
+        raise RequestError(f"there is no reward function `{target}`: {error}", "write `module:function`") from error
+
+
+def score(sources: Sequence[RewardSource], episodes: Episodes) -> dict[str, list[float]]:
+    """Rewards of each source, by its name.
+
+    Raises:
+        AlignctlError: One of them is not a number.
+    """
+    rewards = {source.name: source(episodes) for source in sources}
+    for name, values in rewards.items():
+        if not all(map(math.isfinite, values)):
+            raise AlignctlError(f"{name} gave a reward that is not a number; PPO cannot go on with it")
+    return rewards
+
+
+@dataclass
+class Moments:
+    """Mean and deviation of all values seen, kept up to date batch by batch (Chan et al. 1983, Eq. 2.1)."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = field(default=0.0)
+    """Sum of the squared distances from the mean."""
+
+    def add(self, values: Sequence[float]) -> None:
+        count = len(values)
+        mean = sum(values) / count
+        total, distance = self.count + count, mean - self.mean
+        self.squares += sum((v - mean) ** 2 for v in values) + distance**2 * self.count * count / total
+        self.mean += distance * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(self.squares / self.count) if self.count else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def combine(
+    rewards: Mapping[str, Sequence[float]],
+    weights: Sequence[float],
+    moments: Mapping[str, tuple[float, float]],
+    clip: float | None,
+) -> list[float]:
+    """One score for each completion: the weighted sum of its rewards, each normalised and clipped.
+
+    Args:
+        moments: Mean and deviation of the sources that are to be normalised.
+    """
+    totals = [0.0] * len(next(iter(rewards.values())))
+    for weight, (name, values) in zip(weights, rewards.items(), strict=True):
+        mean, std = moments.get(name, (0.0, 1.0))
+        for index, value in enumerate(values):
+            scaled = (value - mean) / max(std, 1e-6)
+            totals[index] += weight * (scaled if clip is None else min(max(scaled, -clip), clip))
+    return totals
+
+
+def _same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
+
+
+def as_said(asked: Any, text: str) -> Any:
+    """A completion in the form of its prompt."""
+    return [{"role": "assistant", "content": text}] if is_messages(asked) else text

@@ -1,0 +1,359 @@
+"""PPO with a value model, arXiv:1707.06347, for language models as in arXiv:1909.08593 and InstructGPT.
+
+A step of transformers' Trainer is one rollout and all updates made with it: what the trainer does after `training_step`
+(clip, step, schedule, log, save) is done with the last mini-batch. A checkpoint therefore never stands in the middle of
+a rollout, and learning rates follow rollouts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from alignctl.data.tokenizing import tokenize_prompt
+from alignctl.engine.forward import bare
+from alignctl.errors import AlignctlError, RequestError
+from alignctl.models.attention import put_packed_attention_on
+from alignctl.models.generation import draw_completions
+from alignctl.trainers.ppo.advantage import Experience, build_experience, moments
+from alignctl.trainers.ppo.config import PPOConfig
+from alignctl.trainers.ppo.models import ActorCritic, Batch, Scored, lay_out, policy_logps
+from alignctl.trainers.ppo.objective import adapted_kl_coef, explained_variance, kl_estimates
+from alignctl.trainers.ppo.scoring import (
+    Episodes,
+    Moments,
+    RewardModel,
+    RewardSource,
+    as_said,
+    combine,
+    load_function,
+    score,
+)
+from alignctl.trainers.ppo.update import Sums, backward, mini_batches
+
+_STATE, _WEIGHTS = "ppo_state.json", "actor_critic.safetensors"
+_CONSTANT_STEPS = 5  # rollouts of equal scores until training is stopped
+
+
+class PPOTrainer(Trainer):
+    """Proximal policy optimization on prompts."""
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        args: PPOConfig,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        ref_model: PreTrainedModel | None = None,
+        value_model: PreTrainedModel | None = None,
+        reward_model: PreTrainedModel | None = None,
+        reward_processing_class: PreTrainedTokenizerBase | None = None,
+        reward_statistics: dict[str, float] | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        eval_dataset: Dataset | None = None,
+    ):
+        self.notices: list[str] = []
+        frozen = [one for one in (ref_model, reward_model) if one is not None]
+        for one in frozen:
+            one.eval().requires_grad_(False)
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config)
+        if args.disable_dropout:
+            for one in (model, value_model):
+                _disable_dropout(one)
+        self._put_engine_under([bare(one) for one in (model, value_model, *frozen) if one is not None], args)
+        actor_critic = ActorCritic(model, value_model if args.roles == "separate" else None)
+        self.ref_model = ref_model
+        rows = self._tokenize(train_dataset, processing_class, args)
+        args.remove_unused_columns = False
+        super().__init__(
+            model=actor_critic,
+            args=args,
+            train_dataset=rows,
+            processing_class=processing_class,
+            data_collator=lambda batch: {key: [row[key] for row in batch] for key in batch[0]},
+            callbacks=callbacks,
+        )
+        for one in frozen:
+            one.to(self.args.device)
+        self.sources: list[RewardSource] = []
+        if reward_model is not None:
+            self.sources.append(
+                RewardModel(
+                    reward_model, reward_processing_class or processing_class, processing_class, args.update_tokens
+                )
+            )
+        self.sources += [load_function(target) for target in args.reward_funcs]
+        self._weights = args.reward_weights or [1.0] * len(self.sources)
+        self._reward_statistics = reward_statistics
+        if args.normalize_rewards == "statistics" and reward_statistics is None:
+            raise RequestError(
+                "`normalize_rewards=statistics` needs a reward model with a file reward_statistics.json beside its "
+                "weights",
+                "set `normalize_rewards=running`",
+            )
+        # What a checkpoint holds besides weights, optimizer and random states.
+        self.kl_coef = args.kl_coef
+        self.seen = {source.name: Moments() for source in self.sources}
+        self._constant = 0
+        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._samples: list[dict[str, Any]] = []
+
+    # Setting up
+
+    def _put_engine_under(self, models: list[PreTrainedModel], args: PPOConfig) -> None:
+        reasons = (
+            []
+            if args.engine == "padded"
+            else [reason for one in models if (reason := put_packed_attention_on(one, args.device))]
+        )
+        if reasons and args.engine == "shared_prefix":
+            raise RequestError(f"`engine=shared_prefix` cannot be: {reasons[0]}", "set `engine=auto`")
+        padded = args.engine == "padded" or reasons
+        why = f", because {reasons[0]}" if reasons else ""
+        self.notices.append(f"engine: padded rows{why}" if padded else "engine: nothing padded")
+
+    def _tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> Dataset:
+        found = [tokenize_prompt(tokenizer, prompt) for prompt in rows["prompt"]]
+        kept = [i for i, ids in enumerate(found) if 0 < len(ids) <= args.max_prompt_length]
+        self.prompts_left_out = len(found) - len(kept)
+        if not kept:
+            raise RequestError(
+                f"all {len(found):,} prompts are longer than {args.max_prompt_length} tokens",
+                "raise `max_prompt_length`",
+            )
+        chosen = rows.select(kept).select_columns(["prompt"])
+        return chosen.add_column("prompt_ids", [found[i] for i in kept])
+
+    # A step
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Draws completions, scores them, and updates policy and value model; the gradient of the last mini-batch is
+        left for the trainer to step with."""
+        began = time.perf_counter()
+        episodes = self._roll_out(inputs)
+        rolled_out = time.perf_counter()
+        experience, scores = self._learn_from(episodes)
+        updating = time.perf_counter()
+        loss = self._update(model, episodes, experience)
+        tokens = sum(map(len, episodes.completions))
+        self._record("tokens_per_s/rollout", tokens / (rolled_out - began))
+        self._record("tokens_per_s/update", tokens * self.args.num_ppo_epochs / (time.perf_counter() - updating))
+        if self.args.target_kl is not None:
+            kl = self._last_kl
+            count = len(scores) * self.accelerator.num_processes
+            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.args.target_kl, self.args.kl_horizon, count)
+        return loss
+
+    def _roll_out(self, inputs: dict[str, Any]) -> Episodes:
+        policy = self.policy
+        policy.eval()
+        with self.accelerator.autocast():
+            drawn = draw_completions(
+                policy, self.processing_class, inputs["prompt_ids"], self.args.response_length, self.args.temperature,
+                self.args.rollout_tokens,
+            )  # fmt: skip
+        texts = self.processing_class.batch_decode(drawn.completions, skip_special_tokens=True)
+        said = [as_said(asked, text) for asked, text in zip(inputs["prompt"], texts, strict=True)]
+        return Episodes(inputs["prompt_ids"], drawn.completions, drawn.ended, inputs["prompt"], said)
+
+    @torch.no_grad()
+    def _learn_from(self, episodes: Episodes) -> tuple[Experience, list[float]]:
+        lengths = [len(said) for said in episodes.completions]
+        everything = list(range(len(lengths)))
+        self.model.eval()
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast():
+            scored = model(self._batch(episodes, everything), self.args.temperature)
+            ref_logps = self._reference_logps(model, self._batch(episodes, everything))
+        rewards = score(self.sources, episodes)
+        scores = combine(rewards, self._weights, self._reward_moments(rewards), self.args.reward_clip)
+        if self.args.missing_eos_penalty is not None:
+            penalty = self.args.missing_eos_penalty
+            scores = [s if ended else s - penalty for s, ended in zip(scores, episodes.ended, strict=True)]
+        self._check_not_constant(scores)
+        experience = build_experience(
+            scored, ref_logps, scores, episodes.ended, lengths, self.kl_coef, self.args, self._add_up
+        )
+        self._record_rollout(episodes, experience, rewards, scores, scored)
+        return experience, scores
+
+    def _reference_logps(self, model: ActorCritic, batch: Batch) -> Tensor:
+        if self.ref_model is not None:
+            return policy_logps(self.ref_model, batch, self.args.temperature)
+        with model.policy.disable_adapter():
+            return policy_logps(model.policy, batch, self.args.temperature)
+
+    def _update(self, model: nn.Module, episodes: Episodes, experience: Experience) -> Tensor:
+        args, steps = self.args, []
+        lengths = [len(p) + len(c) for p, c in zip(episodes.prompts, episodes.completions, strict=True)]
+        generator = torch.Generator().manual_seed(args.seed + self.state.global_step)
+        policy_weight = 0.0 if self.state.global_step < args.value_warmup_steps else 1.0
+        parts = [
+            part
+            for _ in range(args.num_ppo_epochs)
+            for part in mini_batches(len(lengths), args.num_mini_batches, generator)
+        ]
+        model.train()
+        for number, part in enumerate(parts):
+            with self.compute_loss_context_manager():
+                steps.append(
+                    backward(
+                        model, lambda some: self._batch(episodes, some), experience, lengths, part, policy_weight, args,
+                        self.accelerator,
+                    )
+                )  # fmt: skip
+            if number < len(parts) - 1:  # the trainer steps with the last one
+                if args.max_grad_norm > 0:
+                    self._clip_grad_norm(model)
+                self.optimizer.step()
+                model.zero_grad()
+        return self._record_update(steps, policy_weight)
+
+    def _batch(self, episodes: Episodes, members: list[int]) -> Batch:
+        models = [*self.accelerator.unwrap_model(self.model).models, *([self.ref_model] if self.ref_model else [])]
+        prompts, completions = ([some[i] for i in members] for some in (episodes.prompts, episodes.completions))
+        return lay_out(models, prompts, completions, self.processing_class.pad_token_id, self.args.device)
+
+    # Rewards
+
+    def _reward_moments(self, rewards: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
+        kind = self.args.normalize_rewards
+        if kind == "statistics":
+            statistics = self._reward_statistics
+            return {"reward_model": (statistics["mean"], statistics["std"])}
+        if kind == "none":
+            return {}
+        for name, values in rewards.items():
+            everywhere = self.accelerator.gather(torch.tensor(values, device=self.args.device, dtype=torch.float64))
+            self.seen[name].add(everywhere.tolist())
+        return {name: (seen.mean, seen.std) for name, seen in self.seen.items()}
+
+    def _check_not_constant(self, scores: list[float]) -> None:
+        everywhere = self.accelerator.gather(torch.tensor(scores, device=self.args.device))
+        self._constant = self._constant + 1 if len(everywhere) > 1 and everywhere.std() == 0 else 0
+        if self._constant >= _CONSTANT_STEPS:
+            raise AlignctlError(
+                f"all completions of the last {_CONSTANT_STEPS} rollouts had the same score, {scores[0]:.4g}: there is "
+                "nothing to learn from",
+                "the last checkpoint is the last good one; look at samples_while_training.jsonl",
+            )
+
+    def _add_up(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, "sum")
+
+    # What is logged
+
+    def _record(self, name: str, value: float) -> None:
+        self._metrics[name].append(value)
+
+    def _mean(self, values: Tensor) -> float:
+        """Over all processes."""
+        return float(self.accelerator.gather(values.detach().float()).mean())
+
+    def _record_rollout(
+        self, episodes: Episodes, experience: Experience, rewards: dict[str, list[float]], scores: list[float],
+        scored: Scored,
+    ) -> None:  # fmt: skip
+        device, mask = self.args.device, experience.mask
+        for name, values in {**rewards, "score": scores}.items():
+            everywhere = self.accelerator.gather(torch.tensor(values, device=device))
+            self._record(f"rewards/{name}" if name != "score" else "score", float(everywhere.mean()))
+            self._record(
+                f"rewards/{name}_std" if name != "score" else "score_std", float(everywhere.std(unbiased=False))
+            )
+        for estimator in ("k1", "k2", "k3"):
+            per_token = kl_estimates(experience.logps, experience.ref_logps, estimator) * mask
+            self._record(f"kl/{estimator}", self._mean(per_token.sum(1)))
+        self._last_kl = self._metrics["kl/k1"][-1]
+        lengths = torch.tensor([float(len(said)) for said in episodes.completions], device=device)
+        self._record("completion_length", self._mean(lengths))
+        self._record("eos_share", self._mean(torch.tensor([float(end) for end in episodes.ended], device=device)))
+        mean, var = moments(experience.advantages, mask, self._add_up)
+        self._record("advantages/mean", float(mean))
+        self._record("advantages/std", float(var.sqrt()))
+        self._record("kl_coef", self.kl_coef)
+        self._record("value/explained_variance", float(explained_variance(experience.values, experience.returns, mask)))
+        self._record("entropy", self._mean(scored.entropy.mean()))
+        self._total_tokens = getattr(self, "_total_tokens", 0) + int(self._add_up(lengths.sum()))
+        for i in range(min(self.args.num_sample_completions, len(scores))):
+            row = {"prompt": episodes.asked[i], "completion": episodes.said[i], "score": scores[i]}
+            self._samples.append(row | {name: values[i] for name, values in rewards.items()})
+
+    def _record_update(self, steps: list[Sums], policy_weight: float) -> Tensor:
+        names = [name for name in vars(steps[0]) if name != "tokens"]
+        totals = self._add_up(torch.stack([sum(getattr(step, name) for step in steps) for name in ("tokens", *names)]))
+        means = dict(zip(names, (totals[1:] / totals[0]).tolist(), strict=True))
+        shown = {
+            "policy_loss": "loss/policy", "value_loss": "loss/value", "clipped": "clip_fraction",
+            "values_clipped": "clip_fraction_value", "ratio": "ratio", "kl": "kl_to_rollout",
+        }  # fmt: skip
+        for name, key in shown.items():
+            self._record(key, means[name])
+        return torch.tensor(
+            policy_weight * means["policy_loss"] + self.args.vf_coef * means["value_loss"], device=self.args.device
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._metrics.items()}
+            logs["num_tokens"] = float(self._total_tokens)
+            self._metrics.clear()
+            if self.is_world_process_zero():
+                with Path(self.args.output_dir, "..", "samples_while_training.jsonl").open(
+                    "a", encoding="utf-8"
+                ) as file:
+                    for row in self._samples:
+                        file.write(json.dumps({"step": self.state.global_step} | row, ensure_ascii=False) + "\n")
+            self._samples.clear()
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    @property
+    def policy(self) -> PreTrainedModel | PeftModel:
+        return self.accelerator.unwrap_model(self.model).policy
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / _WEIGHTS)
+        state = {
+            "kl_coef": self.kl_coef,
+            "seen": {name: seen.to_dict() for name, seen in self.seen.items()},
+            "constant": self._constant,
+            "total_tokens": getattr(self, "_total_tokens", 0),
+        }
+        (folder / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        actor_critic = self.accelerator.unwrap_model(model or self.model)
+        kept = load_file(folder / _WEIGHTS)
+        with torch.no_grad():
+            for name, parameter in actor_critic.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(kept[name])
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        self.kl_coef, self._constant, self._total_tokens = state["kl_coef"], state["constant"], state["total_tokens"]
+        self.seen = {name: Moments(**seen) for name, seen in state["seen"].items()}
+
+
+def _disable_dropout(model: nn.Module | None) -> None:
+    for module in model.modules() if model is not None else ():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0

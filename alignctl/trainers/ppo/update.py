@@ -1,0 +1,91 @@
+"""One mini-batch of PPO's update: losses, and the gradient of their mean over all tokens of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from alignctl.engine.layout import bins
+from alignctl.trainers.ppo.advantage import Experience
+from alignctl.trainers.ppo.config import PPOConfig
+from alignctl.trainers.ppo.models import Batch
+from alignctl.trainers.ppo.objective import policy_losses, value_losses
+
+LayOut = Callable[[list[int]], Batch]
+"""Gives the forward pass of some completions of the rollout, by their numbers."""
+
+
+@dataclass
+class Sums:
+    """Of the tokens of a mini-batch, added up over its passes."""
+
+    tokens: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    clipped: Tensor
+    values_clipped: Tensor
+    ratio: Tensor
+    entropy: Tensor
+    kl: Tensor
+    """k3 against the policy of the rollout."""
+
+
+def mini_batches(count: int, parts: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Numbers of completions, shuffled and divided into parts of about the same size."""
+    order = torch.randperm(count, generator=generator).tolist()
+    for part in range(min(parts, count)):
+        yield order[part::parts]
+
+
+def backward(
+    model: nn.Module,
+    lay_out: LayOut,
+    experience: Experience,
+    lengths: list[int],
+    members: list[int],
+    policy_weight: float,
+    args: PPOConfig,
+    accelerator: Accelerator,
+) -> Sums:
+    """Adds the gradient of a mini-batch to the model's, in passes of at most `update_tokens` tokens.
+
+    The losses are means over the tokens of the whole mini-batch, on all processes: long completions count for what they
+    hold, and dividing the work changes nothing.
+
+    Args:
+        lengths: Of prompts with their completions, in tokens.
+        members: Numbers of the completions.
+        policy_weight: Of the policy's loss; 0 while only the value model learns.
+    """
+    own = experience.mask[members].sum()
+    tokens = accelerator.reduce(own, "sum")
+    passes = [[members[i] for i in part] for part in bins([lengths[m] for m in members], args.update_tokens, False)]
+    sums = Sums(own, *(torch.zeros((), device=own.device) for _ in range(7)))
+    for number, part in enumerate(passes):
+        mask = experience.mask[part]
+        old_logps, old_values, advantages, returns = (
+            whole[part][mask]
+            for whole in (experience.logps, experience.values, experience.advantages, experience.returns)
+        )
+        # Gradients are added up over the processes once, with the last pass.
+        with accelerator.no_sync(model) if number < len(passes) - 1 else nullcontext():
+            scored = model(lay_out(part), args.temperature)
+            policy = policy_losses(scored.logps, old_logps, advantages, args.cliprange, args.dual_clip)
+            value = value_losses(scored.values, old_values, returns, args.cliprange_value)
+            loss = policy_weight * policy.losses.sum() + args.vf_coef * value.losses.sum()
+            accelerator.backward(loss * accelerator.num_processes / tokens)
+        with torch.no_grad():
+            log_ratio = scored.logps - old_logps
+            sums.policy_loss += policy.losses.sum()
+            sums.value_loss += value.losses.sum()
+            sums.clipped += policy.clipped.sum()
+            sums.values_clipped += value.clipped.sum()
+            sums.ratio += log_ratio.exp().sum()
+            sums.entropy += scored.entropy.sum()
+            sums.kl += (log_ratio.exp() - 1 - log_ratio).sum()
+    return sums
