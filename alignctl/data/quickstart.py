@@ -223,3 +223,11 @@ def _row(prompt: str, **completions: str) -> dict:
 def _shuffled(rows: list[dict], seed: int) -> list[dict]:
     random.Random(f"{seed}|order").shuffle(rows)
     return rows
+
+
+def reward(prompts: list[list[dict]], completions: list[list[dict]]) -> list[float]:
+    """A reward function for PPO: 1 for a right answer in the wanted manner, a half for one of the two."""
+    verdicts = [
+        judge(asked[-1]["content"], said[-1]["content"]) for asked, said in zip(prompts, completions, strict=True)
+    ]
+    return [(verdict.right + verdict.wanted_manner) / 2 for verdict in verdicts]

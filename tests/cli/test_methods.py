@@ -11,7 +11,7 @@ from alignctl.config.compose import CONF_DIR, list_recipes
 from alignctl.config.trl_fields import config_fields
 from alignctl.methods.registry import methods
 
-NAMES = ["dpo", "ipo", "kto", "orpo", "reward", "sft", "simpo"]
+NAMES = ["dpo", "ipo", "kto", "orpo", "ppo", "reward", "sft", "simpo"]
 
 
 def test_lists_every_method_with_what_it_needs(alignctl):
@@ -50,12 +50,13 @@ def test_fields_that_a_stage_may_not_set_are_fields(name):
     assert set(method.owned_fields) - set(config_fields(method.config_class)) - inherited <= {
         "trust_remote_code",
         "pad_token",
+        "model_init_kwargs",
     }
 
 
 def test_every_pipeline_has_a_recipe_for_a_laptop_and_one_for_llama():
     names = {recipe.name for recipe in list_recipes()}
-    for pipeline in ("sft_dpo", "sft_rm", "sft_kto", "orpo", "sft_simpo"):
+    for pipeline in ("sft_dpo", "sft_rm", "sft_kto", "orpo", "sft_simpo", "rlhf"):
         assert {f"{pipeline}_quickstart", f"{pipeline}_llama3"} <= names
 
 

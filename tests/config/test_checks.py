@@ -238,7 +238,7 @@ def test_a_field_of_trl_the_recipe_does_not_list_is_accepted():
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LABELLED = {"prompt": "p", "completion": "a", "label": True}
-FOR_PAIRS = "`dpo`, `ipo`, `kto`, `orpo`, `reward` or `simpo`"
+FOR_PAIRS = "`dpo`, `ipo`, `kto`, `orpo`, `ppo`, `reward` or `simpo`"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ FOR_PAIRS = "`dpo`, `ipo`, `kto`, `orpo`, `reward` or `simpo`"
             ["`prompt`, `completion`, `label`", "no preferences (two completions of each prompt", "method `kto`"],
         ),
         ("sft_local", PAIR, ["no demonstrations (answers to imitate)", FOR_PAIRS]),
-        ("kto_local", {"prompt": "p", "completion": "a"}, ["no feedback (single completions", "method `sft`"]),
+        ("kto_local", {"prompt": "p", "completion": "a"}, ["no feedback (single completions", "`ppo` or `sft`"]),
         ("reward_local", {"question": "p"}, ["the columns `question`", "Formats: hh_rlhf"]),
     ],
 )

@@ -86,6 +86,7 @@ CONVERTED = [
         {"instruction": "Do", "input": "", "output": "Done"},
         {"prompt": [user("Do")], "completion": [assistant("Done")]},
     ),
+    ("prompt", {"prompt": "p"}, {"prompt": "p"}),
     ("text", {"text": "### Human: a ### Assistant: b"}, {"text": "### Human: a ### Assistant: b"}),
 ]
 

@@ -32,6 +32,15 @@ RECIPES = {
     "ipo": ("recipe=sft_ipo_quickstart", "peft=dora"),
     "kto": ("recipe=sft_kto_quickstart",),
     "orpo": ("recipe=orpo_quickstart",),
+    "ppo": (
+        "recipe=rlhf_quickstart",
+        "ppo.reward_model=null",
+        "ppo.reward_funcs=[alignctl.data.quickstart:reward]",
+        "ppo.normalize_rewards=running",
+        "ppo.target_kl=1.0",
+        "ppo.kl_horizon=100",
+        "ppo.response_length=8",
+    ),
     "simpo": ("recipe=sft_simpo_quickstart", "peft=lora", "simpo.gradient_accumulation_steps=2"),
 }
 

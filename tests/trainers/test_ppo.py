@@ -1,0 +1,243 @@
+"""PPO's parts by themselves and together: scoring, advantages, update, and what a stage makes of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from in_process import read, run_stages
+from transformers import LlamaForCausalLM
+
+from alignctl.errors import AlignctlError, RequestError
+from alignctl.models.tokenizer import train_tokenizer
+from alignctl.trainers.ppo.advantage import build_experience, spread
+from alignctl.trainers.ppo.config import PPOConfig
+from alignctl.trainers.ppo.models import Scored
+from alignctl.trainers.ppo.scoring import Episodes, FunctionReward, Moments, RewardModel, combine, load_function, score
+from alignctl.trainers.ppo.trainer import PPOTrainer
+
+pytestmark = pytest.mark.train
+
+
+def settings(**given):
+    return PPOConfig(output_dir="unused", use_cpu=True, **given)
+
+
+def alone(value):
+    return value
+
+
+# Scoring
+
+
+def episodes(prompts, completions, ended=None, asked=None, said=None):
+    return Episodes(prompts, completions, ended or [True] * len(prompts), asked or prompts, said or completions)
+
+
+def test_each_source_is_normalised_clipped_and_weighted():
+    rewards = {"reward_model": [3.0, 5.0, 25.0], "length": [1.0, 2.0, 3.0]}
+    found = combine(rewards, [1.0, 0.5], {"reward_model": (5.0, 2.0)}, clip=2.5)
+    assert found == [-1.0 + 0.5, 0.0 + 1.0, 2.5 + 1.25]
+
+
+def test_running_moments_are_those_of_everything_seen():
+    moments, values = Moments(), [1.0, 4.0, -2.0, 8.0, 0.5]
+    moments.add(values[:2])
+    moments.add(values[2:])
+    exact = torch.tensor(values, dtype=torch.float64)
+    assert moments.mean == pytest.approx(float(exact.mean()))
+    assert moments.std == pytest.approx(float(exact.std(unbiased=False)))
+    assert Moments(**moments.to_dict()) == moments
+
+
+def test_rewards_that_are_no_numbers_stop_the_run():
+    source = FunctionReward(lambda prompts, completions: [1.0, math.nan], "broken")
+    with pytest.raises(AlignctlError, match="broken gave a reward that is not a number"):
+        score([source], episodes([[1], [1]], [[2], [3]]))
+
+
+def test_a_function_that_gives_too_few_numbers_is_told():
+    with pytest.raises(AlignctlError, match="gave 1 numbers for 2 completions"):
+        FunctionReward(lambda prompts, completions: [1.0], "short")(episodes([[1], [1]], [[2], [3]]))
+
+
+def test_functions_come_from_modules_and_files(tmp_path):
+    file = tmp_path / "rewards.py"
+    file.write_text("def lengths(prompts, completions):\n    return [len(c) for c in completions]\n")
+    assert load_function(f"{file}:lengths")(episodes([[1]], [[2]], said=["four"])) == [4.0]
+    for missing in (f"{file}:widths", "no_such_module:reward", f"{tmp_path / 'none.py'}:reward"):
+        with pytest.raises(RequestError, match="there is no reward function"):
+            load_function(missing)
+
+
+def test_a_reward_model_with_another_tokenizer_is_given_the_text(small):
+    """Its own ids of the same words: the score is what it would give to the conversation itself."""
+    other = train_tokenizer(["a quite different text about a cat and a dog"] * 3, 300)
+    assert other.get_vocab() != small.tokenizer.get_vocab()
+    model = small.reward_model()
+    model.config.pad_token_id = other.pad_token_id
+    asked = [{"role": "user", "content": "a cat?"}]
+    said = [{"role": "assistant", "content": "a dog"}]
+    ours = small.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    drawn = episodes([ours], [small.tokenizer("a dog")["input_ids"]], asked=[asked], said=[said])
+    (found,) = RewardModel(model, other, small.tokenizer, max_tokens=1000)(drawn)
+    whole = torch.tensor([other.apply_chat_template(asked + said, return_dict=False)])
+    with torch.no_grad():
+        assert found == pytest.approx(float(model(whole).logits), abs=1e-5)
+
+
+# Advantages
+
+
+def scored(logps, values, last_values):
+    flat = torch.tensor
+    return Scored(flat(logps), torch.zeros(len(logps)), flat(values), flat(last_values))
+
+
+def experience(ended=(True, True), **given):
+    """Two completions, of three tokens and of one."""
+    parts = scored([-1.0, -1.0, -1.0, -2.0], [0.1, 0.2, 0.3, 0.4], [7.0, 8.0])
+    args = settings(**{"gamma": 1.0, "lam": 1.0, "whiten_advantages": False} | given)
+    ref_logps = torch.tensor([-1.5, -1.0, -1.0, -2.0])
+    return build_experience(parts, ref_logps, [2.0, -1.0], ended, [3, 1], 0.1, args, alone)
+
+
+def test_the_score_is_on_the_last_token_and_the_penalty_on_every_one():
+    found = experience()
+    torch.testing.assert_close(found.rewards, torch.tensor([[-0.05, 0.0, 2.0], [-1.0, 0.0, 0.0]]))
+    # with gamma and lambda 1 the return is what is still to come
+    torch.testing.assert_close(found.returns, torch.tensor([[1.95, 2.0, 2.0], [-1.0, 0.0, 0.0]]))
+    torch.testing.assert_close(found.advantages, torch.tensor([[1.85, 1.8, 1.7], [-1.4, 0.0, 0.0]]))
+
+
+def test_a_truncated_completion_can_count_what_would_have_come():
+    found = experience(ended=(False, False), bootstrap_truncated=True, gamma=0.5, lam=1.0)
+    torch.testing.assert_close(found.returns[0, 2], torch.tensor(2.0 + 0.5 * 7.0))
+    torch.testing.assert_close(found.returns[1], torch.tensor([-1.0 + 0.5 * 8.0, 0.0, 0.0]))
+    plain = experience(ended=(False, False), gamma=0.5, lam=1.0)
+    torch.testing.assert_close(plain.returns[1, 0], torch.tensor(-1.0))
+
+
+def test_whitened_advantages_look_at_tokens_only():
+    found = experience(whiten_advantages=True)
+    tokens = found.advantages[found.mask]
+    assert float(tokens.mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(tokens.std()) == pytest.approx(1.0, abs=1e-5)
+    assert not found.advantages[~found.mask].any()
+
+
+def test_tokens_are_spread_over_rows():
+    assert spread(torch.tensor([1, 2, 3, 4]), [3, 1]).tolist() == [[1, 2, 3], [4, 0, 0]]
+
+
+# The trainer
+
+
+def short(prompts, completions):
+    return [-len(completion[0]["content"]) / 10 for completion in completions]
+
+
+def build(small, **given):
+    (small.folder / "out").mkdir(exist_ok=True)
+    (small.folder / "rewards.py").write_text(
+        "def short(prompts, completions):\n    return [-len(c[0]['content']) / 10 for c in completions]\n"
+    )
+    defaults = {
+        "per_device_train_batch_size": 8, "max_steps": 2, "learning_rate": 1e-3, "response_length": 8,
+        "temperature": 1.0, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "report_to": "none",
+        "reward_funcs": [f"{small.folder / 'rewards.py'}:short"],
+    }  # fmt: skip
+    args = PPOConfig(output_dir=str(small.folder / "out"), use_cpu=True, **defaults | given)
+    value_model = small.reward_model() if args.roles == "separate" else None
+    return PPOTrainer(
+        model=small.model, args=args, train_dataset=small.rows("preferences", 16).select_columns(["prompt"]),
+        processing_class=small.tokenizer, ref_model=small.model, value_model=value_model,
+    )  # fmt: skip
+
+
+def weights_of(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("other", [{"update_tokens": 40}, {"engine": "padded"}, {"rollout_tokens": 1000}])
+def test_how_the_work_is_divided_changes_nothing(small, other):
+    """Passes of the update, and padding; batches of the rollout draw other completions, so there only one fits all."""
+    first, second = build(small, num_mini_batches=2), build(small, num_mini_batches=2, **other)
+    for trainer in (first, second):
+        torch.manual_seed(3)
+        trainer.train()
+    difference = (weights_of(first) - weights_of(second)).norm() / weights_of(first).norm()
+    assert difference < 1e-5
+
+
+def test_at_the_start_of_a_rollout_policy_and_reference_agree(small):
+    trainer = build(small, max_steps=1, num_ppo_epochs=1)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert log["clip_fraction"] == 0.0
+    assert log["kl/k1"] == pytest.approx(0.0, abs=1e-4)
+    assert log["rewards/short"] == log["score"]
+    for name in ("kl/k2", "kl/k3", "entropy", "value/explained_variance", "eos_share", "completion_length",
+                 "advantages/std", "tokens_per_s/rollout", "tokens_per_s/update", "loss/value"):  # fmt: skip
+        assert math.isfinite(log[name])
+    rows = [json.loads(line) for line in (small.folder / "samples_while_training.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    assert rows[0].keys() == {"step", "prompt", "completion", "score", "short"}
+
+
+def test_while_the_value_model_warms_up_the_policy_stays(small):
+    trainer = build(small, value_warmup_steps=5, weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert all(name.startswith("value_model.") for name in moved)
+
+
+def test_what_each_layout_holds(small):
+    policy = LlamaForCausalLM(small.config()).num_parameters()
+    separate, shared = build(small), build(small, roles="shared_value")
+    assert sum(p.numel() for p in shared.model.parameters()) == policy + small.config().hidden_size + 1
+    value_model = small.reward_model().num_parameters()
+    assert sum(p.numel() for p in separate.model.parameters()) == policy + value_model
+
+
+def test_the_kl_coefficient_is_adapted(small):
+    trainer = build(small, target_kl=1000.0, kl_horizon=8, kl_coef=0.1)
+    trainer.train()
+    assert trainer.kl_coef == pytest.approx(0.1 * 0.8**2)
+
+
+def test_equal_scores_stop_the_run(small):
+    (small.folder / "same.py").write_text("def same(prompts, completions):\n    return [1.0] * len(prompts)\n")
+    trainer = build(small, reward_funcs=[f"{small.folder / 'same.py'}:same"], max_steps=9, num_train_epochs=9)
+    with pytest.raises(AlignctlError, match="last 5 rollouts had the same score, 1"):
+        trainer.train()
+
+
+def test_prompts_that_are_too_long_are_counted_and_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"`ppo.max_prompt_length=12`.*prompts are longer"):
+        run_stages(
+            tmp_path / "run", "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null",
+            "ppo.normalize_rewards=none", "ppo.reward_funcs=[alignctl.data.quickstart:reward]", "data.limit=64",
+            "eval.prompts=0", "ppo.max_prompt_length=12",
+        )  # fmt: skip
+
+
+def test_a_stage_on_both_sources_of_rewards(tmp_path):
+    small_run = (
+        "recipe=rlhf_quickstart", "stages=[rm,ppo]", "rm.from=null", "ppo.from=null", "data.limit=64",
+        "data.eval_limit=8", "eval.prompts=2", "eval.max_new_tokens=4", "rm.max_steps=2", "ppo.max_steps=2",
+        "ppo.per_device_train_batch_size=8", "ppo.response_length=8", "model.scratch.vocab_size=400",
+        "ppo.reward_funcs=[alignctl.data.quickstart:reward]", "ppo.reward_weights=[1,0.5]",
+    )  # fmt: skip
+    run = run_stages(tmp_path / "run", *small_run)
+    metrics = read(run / "ppo" / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2]
+    assert {"rewards/reward_model", "rewards/reward", "score", "kl/k3"} <= metrics[0].keys()
+    assert LlamaForCausalLM.from_pretrained(run / "ppo" / "model").num_parameters() > 0
+    assert not SimpleNamespace(**read(run / "ppo" / "data.json")["train"]).too_long
