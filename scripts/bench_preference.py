@@ -445,7 +445,9 @@ def unshared_pairs(arguments: argparse.Namespace, tokenizer: Any) -> list[dict[s
     import random
 
     random.seed(0)
-    words = [word.replace("\u0120", " ") for word in tokenizer.get_vocab() if re.fullmatch("\u0120[a-z]{5}", word)]
+    words = sorted(
+        word.replace("\u0120", " ") for word in tokenizer.get_vocab() if re.fullmatch("\u0120[a-z]{5}", word)
+    )
 
     def text() -> str:
         return "".join(random.choice(words) for _ in range(UNSHARED_TOKENS))

@@ -39,14 +39,12 @@ def sdpa_by_parts(
         for length, mask in zip(group.branches, masks, strict=True):
             own = slice(start, start + length)
             start += length
-            parts.append(
-                F.scaled_dot_product_attention(
-                    query[:, :, own],
-                    torch.cat([shared_key, key[:, :, own]], 2),
-                    torch.cat([shared_value, value[:, :, own]], 2),
-                    attn_mask=mask if group.shared else None,
-                    is_causal=not group.shared,
-                    **options,
-                )
-            )
+            keys = torch.cat([shared_key, key[:, :, own]], 2)
+            values = torch.cat([shared_value, value[:, :, own]], 2)
+            if mask is None:
+                queries = torch.cat([query[:, :, shared], query[:, :, own]], 2)
+                whole = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, **options)
+                parts.append(whole[:, :, group.shared :])
+            else:
+                parts.append(F.scaled_dot_product_attention(query[:, :, own], keys, values, attn_mask=mask, **options))
     return torch.cat(parts, 2)

@@ -63,16 +63,18 @@ class Layout:
         }
 
     @cached_property
-    def branch_masks(self) -> list[list[Tensor]]:
-        """Of each branch of each group, which of the shared and its own tokens `[own, shared + own]` it may look at."""
-        device = self.input_ids.device
-        return [
-            [
-                torch.ones(own, group.shared + own, dtype=torch.bool, device=device).tril(group.shared)
-                for own in group.branches
-            ]
-            for group in self.groups
-        ]
+    def branch_masks(self) -> list[list[Tensor | None]]:
+        """Of each branch of each group, which of the shared and its own tokens `[own, shared + own]` it may look at.
+
+        None where less is shared than the branch has: there a kernel for plain causal attention, which skips what is
+        not looked at, is faster over the shared tokens once more and the own ones.
+        """
+        return [[self._branch_mask(group.shared, own) for own in group.branches] for group in self.groups]
+
+    def _branch_mask(self, shared: int, own: int) -> Tensor | None:
+        if shared < own:
+            return None
+        return torch.ones(own, shared + own, dtype=torch.bool, device=self.input_ids.device).tril(shared)
 
     @cached_property
     def block_mask(self) -> BlockMask:

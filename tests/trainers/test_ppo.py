@@ -162,6 +162,20 @@ def weights_of(trainer):
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
 
+def test_with_adapters_the_policy_without_its_own_is_the_reference(tmp_path):
+    run = run_stages(
+        tmp_path / "run", "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null",
+        "ppo.normalize_rewards=none", "ppo.reward_funcs=[alignctl.data.quickstart:reward]", "data.limit=64", "peft=lora",
+        "data.eval_limit=8", "eval.prompts=2", "ppo.max_steps=2", "ppo.learning_rate=1e-2", "ppo.response_length=4",
+        "ppo.per_device_train_batch_size=8", "model.scratch.vocab_size=400", "ppo.disable_dropout=false",
+    )  # fmt: skip
+    first, second = read(run / "ppo" / "metrics.jsonl")
+    assert first["kl/k3"] == pytest.approx(0.0, abs=1e-6)
+    assert second["kl/k3"] > 1e-6
+    assert (run / "ppo" / "adapter" / "adapter_config.json").is_file()
+    assert LlamaForCausalLM.from_pretrained(run / "ppo" / "model").num_parameters() > 0
+
+
 @pytest.mark.parametrize("other", [{"update_tokens": 40}, {"engine": "padded"}, {"rollout_tokens": 1000}])
 def test_how_the_work_is_divided_changes_nothing(small, other):
     """Passes of the update, and padding; batches of the rollout draw other completions, so there only one fits all."""

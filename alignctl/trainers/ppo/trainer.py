@@ -7,6 +7,7 @@ a rollout, and learning rates follow rollouts.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import defaultdict
@@ -70,6 +71,8 @@ class PPOTrainer(Trainer):
             one.eval().requires_grad_(False)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
+            if value_model is not None:  # which then is an adapter with a head, too
+                value_model = get_peft_model(value_model, dataclasses.replace(peft_config, task_type="SEQ_CLS"))
         if args.disable_dropout:
             for one in (model, value_model):
                 _disable_dropout(one)

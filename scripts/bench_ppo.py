@@ -1,0 +1,230 @@
+"""How fast is alignctl's PPO beside TRL's last one? Trains the same models on the same prompts with both, in turns.
+
+    python scripts/bench_ppo.py
+
+TRL removed its PPOTrainer in 1.13; the script installs TRL 1.12 by itself into a folder of its own (from the package
+index) and runs it with the torch and transformers that are here. Policy, reference, value model and reward model are
+stories260K (a Llama of 260,000 parameters, given with --model) and the prompts are of its kind; both draw completions
+of the same length and go through each rollout the same number of times. The contestants take turns of one rollout, each
+in a process of its own, on one thread; the first turn is a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TRL = "1.12.0"
+CONTESTANTS = ("TRL", "alignctl", "alignctl, shared value")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=_shared() / "models" / "stories260K")
+    parser.add_argument("--turns", type=int, default=8, help="rollouts of each contestant, the warm-up included")
+    parser.add_argument("--batch", type=int, default=32, help="completions of a rollout")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--length", type=int, default=64, help="new tokens of a completion")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--trl", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        train(arguments)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, f"trl=={TRL}"]
+        subprocess.run(install, check=True)
+        result = compare(arguments, folder)
+    print(table(result))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _shared() -> Path:
+    return Path(os.environ.get("ALIGNCTL_SHARED", ROOT.parent / "shared"), "data")
+
+
+def compare(arguments: argparse.Namespace, trl: str) -> dict[str, Any]:
+    """What each contestant measured: seconds of every turn but the first, mean reward of each, peak memory."""
+    children: dict[str, subprocess.Popen[str]] = {}
+    measured: dict[str, dict[str, Any]] = {name: {"turns_s": [], "rewards": []} for name in CONTESTANTS}
+    try:
+        for name in CONTESTANTS:
+            options = ("model", "turns", "batch", "epochs", "length")
+            words = [word for key in options for word in (f"--{key}", str(getattr(arguments, key)))]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+            if name == "TRL":
+                environment["PYTHONPATH"] = trl
+            children[name] = subprocess.Popen(
+                [sys.executable, __file__, "--child", name, *words],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            )  # fmt: skip
+            if not children[name].stdout.readline():
+                raise SystemExit(f"`{name}` did not start: exit code {children[name].wait()}")
+        for turn in range(arguments.turns):
+            for name, child in children.items():
+                child.stdin.write("go\n")
+                child.stdin.flush()
+                line = child.stdout.readline()
+                if not line:
+                    raise SystemExit(f"`{name}` failed with exit code {child.wait()}")
+                answer = json.loads(line)
+                if turn:
+                    measured[name]["turns_s"].append(answer["seconds"])
+                measured[name]["rewards"].append(answer["reward"])
+                measured[name]["peak_mib"] = answer["peak_mib"]
+    finally:
+        for child in children.values():
+            child.kill()
+    for one in measured.values():
+        one["episodes_per_s"] = arguments.batch / statistics.median(one["turns_s"])
+    return {"settings": {key: str(value) for key, value in vars(arguments).items()}, "measured": measured}
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [f"{'':24} {'episodes/s':>10} {'peak MiB':>9}  mean reward of the first and the last two rollouts"]
+    for name, one in result["measured"].items():
+        first, last = statistics.fmean(one["rewards"][:2]), statistics.fmean(one["rewards"][-2:])
+        lines.append(f"{name:24} {one['episodes_per_s']:10.2f} {one['peak_mib']:9.0f}  {first:.3f} {last:.3f}")
+    theirs = result["measured"]["TRL"]
+    for name in CONTESTANTS[1:]:
+        ours = result["measured"][name]
+        ratios = [b / a for a, b in zip(ours["turns_s"], theirs["turns_s"], strict=True)]
+        lines.append(
+            f"{name} : TRL = {statistics.median(ratios):.2f} times the speed ({min(ratios):.2f} to {max(ratios):.2f}), "
+            f"{ours['peak_mib'] / theirs['peak_mib']:.2f} of the memory"
+        )
+    return "\n".join(lines)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Trains one contestant; the parent says when it may draw its next rollout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else prints goes to stderr
+    import torch
+    from transformers import TrainerCallback
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+    class TakesTurns(TrainerCallback):
+        """A turn is over when the step has ended and was logged, in whichever order."""
+
+        def __init__(self) -> None:
+            self.reward: float | None = None
+            self.ended = False
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.wait()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            reward = logs.get("objective/scores", logs.get("score"))
+            if reward is not None:
+                self.reward = float(reward)
+                self.end()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.ended = True
+            self.end()
+
+        def end(self) -> None:
+            if self.ended and self.reward is not None:
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+                answer = {"seconds": time.perf_counter() - self.began, "reward": self.reward, "peak_mib": peak}
+                print(json.dumps(answer), file=answers, flush=True)
+                self.ended, self.reward = False, None
+                self.wait()
+
+        def wait(self) -> None:
+            sys.stdin.readline()
+            self.began = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = (build_trl if arguments.child == "TRL" else build_ours)(arguments, folder)
+        trainer.add_callback(TakesTurns())
+        print("ready", file=answers, flush=True)
+        trainer.train()
+
+
+OPENINGS = ("Once upon a time", "One day a little", "There was a small", "Tom and Lily went to", "The dog saw a big")
+NAMES = ("girl", "boy", "cat", "bird", "bear", "fox", "duck", "frog")
+
+
+def prompts(count: int) -> list[str]:
+    """Beginnings of small stories."""
+    return [f"{OPENINGS[i % 5]} {NAMES[i % 8]} and" for i in range(count)]
+
+
+def models(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Policy, reference, value model, and a reward model whose head is random: it is the same for all."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    return {
+        "model": AutoModelForCausalLM.from_pretrained(arguments.model),
+        "ref_model": AutoModelForCausalLM.from_pretrained(arguments.model),
+        "reward_model": AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=1),
+        "value_model": AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=1),
+    }
+
+
+def build_trl(arguments: argparse.Namespace, folder: str) -> Any:
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, padding_side="left")
+    rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts(arguments.turns * arguments.batch)]
+    args = PPOConfig(
+        output_dir=folder, per_device_train_batch_size=arguments.batch, gradient_accumulation_steps=1,
+        num_mini_batches=1, num_ppo_epochs=arguments.epochs, total_episodes=arguments.turns * arguments.batch,
+        response_length=arguments.length, local_rollout_forward_batch_size=arguments.batch, num_sample_generations=0,
+        stop_token="eos", **common(),
+    )  # fmt: skip
+    return PPOTrainer(
+        args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows[:1]), **models(arguments),
+    )  # fmt: skip
+
+
+def build_ours(arguments: argparse.Namespace, folder: str) -> Any:
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    from alignctl.trainers.ppo.config import PPOConfig
+    from alignctl.trainers.ppo.trainer import PPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    rows = [{"prompt": prompt} for prompt in prompts(arguments.turns * arguments.batch)]
+    args = PPOConfig(
+        output_dir=f"{folder}/out", per_device_train_batch_size=arguments.batch, num_mini_batches=1,
+        num_ppo_epochs=arguments.epochs, num_train_epochs=1, response_length=arguments.length, disable_tqdm=True,
+        roles="shared_value" if arguments.child == "alignctl, shared value" else "separate", **common(),
+    )  # fmt: skip
+    given = models(arguments)
+    if args.roles == "shared_value":
+        del given["value_model"]
+    return PPOTrainer(args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), **given)
+
+
+def common() -> dict[str, Any]:
+    return {
+        "learning_rate": 1e-5, "lr_scheduler_type": "constant", "temperature": 1.0, "kl_coef": 0.05, "logging_steps": 1,
+        "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
