@@ -166,7 +166,8 @@ def test_with_adapters_the_policy_without_its_own_is_the_reference(tmp_path):
     run = run_stages(
         tmp_path / "run", "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null",
         "ppo.normalize_rewards=none", "ppo.reward_funcs=[alignctl.data.quickstart:reward]", "data.limit=64",
-        "peft=lora", "data.eval_limit=8", "eval.prompts=2", "ppo.max_steps=2", "ppo.learning_rate=1e-2", "ppo.response_length=4",
+        "peft=lora", "data.eval_limit=8", "eval.prompts=2", "ppo.max_steps=2", "ppo.learning_rate=1e-2",
+        "ppo.response_length=4",
         "ppo.per_device_train_batch_size=8", "model.scratch.vocab_size=400", "ppo.disable_dropout=false",
     )  # fmt: skip
     first, second = read(run / "ppo" / "metrics.jsonl")
