@@ -120,7 +120,7 @@ def _build_trainer(
     _check_length(stage, trained)
     roles: dict[str, Any] = {}
     if "value_model" in method.roles:
-        roles |= _actor_critic_roles(stage, weights, tokenizer, load)
+        roles |= _actor_critic_roles(stage, weights, tokenizer, progress)
     if "reference" in method.roles:
         # An adapter switched off is the reference; so is the model itself before it is trained, where log-probabilities
         # are computed beforehand.
@@ -145,18 +145,26 @@ def _build_trainer(
 
 
 def _actor_critic_roles(
-    stage: StageConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase, load: Callable[[Role], PreTrainedModel]
+    stage: StageConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase, progress: ProgressFile
 ) -> dict[str, Any]:
     """What a trainer with a value model takes besides policy and reference: the reward model with its own tokenizer
     and statistics, and the value model."""
+
+    def load(role: Role, start: str | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        return load_model(stage.model, role, start, tokenizer, stage.peft, stage.seed)
+
     roles: dict[str, Any] = {}
-    folder = weights.get("reward_model")
+    folder, start = weights.get("reward_model"), weights["value_model"]
     if folder:
-        roles["reward_model"] = load("reward_model")
-        roles["reward_processing_class"] = load_reward_tokenizer(folder, stage.model)
+        theirs = load_reward_tokenizer(folder, stage.model)
+        roles["reward_model"] = load("reward_model", folder, theirs)
+        roles["reward_processing_class"] = theirs
         roles["reward_statistics"] = read_json(Path(folder, REWARD_STATISTICS))
+        if theirs.get_vocab() != tokenizer.get_vocab() or not hasattr(roles["reward_model"], "score"):
+            start = weights["policy"]
+            progress.notice("the value model starts from the policy: the reward model has other tokens")
     if stage.trainer.get("roles", "separate") == "separate":
-        roles["value_model"] = load("value_model")
+        roles["value_model"] = load("value_model", start, tokenizer)
     return roles
 
 

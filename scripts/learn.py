@@ -95,6 +95,9 @@ def quickstart_world(out: Path, short: bool) -> Iterator[Learnt]:
     rm = train(out / "rm", "recipe=sft_rm_quickstart", "stages=[rm]", "rm.from=null", *here, *once)["rm"]
     limit = 0.80 if short else 0.90
     yield Learnt("quickstart", "reward", "accuracy", rm["before"]["accuracy"], rm["after"]["accuracy"], limit)
+    scored = (f"ppo.reward_model={rm['model']}", *(("ppo.num_train_epochs=0.5",) if short else ()))
+    ppo = train(out / "ppo", "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", *here, *scored)["ppo"]
+    yield Learnt("quickstart", "ppo", "win rate", None, ppo["win_rate"], 0.65 if short else 0.75)
 
 
 def real_pairs(

@@ -8,6 +8,11 @@ from typing import Any
 from alignctl.errors import Problem
 from alignctl.methods.registry import RUN_OWNED_FIELDS, Method
 
+_POSITIVE = (
+    "temperature", "cliprange", "cliprange_value", "response_length", "max_prompt_length", "num_ppo_epochs",
+    "num_mini_batches", "target_kl", "kl_horizon", "update_tokens", "rollout_tokens", "reward_clip",
+)  # fmt: skip
+
 
 def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     functions = stage.get("reward_funcs") or []
@@ -27,7 +32,13 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             f"`{name}.normalize_rewards=statistics` needs a reward model", f"set `{name}.normalize_rewards=running`"
         )
-    for key in ("temperature", "cliprange", "response_length", "num_ppo_epochs", "num_mini_batches"):
+    names = [str(target).rpartition(":")[2] for target in functions]
+    if len(set(names)) < len(names) or {"reward_model", "score"} & set(names):
+        yield Problem(
+            f"`{name}.reward_funcs`: each function is logged under its name, which must be its own and not "
+            f"`reward_model` or `score`; got {', '.join(names)}"
+        )
+    for key in _POSITIVE:
         value = stage.get(key)
         if isinstance(value, (int, float)) and value <= 0:
             yield Problem(f"`{name}.{key}` must be greater than 0, got `{value}`")
@@ -50,7 +61,11 @@ METHOD = Method(
     owned_fields=RUN_OWNED_FIELDS
     | {
         "gradient_accumulation_steps": "set `update_tokens`: a mini-batch is divided into passes of so many tokens",
-        "remove_unused_columns": "reward functions see the rows as they are",
+        "remove_unused_columns": "only prompts are taken from the rows",
+        "train_sampling_strategy": "prompts are drawn in a random order",
+        "neftune_noise_alpha": "PPO needs the policy's own log-probabilities",
+        "eval_on_start": "a stage is measured before and after",
+        "load_best_model_at_end": "there are no evaluations to compare",
         "eval_strategy": "a stage is measured before and after",
         "label_smoothing_factor": "there are no labels",
     },

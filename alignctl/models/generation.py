@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignctl.engine.forward import bare
 from alignctl.engine.layout import bins
 from alignctl.models.template import end_tokens
 
@@ -58,14 +60,26 @@ def draw_completions(
         for i, index in enumerate(batch):
             input_ids[i, longest - len(prompts[index]) :] = torch.tensor(list(prompts[index]))
             attention_mask[i, longest - len(prompts[index]) :] = 1
-        output = policy.generate(
-            input_ids=input_ids.to(policy.device),
-            attention_mask=attention_mask.to(policy.device),
-            generation_config=config,
-        )
+        with _nothing_else(bare(policy)):
+            output = policy.generate(
+                input_ids=input_ids.to(policy.device),
+                attention_mask=attention_mask.to(policy.device),
+                generation_config=config,
+            )
         for i, index in enumerate(batch):
             completions[index] = _until_end(output[i, longest:].tolist(), ends)
     return Drawn(completions, [bool(tokens) and tokens[-1] in ends for tokens in completions])
+
+
+@contextmanager
+def _nothing_else(model: PreTrainedModel) -> Iterator[None]:
+    """Without what the checkpoint says about generating: transformers would add its repetition penalty, for instance,
+    and draw from another distribution than the policy's."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _until_end(tokens: list[int], ends: list[int]) -> list[int]:

@@ -58,7 +58,10 @@ def load_tokenizer(
 
 def load_reward_tokenizer(folder: str, settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of a reward model, from its own folder or Hub id."""
-    return _from_pretrained(AutoTokenizer, folder, settings)
+    tokenizer = _from_pretrained(AutoTokenizer, folder, settings)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 # The model class of a role, and the task that peft calls it by.

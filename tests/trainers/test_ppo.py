@@ -16,7 +16,16 @@ from alignctl.models.tokenizer import train_tokenizer
 from alignctl.trainers.ppo.advantage import build_experience, spread
 from alignctl.trainers.ppo.config import PPOConfig
 from alignctl.trainers.ppo.models import Scored
-from alignctl.trainers.ppo.scoring import Episodes, FunctionReward, Moments, RewardModel, combine, load_function, score
+from alignctl.trainers.ppo.scoring import (
+    Episodes,
+    FunctionReward,
+    Moments,
+    NotANumber,
+    RewardModel,
+    combine,
+    load_function,
+    score,
+)
 from alignctl.trainers.ppo.trainer import PPOTrainer
 
 pytestmark = pytest.mark.train
@@ -55,7 +64,7 @@ def test_running_moments_are_those_of_everything_seen():
 
 def test_rewards_that_are_no_numbers_stop_the_run():
     source = FunctionReward(lambda prompts, completions: [1.0, math.nan], "broken")
-    with pytest.raises(AlignctlError, match="broken gave a reward that is not a number"):
+    with pytest.raises(NotANumber, match="broken gave a reward that is not a number"):
         score([source], episodes([[1], [1]], [[2], [3]]))
 
 
@@ -78,7 +87,6 @@ def test_a_reward_model_with_another_tokenizer_is_given_the_text(small):
     other = train_tokenizer(["a quite different text about a cat and a dog"] * 3, 300)
     assert other.get_vocab() != small.tokenizer.get_vocab()
     model = small.reward_model()
-    model.config.pad_token_id = other.pad_token_id
     asked = [{"role": "user", "content": "a cat?"}]
     said = [{"role": "assistant", "content": "a dog"}]
     ours = small.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
@@ -146,7 +154,8 @@ def build(small, **given):
         "def short(prompts, completions):\n    return [-len(c[0]['content']) / 10 for c in completions]\n"
     )
     defaults = {
-        "per_device_train_batch_size": 8, "max_steps": 2, "learning_rate": 1e-3, "response_length": 8,
+        "per_device_train_batch_size": 8, "max_prompt_length": 64, "response_length": 8, "max_steps": 2,
+        "learning_rate": 1e-3,
         "temperature": 1.0, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "report_to": "none",
         "reward_funcs": [f"{small.folder / 'rewards.py'}:short"],
     }  # fmt: skip
@@ -201,16 +210,17 @@ def test_at_the_start_of_a_rollout_policy_and_reference_agree(small):
         assert math.isfinite(log[name])
     rows = [json.loads(line) for line in (small.folder / "samples_while_training.jsonl").read_text().splitlines()]
     assert len(rows) == 4
-    assert rows[0].keys() == {"step", "prompt", "completion", "score", "short"}
+    assert rows[0].keys() == {"step", "prompt", "completion", "score", "rewards"}
 
 
-def test_while_the_value_model_warms_up_the_policy_stays(small):
-    trainer = build(small, value_warmup_steps=5, weight_decay=0.0)
+@pytest.mark.parametrize(("roles", "part"), [("separate", "value_model."), ("shared_value", "value_head.")])
+def test_while_the_value_model_warms_up_the_policy_stays(small, roles, part):
+    trainer = build(small, value_warmup_steps=5, weight_decay=0.1, roles=roles)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved
-    assert all(name.startswith("value_model.") for name in moved)
+    assert all(name.startswith(part) for name in moved)
 
 
 def test_what_each_layout_holds(small):
@@ -227,10 +237,28 @@ def test_the_kl_coefficient_is_adapted(small):
     assert trainer.kl_coef == pytest.approx(0.1 * 0.8**2)
 
 
+def test_a_checkpoint_s_own_ways_of_generating_are_left_out(small):
+    """They would draw from another distribution than the one that is scored."""
+    trainer = build(small)
+    drawn = []
+    for penalty in (1.0, 50.0):
+        trainer.policy.generation_config.repetition_penalty = penalty
+        torch.manual_seed(0)
+        rows = trainer.train_dataset[:4]
+        drawn.append(trainer._roll_out({"prompt_ids": rows["prompt_ids"], "prompt": rows["prompt"]}).completions)
+        assert trainer.policy.generation_config.repetition_penalty == penalty
+    assert drawn[0] == drawn[1]
+
+
+def test_more_than_the_model_can_see_is_refused(small):
+    with pytest.raises(RequestError, match="more than the model can see: 128 tokens"):
+        build(small, response_length=100)
+
+
 def test_equal_scores_stop_the_run(small):
-    (small.folder / "same.py").write_text("def same(prompts, completions):\n    return [1.0] * len(prompts)\n")
+    (small.folder / "same.py").write_text("def same(prompts, completions):\n    return [0.1] * len(prompts)\n")
     trainer = build(small, reward_funcs=[f"{small.folder / 'same.py'}:same"], max_steps=9, num_train_epochs=9)
-    with pytest.raises(AlignctlError, match="last 5 rollouts had the same score, 1"):
+    with pytest.raises(AlignctlError, match="last 5 rollouts had the same score, 0.1"):
         trainer.train()
 
 

@@ -41,10 +41,18 @@ class Scored(NamedTuple):
 class ActorCritic(nn.Module):
     """The policy, and a value model or a value head on the policy's last hidden states."""
 
-    def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel | None):
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        value_model: PreTrainedModel | None,
+        value_mean: float = 0.0,
+        value_std: float = 1.0,
+    ):
+        """`value_mean` and `value_std` are taken from the value model's outputs, where the rewards are scaled so."""
         super().__init__()
         self.policy = policy
         self.value_model = value_model
+        self.value_mean, self.value_std = value_mean, value_std
         if value_model is None:
             width = policy.config.get_text_config().hidden_size
             self.value_head = nn.Linear(width, 1, dtype=torch.float32, device=policy.device)
@@ -55,14 +63,18 @@ class ActorCritic(nn.Module):
     def models(self) -> list[PreTrainedModel]:
         return [model for model in (self.policy, self.value_model) if model is not None]
 
-    def forward(self, batch: Batch, temperature: float) -> Scored:
+    def forward(self, batch: Batch, temperature: float, policy_learns: bool = True) -> Scored:
+        """What both say of the completions; a policy that does not learn gets no gradient from the values."""
         hidden = last_hidden(self.policy, batch.layout)
         scores = score_tokens(bare(self.policy), hidden[batch.before], batch.targets, True, temperature)
         places = torch.cat([batch.before, batch.last])
         if self.value_model is None:
-            values = self.value_head(hidden[places].float())
+            states = hidden[places] if policy_learns else hidden[places].detach()
+            with torch.autocast(hidden.device.type, enabled=False):  # 16 bits are too coarse for values
+                values = self.value_head(states.float())
         else:
             values = bare(self.value_model).score(last_hidden(self.value_model, batch.layout)[places]).float()
+            values = (values - self.value_mean) / self.value_std
         before, last = values.squeeze(-1).split([len(batch.before), len(batch.last)])
         return Scored(scores.logps, scores.entropy, before, last)
 

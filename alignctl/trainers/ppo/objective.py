@@ -131,4 +131,4 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, ep
         kl: Of the last rollout, in nats per completion.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return kl_coef * (1 + error * episodes / horizon)
+    return kl_coef * max(1 + error * episodes / horizon, 0.0)

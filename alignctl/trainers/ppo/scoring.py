@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,10 @@ from alignctl.engine.rewards import sequence_scores
 from alignctl.errors import AlignctlError, RequestError
 
 RewardFunction = Callable[..., Sequence[float]]
+
+
+class NotANumber(ValueError):
+    """A reward is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def load_function(target: str) -> FunctionReward:
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # where dataclasses look for it
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
@@ -107,12 +113,12 @@ def score(sources: Sequence[RewardSource], episodes: Episodes) -> dict[str, list
     """Rewards of each source, by its name.
 
     Raises:
-        AlignctlError: One of them is not a number.
+        NotANumber: One of them is not.
     """
     rewards = {source.name: source(episodes) for source in sources}
     for name, values in rewards.items():
         if not all(map(math.isfinite, values)):
-            raise AlignctlError(f"{name} gave a reward that is not a number; PPO cannot go on with it")
+            raise NotANumber(f"{name} gave a reward that is not a number; PPO cannot go on with it")
     return rewards
 
 

@@ -23,9 +23,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.engine.forward import bare
+from alignctl.engine.layout import bins
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.generation import draw_completions
+from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.trainers.ppo.advantage import Experience, build_experience, moments
 from alignctl.trainers.ppo.config import PPOConfig
 from alignctl.trainers.ppo.models import ActorCritic, Batch, Scored, lay_out, policy_logps
@@ -33,6 +35,7 @@ from alignctl.trainers.ppo.objective import adapted_kl_coef, explained_variance,
 from alignctl.trainers.ppo.scoring import (
     Episodes,
     Moments,
+    NotANumber,
     RewardModel,
     RewardSource,
     as_said,
@@ -77,7 +80,10 @@ class PPOTrainer(Trainer):
             for one in (model, value_model):
                 _disable_dropout(one)
         self._put_engine_under([bare(one) for one in (model, value_model, *frozen) if one is not None], args)
-        actor_critic = ActorCritic(model, value_model if args.roles == "separate" else None)
+        scaled = args.normalize_rewards == "statistics" and reward_statistics and not args.reward_funcs
+        scale = (reward_statistics["mean"], reward_statistics["std"]) if scaled else (0.0, 1.0)
+        actor_critic = ActorCritic(model, value_model if args.roles == "separate" else None, *scale)
+        self._check_length(model, args)
         self.ref_model = ref_model
         rows = self._tokenize(train_dataset, processing_class, args)
         args.remove_unused_columns = False
@@ -128,6 +134,17 @@ class PPOTrainer(Trainer):
         why = f", because {reasons[0]}" if reasons else ""
         self.notices.append(f"engine: padded rows{why}" if padded else "engine: nothing padded")
 
+    @staticmethod
+    def _check_length(model: PreTrainedModel, args: PPOConfig) -> None:
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        wanted = args.max_prompt_length + args.response_length
+        if limit and wanted > limit:
+            raise RequestError(
+                f"`max_prompt_length` and `response_length` are {wanted} tokens together, more than the model can see: "
+                f"{limit} tokens",
+                "make one of them smaller",
+            )
+
     def _tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> Dataset:
         found = [tokenize_prompt(tokenizer, prompt) for prompt in rows["prompt"]]
         kept = [i for i, ids in enumerate(found) if 0 < len(ids) <= args.max_prompt_length]
@@ -168,20 +185,29 @@ class PPOTrainer(Trainer):
                 policy, self.processing_class, inputs["prompt_ids"], self.args.response_length, self.args.temperature,
                 self.args.rollout_tokens,
             )  # fmt: skip
-        texts = self.processing_class.batch_decode(drawn.completions, skip_special_tokens=True)
-        said = [as_said(asked, text) for asked, text in zip(inputs["prompt"], texts, strict=True)]
+        said = [
+            as_said(asked, self._text(prompt if isinstance(asked, str) else [], completion))
+            for asked, prompt, completion in zip(inputs["prompt"], inputs["prompt_ids"], drawn.completions, strict=True)
+        ]
         return Episodes(inputs["prompt_ids"], drawn.completions, drawn.ended, inputs["prompt"], said)
+
+    def _text(self, prompt: list[int], completion: list[int]) -> str:
+        """A completion as it follows its prompt: decoded by itself it would lose a leading space."""
+        before, whole = (
+            self.processing_class.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for ids in (prompt, prompt + completion)
+        )
+        return whole.removeprefix(before)
 
     @torch.no_grad()
     def _learn_from(self, episodes: Episodes) -> tuple[Experience, list[float]]:
         lengths = [len(said) for said in episodes.completions]
-        everything = list(range(len(lengths)))
         self.model.eval()
-        model = self.accelerator.unwrap_model(self.model)
-        with self.accelerator.autocast():
-            scored = model(self._batch(episodes, everything), self.args.temperature)
-            ref_logps = self._reference_logps(model, self._batch(episodes, everything))
-        rewards = score(self.sources, episodes)
+        scored, ref_logps = self._score_tokens(episodes)
+        try:
+            rewards = score(self.sources, episodes)
+        except NotANumber as error:
+            raise AlignctlError(str(error), self._last_checkpoint()) from error
         scores = combine(rewards, self._weights, self._reward_moments(rewards), self.args.reward_clip)
         if self.args.missing_eos_penalty is not None:
             penalty = self.args.missing_eos_penalty
@@ -192,6 +218,25 @@ class PPOTrainer(Trainer):
         )
         self._record_rollout(episodes, experience, rewards, scores, scored)
         return experience, scores
+
+    def _score_tokens(self, episodes: Episodes) -> tuple[Scored, Tensor]:
+        """What policy and value model, and the reference, say of all completions, `update_tokens` at a time."""
+        model = self.accelerator.unwrap_model(self.model)
+        lengths = [len(p) + len(c) for p, c in zip(episodes.prompts, episodes.completions, strict=True)]
+        parts: dict[int, tuple[Tensor, ...]] = {}
+        for members in bins(lengths, self.args.update_tokens, padded=False):
+            batch = self._batch(episodes, members)
+            counts = [len(episodes.completions[index]) for index in members]
+            with self.accelerator.autocast():
+                scored = model(batch, self.args.temperature)
+                ref_logps = self._reference_logps(model, batch)
+            tokens = [one.split(counts) for one in (scored.logps, scored.entropy, scored.values, ref_logps)]
+            parts |= {index: row for index, *row in zip(members, *tokens, scored.last_values, strict=True)}
+        ordered = [parts[index] for index in range(len(lengths))]
+        logps, entropy, values, ref_logps, last_values = zip(*ordered, strict=True)
+        return Scored(torch.cat(logps), torch.cat(entropy), torch.cat(values), torch.stack(last_values)), torch.cat(
+            ref_logps
+        )
 
     def _reference_logps(self, model: ActorCritic, batch: Batch) -> Tensor:
         if self.ref_model is not None:
@@ -218,6 +263,9 @@ class PPOTrainer(Trainer):
                         self.accelerator,
                     )
                 )  # fmt: skip
+            if not policy_weight:  # a gradient of 0 would still decay weights and count for the optimizer's means
+                for parameter in self.policy.parameters():
+                    parameter.grad = None
             if number < len(parts) - 1:  # the trainer steps with the last one
                 if args.max_grad_norm > 0:
                     self._clip_grad_norm(model)
@@ -246,13 +294,18 @@ class PPOTrainer(Trainer):
 
     def _check_not_constant(self, scores: list[float]) -> None:
         everywhere = self.accelerator.gather(torch.tensor(scores, device=self.args.device))
-        self._constant = self._constant + 1 if len(everywhere) > 1 and everywhere.std() == 0 else 0
+        constant = len(everywhere) > 1 and bool(everywhere.max() == everywhere.min())
+        self._constant = self._constant + 1 if constant else 0
         if self._constant >= _CONSTANT_STEPS:
             raise AlignctlError(
                 f"all completions of the last {_CONSTANT_STEPS} rollouts had the same score, {scores[0]:.4g}: there is "
                 "nothing to learn from",
-                "the last checkpoint is the last good one; look at samples_while_training.jsonl",
+                f"look at samples_while_training.jsonl; {self._last_checkpoint()}",
             )
+
+    def _last_checkpoint(self) -> str:
+        newest = newest_checkpoint(Path(self.args.output_dir))
+        return f"the last checkpoint is {newest.path}" if newest else "there is no checkpoint yet"
 
     def _add_up(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, "sum")
@@ -291,9 +344,15 @@ class PPOTrainer(Trainer):
         self._record("value/explained_variance", float(explained_variance(experience.values, experience.returns, mask)))
         self._record("entropy", self._mean(scored.entropy.mean()))
         self._total_tokens = getattr(self, "_total_tokens", 0) + int(self._add_up(lengths.sum()))
-        for i in range(min(self.args.num_sample_completions, len(scores))):
-            row = {"prompt": episodes.asked[i], "completion": episodes.said[i], "score": scores[i]}
-            self._samples.append(row | {name: values[i] for name, values in rewards.items()})
+        self._samples = [
+            {
+                "prompt": episodes.asked[i],
+                "completion": episodes.said[i],
+                "score": scores[i],
+                "rewards": {name: values[i] for name, values in rewards.items()},
+            }
+            for i in range(min(self.args.num_sample_completions, len(scores)))
+        ]
 
     def _record_update(self, steps: list[Sums], policy_weight: float) -> Tensor:
         names = [name for name in vars(steps[0]) if name != "tokens"]
@@ -330,6 +389,8 @@ class PPOTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model).policy
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)

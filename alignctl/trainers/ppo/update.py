@@ -74,7 +74,7 @@ def backward(
         )
         # Gradients are added up over the processes once, with the last pass.
         with accelerator.no_sync(model) if number < len(passes) - 1 else nullcontext():
-            scored = model(lay_out(part), args.temperature)
+            scored = model(lay_out(part), args.temperature, policy_weight > 0)
             policy = policy_losses(scored.logps, old_logps, advantages, args.cliprange, args.dual_clip)
             value = value_losses(scored.values, old_values, returns, args.cliprange_value)
             loss = policy_weight * policy.losses.sum() + args.vf_coef * value.losses.sum()
