@@ -20,6 +20,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
+_LEAST_SHARED = 16  # sharing less than a 16th of what follows costs more in attention than it saves
+
+
 @dataclass(frozen=True)
 class Group:
     """Sequences that begin alike, lying one after the other from `start` on."""
@@ -115,8 +118,7 @@ def pack(sequences: Sequence[Tensor], groups: Iterable[Sequence[int]], device: t
     positions: list[Tensor] = []
     laid: list[Group] = []
     end = 0
-    for members in groups:
-        shared = _common_length([sequences[index] for index in members])
+    for members, shared in _worth_sharing(sequences, groups):
         laid.append(
             Group(end, shared, tuple(len(sequences[i]) - shared for i in members if len(sequences[i]) > shared))
         )
@@ -203,6 +205,16 @@ def bins(sizes: Sequence[int], budget: int, padded: bool) -> Iterator[list[int]]
 @cache
 def _compiled_block_mask() -> Callable[..., BlockMask]:
     return torch.compile(create_block_mask)
+
+
+def _worth_sharing(sequences: Sequence[Tensor], groups: Iterable[Sequence[int]]) -> Iterator[tuple[Sequence[int], int]]:
+    """Groups with how much they share; where that is next to nothing beside what follows, each sequence by itself."""
+    for members in groups:
+        shared = _common_length([sequences[index] for index in members])
+        if shared * _LEAST_SHARED < min(len(sequences[index]) - shared for index in members):
+            yield from (((index,), len(sequences[index])) for index in members)
+        else:
+            yield members, shared
 
 
 def _common_length(sequences: Sequence[Tensor]) -> int:
