@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-
 _LEAST_SHARED = 16  # sharing less than a 16th of what follows costs more in attention than it saves
 
 
