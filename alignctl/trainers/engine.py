@@ -74,8 +74,8 @@ class OnEngine:
     def _why_padded(self, model: PreTrainedModel, has_head: bool) -> str | None:
         if getattr(self, "label_smoother", None) is not None:
             return "label smoothing needs the logits of all positions"
-        device = self.accelerator.device
-        return put_packed_attention_on(model, device) or (None if has_head else why_not_scored_packed(model))
+        scored_otherwise = None if has_head else why_not_scored_packed(model)
+        return scored_otherwise or put_packed_attention_on(model, self.accelerator.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":

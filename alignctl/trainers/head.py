@@ -19,7 +19,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from alignctl.engine.forward import last_hidden, takes_packed_rows
 from alignctl.engine.head import score_tokens
-from alignctl.engine.layout import Layout, pack_rows, packed_already
+from alignctl.engine.layout import Layout, pack_rows, packed_already, pad
 from alignctl.engine.rewards import score_layout
 from alignctl.errors import RequestError
 
@@ -102,7 +102,7 @@ def why_not_scored_packed(model: nn.Module) -> str | None:
     model.eval()
     try:
         expected = type(model).forward(model, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        found = score_layout(model, pack_rows(ids, torch.ones_like(ids)), ids)
+        found = score_layout(model, pad([ids[0].cpu()], device=model.device), ids)
     finally:
         model.train(was_training)
     tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16)

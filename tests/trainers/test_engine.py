@@ -12,6 +12,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
+from alignctl.engine.forward import takes_packed_rows
 from alignctl.methods.registry import methods, resolve
 from alignctl.trainers import head
 
@@ -189,3 +190,18 @@ def test_rows_of_about_one_length_share_a_batch(tmp_path, real):
     assert spread[1] < 0.7 * spread[0]
     trainer = real(tmp_path, "dpo", train_sampling_strategy="group_by_length", per_device_eval_batch_size=16)
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] > 0
+
+
+def test_a_classifier_that_scores_otherwise_keeps_its_padded_rows(tmp_path, real, monkeypatch):
+    """The mean over a row, for instance, is not what the engine would compute."""
+    from transformers import LlamaForSequenceClassification
+    from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+    def of_the_mean(self, input_ids=None, attention_mask=None, **kwargs):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return SequenceClassifierOutputWithPast(logits=self.score(hidden.mean(1)))
+
+    monkeypatch.setattr(LlamaForSequenceClassification, "forward", of_the_mean)
+    trainer = real(tmp_path, "reward", max_length=220)
+    assert trainer.notices == ["engine: padded rows, because models of type `llama` score rows in another way"]
+    assert not takes_packed_rows(trainer.model)

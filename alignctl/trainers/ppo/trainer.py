@@ -28,6 +28,7 @@ from alignctl.errors import AlignctlError, RequestError
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.generation import draw_completions
 from alignctl.run.checkpoints import newest_checkpoint
+from alignctl.trainers.head import why_not_scored_packed
 from alignctl.trainers.ppo.advantage import Experience, build_experience, moments
 from alignctl.trainers.ppo.config import PPOConfig
 from alignctl.trainers.ppo.models import ActorCritic, Batch, Scored, lay_out, policy_logps
@@ -123,11 +124,11 @@ class PPOTrainer(Trainer):
     # Setting up
 
     def _put_engine_under(self, models: list[PreTrainedModel], args: PPOConfig) -> None:
-        reasons = (
-            []
-            if args.engine == "padded"
-            else [reason for one in models if (reason := put_packed_attention_on(one, args.device))]
-        )
+        reasons = []
+        for one in models if args.engine != "padded" else ():
+            scored_otherwise = why_not_scored_packed(one) if one.get_output_embeddings() is None else None
+            if reason := scored_otherwise or put_packed_attention_on(one, args.device):
+                reasons.append(reason)
         if reasons and args.engine == "shared_prefix":
             raise RequestError(f"`engine=shared_prefix` cannot be: {reasons[0]}", "set `engine=auto`")
         padded = args.engine == "padded" or reasons
