@@ -97,6 +97,21 @@ def test_a_reward_model_with_another_tokenizer_is_given_the_text(small):
         assert found == pytest.approx(float(model(whole).logits), abs=1e-5)
 
 
+def test_a_completion_ends_for_the_reward_model_as_it_did(small):
+    """With what the template writes after the end token, which a policy does not draw; cut off, with no end at all."""
+    tokenizer = small.tokenizer
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "message.content + '<|end|>'", "message.content + '<|end|>\\n'"
+    )
+    asked, said = [{"role": "user", "content": "a cat?"}], [{"role": "assistant", "content": "a dog"}]
+    source = RewardModel(small.reward_model(), tokenizer, tokenizer, max_tokens=1000)
+    end, dog = tokenizer.eos_token_id, tokenizer("a dog")["input_ids"]
+    both = episodes([[1], [1]], [[*dog, end], dog], ended=[True, False], asked=[asked] * 2, said=[said] * 2)
+    line_break = tokenizer("\n")["input_ids"]
+    assert source._as_trained_on(both) == [[*dog, end, *line_break], dog]
+    assert source._tokenize(both)[1] == [[*dog, end, *line_break], dog]
+
+
 # Advantages
 
 

@@ -52,22 +52,32 @@ class RewardModel:
     name: str = "reward_model"
 
     def __call__(self, episodes: Episodes) -> list[float]:
-        prompts, completions = episodes.prompts, episodes.completions
-        if not _same_tokens(self.tokenizer, self.policy_tokenizer):
+        if _same_tokens(self.tokenizer, self.policy_tokenizer):
+            prompts, completions = episodes.prompts, self._as_trained_on(episodes)
+        else:
             prompts, completions = self._tokenize(episodes)
         longest = max(len(prompt) + len(said) for prompt, said in zip(prompts, completions, strict=True))
         return sequence_scores(self.model, prompts, completions, max(1, self.max_tokens // longest))
 
+    def _as_trained_on(self, episodes: Episodes) -> list[list[int]]:
+        """Completions with what a chat template writes after the token that ends them, a line break for instance."""
+        after_end = _after_end(self.tokenizer) if is_messages(episodes.asked[0]) else []
+        return [
+            [*said, *after_end] if ended else said
+            for said, ended in zip(episodes.completions, episodes.ended, strict=True)
+        ]
+
     def _tokenize(self, episodes: Episodes) -> tuple[list[list[int]], list[list[int]]]:
-        rows = [
-            tokenize_completions(self.tokenizer, asked, [said])
-            for asked, said in zip(episodes.asked, episodes.said, strict=True)
-        ]
-        end = self.tokenizer.eos_token_id
-        return [prompt for prompt, _ in rows], [
-            said if not ended or said[-1:] == [end] else [*said, end]
-            for (_, (said,)), ended in zip(rows, episodes.ended, strict=True)
-        ]
+        """Prompts and completions as the model was trained on them; one that was cut off gets no end."""
+        prompts, completions = [], []
+        for asked, said, ended in zip(episodes.asked, episodes.said, episodes.ended, strict=True):
+            prompt, (completion,) = tokenize_completions(self.tokenizer, asked, [said])
+            end = self.tokenizer.eos_token_id
+            if not ended and end in completion:
+                completion = completion[: len(completion) - 1 - completion[::-1].index(end)]
+            prompts.append(prompt)
+            completions.append(completion)
+        return prompts, completions
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,14 @@ def combine(
 
 def _same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
+
+
+def _after_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that the chat template writes after the end token of an answer."""
+    asked, said = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    _, (completion,) = tokenize_completions(tokenizer, asked, [said])
+    end = tokenizer.eos_token_id
+    return completion[completion.index(end) + 1 :] if end in completion else []
 
 
 def as_said(asked: Any, text: str) -> Any:
