@@ -50,6 +50,8 @@ class StageConfig:
         if self.start_from:
             del given["model.path"]
         given |= self.role_paths
+        files = [target.rpartition(":")[0] for target in self.trainer.get("reward_funcs") or []]
+        given |= {f"reward_funcs.{number}": file for number, file in enumerate(files) if file.endswith(".py")}
         return {key: path for key, path in given.items() if path}
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from alignctl.errors import Problem
@@ -25,6 +26,8 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     for target in functions:
         if isinstance(target, str) and not all(target.rpartition(":")[::2]):
             yield Problem(f"`{name}.reward_funcs`: `{target}` is no `module:function` or `file.py:function`")
+        elif (file := str(target).rpartition(":")[0]).endswith(".py") and not Path(file).is_file():
+            yield Problem(f"`{name}.reward_funcs={target}`: there is no file {file}")
     weights, sources = stage.get("reward_weights"), len(functions) + bool(stage.get("reward_model"))
     if isinstance(weights, list) and len(weights) != sources:
         yield Problem(f"`{name}.reward_weights` has {len(weights)} values for {sources} sources of rewards")

@@ -70,8 +70,10 @@ def _look_closely(
                 f"{message['content'].strip()[:_SHOWN]!r}",
                 "give another template with `model.chat_template=FILE`",
             )
-    if prompt and not text.startswith(
-        tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    if (
+        prompt
+        and answer
+        and not text.startswith(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
     ):
         yield _OTHERWISE
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer(text)["input_ids"]:
@@ -108,6 +110,6 @@ def _conversations(row: Mapping[str, Any]) -> Iterator[tuple[Messages, Messages]
     """Prompt and answer of each conversation in a row, as messages."""
     if "messages" in row:
         yield row["messages"][:-1], row["messages"][-1:]
-    for column in ("completion", "chosen", "rejected"):
-        if column in row:
-            yield row["prompt"], row[column]
+    answers = [row[column] for column in ("completion", "chosen", "rejected") if column in row]
+    for answer in answers or ([[]] if "prompt" in row else []):
+        yield row["prompt"], answer

@@ -11,6 +11,7 @@ from alignctl.plan.plan import make_plan
 
 DPO, SFT_DPO, LOCAL = "recipe=dpo_llama3", "recipe=sft_dpo_llama3", "recipe=dpo_local"
 SIMPO, KTO, RM = "recipe=sft_simpo_quickstart", "recipe=sft_kto_quickstart", "recipe=sft_rm_quickstart"
+PPO = "recipe=rlhf_quickstart"
 
 # Arguments, and what the message must say.
 BAD = [
@@ -151,6 +152,16 @@ BAD = [
         ["recipe=dpo_llama3", "dpo.engine=shared_prefix", "model=gemma"],
         ["`dpo.engine=shared_prefix` and `model.attn_implementation=eager` exclude each other"],
     ),
+    ([PPO, "ppo.reward_model=null"], ["`ppo` needs something that scores", "`ppo.reward_funcs=[module:function]`"]),
+    ([PPO, "ppo.reward_funcs=[judge]"], ["`judge` is no `module:function`"]),
+    ([PPO, "ppo.reward_funcs=[no/such.py:f]"], ["there is no file no/such.py"]),
+    ([PPO, "ppo.reward_funcs=[a:f,b:f]"], ["each function is logged under its name", "got f, f"]),
+    ([PPO, "ppo.reward_weights=[1,2]"], ["`ppo.reward_weights` has 2 values for 1 sources"]),
+    ([PPO, "ppo.target_kl=0"], ["`ppo.target_kl` must be greater than 0"]),
+    ([PPO, "ppo.dual_clip=1"], ["`ppo.dual_clip` must be greater than 1", "3 is its paper's"]),
+    ([PPO, "ppo.kl_estimator=k4"], ["`ppo.kl_estimator` must be one of k1, k2, k3"]),
+    ([PPO, "ppo.reward_model=sft"], ["`ppo.reward_model=sft`"]),
+    ([PPO, "ppo.gradient_accumulation_steps=2"], ["is not a stage's to set", "set `update_tokens`"]),
     ([KTO, "kto.train_sampling_strategy=random"], ["`kto.train_sampling_strategy` is not a stage's to set"]),
     ([KTO, "kto.desirable_weight=0"], ["`kto.desirable_weight` must be greater than 0"]),
     ([KTO, "kto.reference=stf"], ["`kto.reference=stf`", "no such folder"]),

@@ -119,6 +119,12 @@ def test_rows_that_a_template_refuses_are_left_out(tmp_path, small):
         run_stages(tmp_path / "strict", *arguments, "data.on_bad_row=fail")
 
 
+def test_prompts_alone_are_written_too(small):
+    small.tokenizer.chat_template = REFUSES_SYSTEM
+    rows = [{"prompt": TALK[:1]}, {"prompt": [{"role": "system", "content": "Be brief."}, *TALK[:1]]}]
+    assert check_template(small.tokenizer, rows) == ({1: "System role not supported"}, [])
+
+
 def test_a_prompt_that_is_written_otherwise_is_told(small):
     assert check_template(small.tokenizer, [{"prompt": TALK[:1], "completion": TALK[1:2]}]) == ({}, [])
     small.tokenizer.chat_template = CHAT_TEMPLATE.replace(

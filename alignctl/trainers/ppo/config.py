@@ -8,7 +8,6 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from alignctl.trainers.engine import EngineConfig
-from alignctl.trainers.ppo.objective import KLEstimator
 
 
 @dataclass
@@ -44,7 +43,7 @@ class PPOConfig(EngineConfig, TrainingArguments):
     """Optimizer steps per time."""
     kl_coef: float = 0.05
     """Weight of the KL penalty of each token against the reference; the start where it is adapted."""
-    kl_estimator: KLEstimator = "k1"
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Of the penalty: http://joschu.net/blog/kl-approx.html."""
     target_kl: float | None = None
     """KL to the reference, in nats per completion, that the coefficient is adapted to (arXiv:1909.08593, Sec. 2.2);
