@@ -78,6 +78,8 @@ class PPOConfig(EngineConfig, TrainingArguments):
     """Weight of the value loss."""
     value_warmup_steps: int = 0
     """First steps in which the value model learns alone."""
+    remove_unused_columns: bool = False
+    """Nothing is to be removed: prompts go to the trainer as the rows have them."""
     disable_dropout: bool = True
     """Switches dropout off, so that the first ratio of every rollout is 1."""
     num_sample_completions: int = 4

@@ -87,7 +87,6 @@ class PPOTrainer(Trainer):
         self._check_length(model, args)
         self.ref_model = ref_model
         rows = self._tokenize(train_dataset, processing_class, args)
-        args.remove_unused_columns = False
         super().__init__(
             model=actor_critic,
             args=args,
@@ -114,10 +113,13 @@ class PPOTrainer(Trainer):
                 "weights",
                 "set `normalize_rewards=running`",
             )
+        if self.accelerator.num_processes > 1:  # else all of them would draw with the same random numbers
+            torch.manual_seed(args.seed + 1_000_003 * self.accelerator.process_index)
         # What a checkpoint holds besides weights, optimizer and random states.
         self.kl_coef = args.kl_coef
         self.seen = {source.name: Moments() for source in self.sources}
-        self._constant = 0
+        self._constant = self._total_tokens = 0
+        self._last_kl = 0.0
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._samples: list[dict[str, Any]] = []
 
@@ -173,9 +175,10 @@ class PPOTrainer(Trainer):
         self._record("tokens_per_s/rollout", tokens / (rolled_out - began))
         self._record("tokens_per_s/update", tokens * self.args.num_ppo_epochs / (time.perf_counter() - updating))
         if self.args.target_kl is not None:
-            kl = self._last_kl
             count = len(scores) * self.accelerator.num_processes
-            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.args.target_kl, self.args.kl_horizon, count)
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef, self._last_kl, self.args.target_kl, self.args.kl_horizon, count
+            )
         return loss
 
     def _roll_out(self, inputs: dict[str, Any]) -> Episodes:
@@ -344,7 +347,7 @@ class PPOTrainer(Trainer):
         self._record("kl_coef", self.kl_coef)
         self._record("value/explained_variance", float(explained_variance(experience.values, experience.returns, mask)))
         self._record("entropy", self._mean(scored.entropy.mean()))
-        self._total_tokens = getattr(self, "_total_tokens", 0) + int(self._add_up(lengths.sum()))
+        self._total_tokens = self._total_tokens + int(self._add_up(lengths.sum()))
         self._samples = [
             {
                 "prompt": episodes.asked[i],
@@ -401,7 +404,7 @@ class PPOTrainer(Trainer):
             "kl_coef": self.kl_coef,
             "seen": {name: seen.to_dict() for name, seen in self.seen.items()},
             "constant": self._constant,
-            "total_tokens": getattr(self, "_total_tokens", 0),
+            "total_tokens": self._total_tokens,
         }
         (folder / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
