@@ -210,7 +210,7 @@ def build_ours(arguments: argparse.Namespace, folder: str) -> Any:
     rows = [{"prompt": prompt} for prompt in prompts(arguments.turns * arguments.batch)]
     args = PPOConfig(
         output_dir=f"{folder}/out", per_device_train_batch_size=arguments.batch, num_mini_batches=1,
-        num_ppo_epochs=arguments.epochs, num_train_epochs=1, response_length=arguments.length, disable_tqdm=True,
+        num_ppo_epochs=arguments.epochs, num_train_epochs=1, response_length=arguments.length, max_prompt_length=64,
         roles="shared_value" if arguments.child == "alignctl, shared value" else "separate", **common(),
     )  # fmt: skip
     given = models(arguments)
