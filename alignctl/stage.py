@@ -30,7 +30,7 @@ from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
-from alignctl.stage_rows import texts_of, write_ledgers, write_rows
+from alignctl.stage_rows import texts_of, trained_model, write_ledgers, write_rows
 from alignctl.trainers.checkpointing import CompleteCheckpoints
 
 Weights = Mapping[Role, str | None]
@@ -89,7 +89,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)
     progress.phase("saving model")
     save_finished(
-        _trained_model(trainer),
+        trained_model(trainer),
         tokenizer,
         paths.model,
         paths.adapter,
@@ -168,12 +168,6 @@ def _actor_critic_roles(
     return roles
 
 
-def _trained_model(trainer: Trainer) -> PreTrainedModel:
-    """The trained model itself, where a trainer wraps it or trains another one beside it."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return getattr(model, "policy", model)
-
-
 def _arguments(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
     """Arguments of the trainer's config class: the stage's, and what the run and the machine decide."""
     gpu = torch.cuda.is_available()
@@ -213,7 +207,7 @@ def _held_out(
         return HeldOut()
     cut, is_policy = _cutter(trainer, method), method.trained == "policy"
     kind, dataset = held_rows.format.kind, held_rows.dataset
-    limit = getattr(_trained_model(trainer).config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(trained_model(trainer).config.get_text_config(), "max_position_embeddings", None)
     room = limit - stage.eval.max_new_tokens if limit else None
     asks = is_policy and stage.eval.prompts and "prompt" in dataset.column_names
     return HeldOut(
@@ -228,7 +222,7 @@ def _cutter(trainer: Trainer, method: Method) -> Cut:
     mode = getattr(trainer.args, "truncation_mode", "keep_start")
     longest = getattr(trainer.args, "max_length", None)
     if longest is None:
-        longest = getattr(_trained_model(trainer).config.get_text_config(), "max_position_embeddings", None)
+        longest = getattr(trained_model(trainer).config.get_text_config(), "max_position_embeddings", None)
     return cutter(longest, mode, drops_longer=method.trained == "reward_model")
 
 
@@ -242,7 +236,7 @@ def _measure(
 ) -> Evaluation:
     if method.trained == "policy":
         judge = JUDGES.get(stage.eval.judge)
-        return measure(_trained_model(trainer), reference, tokenizer, held_out, judge, stage.eval, stage.seed)
+        return measure(trained_model(trainer), reference, tokenizer, held_out, judge, stage.eval, stage.seed)
     if held_out.pairs is None:
         return Evaluation()
     return Evaluation(measure_reward_model(trainer.model, held_out.pairs, stage.eval.batch_size))
@@ -270,7 +264,7 @@ def _facts(
 
 def _reference(trainer: Trainer, stage: StageConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase) -> Reference:
     """The reference the policy was trained against: a model beside it, the adapter off, or its weights loaded again."""
-    policy = _trained_model(trainer)
+    policy = trained_model(trainer)
 
     @contextmanager
     def reference() -> Iterator[PreTrainedModel]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.formats import is_messages
@@ -72,9 +72,7 @@ def write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows:
     write_json(paths.data, ledgers)
     lost, count = ledgers["train"]["too_long"], len(rows.dataset)
     if lost == count or lost > stage.data.max_too_long * count:
-        limit = getattr(
-            getattr(trainer.model, "policy", trainer.model).config.get_text_config(), "max_position_embeddings", None
-        )
+        limit = getattr(trained_model(trainer).config.get_text_config(), "max_position_embeddings", None)
         field = "max_length" if hasattr(trainer.args, "max_length") else "max_prompt_length"
         key, length, percent = f"{stage.name}.{field}", getattr(trainer.args, field), math.ceil(100 * lost / count)
         why = "nothing of a completion is left" if field == "max_length" else "their prompts are longer"
@@ -98,3 +96,9 @@ def _left_by_packing(rows: Rows, stage: StageConfig, trainer: Trainer) -> int:
         desc="Counting rows",
     )
     return len(left)
+
+
+def trained_model(trainer: Trainer) -> PreTrainedModel:
+    """The trained model itself, where a trainer wraps it or trains another one beside it."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return getattr(model, "policy", model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,22 @@ def takes_packed_rows(model: nn.Module) -> bool:
 def bare(model: nn.Module) -> nn.Module:
     """The model of transformers inside a wrapper of peft; adapters stay active, because they live in its layers."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def has_all_weights(model: nn.Module) -> bool:
+    """Whether a model can be run as it is: not so the shards of ZeRO-3 before training."""
+    return not any(parameter.numel() == 0 or parameter.is_meta for parameter in model.parameters())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode, and afterwards in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def passes(

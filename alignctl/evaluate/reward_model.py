@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from alignctl.engine.forward import evaluating
 from alignctl.engine.rewards import sequence_scores
 from alignctl.evaluate.held_out import Pairs
 
@@ -43,10 +44,6 @@ def reward_statistics(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> 
 
 def _scores(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> list[float]:
     """Scores of the chosen completions, then of the rejected ones."""
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         prompts, completions = zip(*pairs.chosen, *pairs.rejected, strict=True)
         return sequence_scores(model, prompts, completions, batch_size)
-    finally:
-        model.train(was_training)

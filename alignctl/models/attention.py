@@ -12,6 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from alignctl.engine.attention import sdpa_by_parts
+from alignctl.engine.forward import evaluating, has_all_weights, last_hidden, takes_packed_rows
 from alignctl.engine.layout import Layout, pack
 
 _PREFIX = "alignctl_"
@@ -27,7 +28,7 @@ def put_packed_attention_on(model: PreTrainedModel, device: torch.device) -> str
     Returns:
         None, or why the model cannot take them; it is then left as it was.
     """
-    if getattr(model, "packed_attention", None):
+    if takes_packed_rows(model):
         return None
     reason = _why_not(model)
     before = model.config._attn_implementation
@@ -70,27 +71,26 @@ def _kernels(model: PreTrainedModel, device: torch.device) -> list[str]:
 @torch.no_grad()
 def _try_out(model: PreTrainedModel) -> str | None:
     """Runs three short sequences, packed and by themselves; says what is wrong with the outcome."""
-    if any(parameter.numel() == 0 or parameter.is_meta for parameter in model.parameters()):
-        return None  # shards of ZeRO-3: they cannot be run yet
+    if not has_all_weights(model):
+        return None
     ids = torch.arange(4, 24) % model.config.get_text_config().vocab_size
     sequences = [ids[:9], torch.cat([ids[:5], ids[10:16]]), ids[12:20]]
     layout = pack(sequences, [(0, 1), (2,)], model.device)
-    was_training = model.training
-    model.eval()
     try:
-        packed = model.base_model(**layout.inputs, use_cache=False).last_hidden_state[0]
-        for number, sequence in enumerate(sequences):
-            alone = model.base_model(input_ids=sequence[None].to(model.device), use_cache=False).last_hidden_state[0]
-            error = (packed[layout.where[number, : len(sequence)]] - alone).norm() / alone.norm()
-            if not error < (_TOLERANCE if alone.dtype.itemsize >= 4 else _TOLERANCE_16):
-                return f"models of type `{model.config.model_type}` do not compute packed rows as they do single ones"
+        with evaluating(model):
+            packed = last_hidden(model, layout)
+            for number, sequence in enumerate(sequences):
+                alone = model.base_model(input_ids=sequence[None].to(model.device), use_cache=False)
+                alone = alone.last_hidden_state[0]
+                error = (packed[layout.where[number, : len(sequence)]] - alone).norm() / alone.norm()
+                if not error < (_TOLERANCE if alone.dtype.itemsize >= 4 else _TOLERANCE_16):
+                    kind = model.config.model_type
+                    return f"models of type `{kind}` do not compute packed rows as they do single ones"
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = repr(error).partition("\\n")[0]
         return f"models of type `{model.config.model_type}` do not take packed rows: {reason}"
-    finally:
-        model.train(was_training)
     return None
 
 
@@ -124,10 +124,8 @@ def _flex(
     layout: Layout | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    dropout = options.get("dropout", 0.0)
-    if dropout or not query.is_cuda:  # which FlexAttention cannot, and cannot train
+    # FlexAttention has no dropout, and no gradient on a CPU.
+    if layout is None or options.get("dropout") or not query.is_cuda:
         return _sdpa(module, query, key, value, attention_mask, layout=layout, **options)
     _refuse(options)
     return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=options.get("scaling"))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl.trainer.utils import FusedCausalLMOutput
 
-from alignctl.engine.forward import last_hidden, takes_packed_rows
+from alignctl.engine.forward import evaluating, has_all_weights, last_hidden, takes_packed_rows
 from alignctl.engine.head import score_tokens
 from alignctl.engine.layout import Layout, pack_rows, packed_already, pad
 from alignctl.engine.rewards import score_layout
@@ -95,16 +95,12 @@ def why_not_scored_packed(model: nn.Module) -> str | None:
     kind = f"models of type `{model.config.model_type}`"
     if not hasattr(model, "score"):
         return f"{kind} do not score a single token"
-    if any(parameter.numel() == 0 or parameter.is_meta for parameter in model.parameters()):
-        return None  # shards of ZeRO-3: they cannot be run yet
+    if not has_all_weights(model):
+        return None
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         expected = type(model).forward(model, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         found = score_layout(model, pad([ids[0].cpu()], device=model.device), ids)
-    finally:
-        model.train(was_training)
     tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16)
     return None if torch.allclose(found, expected, rtol=1e-2, atol=tolerance) else f"{kind} score rows in another way"
 
@@ -134,19 +130,15 @@ def _check_head(model: nn.Module) -> None:
     Raises:
         RequestError: They differ: the architecture does something between its layers and its logits that we do not.
     """
-    if any(parameter.numel() == 0 or parameter.is_meta for parameter in model.parameters()):
-        return  # shards of ZeRO-3: they cannot be run yet
+    if not has_all_weights(model):
+        return
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         # The class's own forward: that of the model may be in mixed precision already.
         logits = type(model).forward(model, input_ids=ids, use_cache=False).logits[0, :-1].float()
         expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
         hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         found = None if hidden is None else score_tokens(model, hidden[0, :-1], ids[0, 1:]).logps
-    finally:
-        model.train(was_training)
     tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16)
     if found is None or not torch.allclose(found, expected.to(found.dtype), rtol=0, atol=tolerance):
         kind = model.config.model_type

@@ -58,8 +58,8 @@ print("PEAK", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 10
 """
 
 
-# KTO, IPO, ORPO and SimPO run as these do; a reward model has no logits over a vocabulary.
-@pytest.mark.parametrize("name", ["dpo", "sft"])
+# KTO, IPO and SimPO run as these do; a reward model has no logits over a vocabulary.
+@pytest.mark.parametrize("name", ["dpo", "orpo", "sft"])
 def test_one_step_stays_below_the_full_logits(tmp_path, name, root):
     quiet = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "2", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

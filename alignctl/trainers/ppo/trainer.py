@@ -20,6 +20,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from trl.trainer.utils import disable_dropout_in_model
 
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.engine.forward import bare
@@ -79,7 +80,8 @@ class PPOTrainer(Trainer):
                 value_model = get_peft_model(value_model, dataclasses.replace(peft_config, task_type="SEQ_CLS"))
         if args.disable_dropout:
             for one in (model, value_model):
-                _disable_dropout(one)
+                if one is not None:
+                    disable_dropout_in_model(one)
         self._put_engine_under([bare(one) for one in (model, value_model, *frozen) if one is not None], args)
         scaled = args.normalize_rewards == "statistics" and reward_statistics and not args.reward_funcs
         scale = (reward_statistics["mean"], reward_statistics["std"]) if scaled else (0.0, 1.0)
@@ -151,7 +153,6 @@ class PPOTrainer(Trainer):
     def _tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> Dataset:
         found = [tokenize_prompt(tokenizer, prompt) for prompt in rows["prompt"]]
         kept = [i for i, ids in enumerate(found) if 0 < len(ids) <= args.max_prompt_length]
-        self.prompts_left_out = len(found) - len(kept)
         if not kept:
             raise RequestError(
                 f"all {len(found):,} prompts are longer than {args.max_prompt_length} tokens",
@@ -419,9 +420,3 @@ class PPOTrainer(Trainer):
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         self.kl_coef, self._constant, self._total_tokens = state["kl_coef"], state["constant"], state["total_tokens"]
         self.seen = {name: Moments(**seen) for name, seen in state["seen"].items()}
-
-
-def _disable_dropout(model: nn.Module | None) -> None:
-    for module in model.modules() if model is not None else ():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0

@@ -14,7 +14,7 @@ from alignctl.engine.layout import bins
 from alignctl.trainers.ppo.advantage import Experience
 from alignctl.trainers.ppo.config import PPOConfig
 from alignctl.trainers.ppo.models import Batch
-from alignctl.trainers.ppo.objective import policy_losses, value_losses
+from alignctl.trainers.ppo.objective import kl_estimates, policy_losses, value_losses
 
 LayOut = Callable[[list[int]], Batch]
 """Gives the forward pass of some completions of the rollout, by their numbers."""
@@ -30,7 +30,6 @@ class Sums:
     clipped: Tensor
     values_clipped: Tensor
     ratio: Tensor
-    entropy: Tensor
     kl: Tensor
     """k3 against the policy of the rollout."""
 
@@ -65,7 +64,7 @@ def backward(
     own = experience.mask[members].sum()
     tokens = accelerator.reduce(own, "sum")
     passes = [[members[i] for i in part] for part in bins([lengths[m] for m in members], args.update_tokens, False)]
-    sums = Sums(own, *(torch.zeros((), device=own.device) for _ in range(7)))
+    sums = Sums(own, *(torch.zeros((), device=own.device) for _ in range(6)))
     for number, part in enumerate(passes):
         mask = experience.mask[part]
         old_logps, old_values, advantages, returns = (
@@ -80,12 +79,10 @@ def backward(
             loss = policy_weight * policy.losses.sum() + args.vf_coef * value.losses.sum()
             accelerator.backward(loss * accelerator.num_processes / tokens)
         with torch.no_grad():
-            log_ratio = scored.logps - old_logps
             sums.policy_loss += policy.losses.sum()
             sums.value_loss += value.losses.sum()
             sums.clipped += policy.clipped.sum()
             sums.values_clipped += value.clipped.sum()
-            sums.ratio += log_ratio.exp().sum()
-            sums.entropy += scored.entropy.sum()
-            sums.kl += (log_ratio.exp() - 1 - log_ratio).sum()
+            sums.ratio += (scored.logps - old_logps).exp().sum()
+            sums.kl += kl_estimates(old_logps, scored.logps, "k3").sum()
     return sums
