@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from alignctl.config.schema import ZERO_STAGES
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows, as_kind, read_split
 from alignctl.engine.forward import takes_packed_rows
@@ -29,14 +31,22 @@ from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_json_lines
-from alignctl.run.paths import StagePaths
+from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.stage_rows import texts_of, trained_model, write_ledgers, write_rows
 from alignctl.trainers.checkpointing import CompleteCheckpoints
+from alignctl.trainers.sharding import (
+    load_trained,
+    load_whole_from_now_on,
+    start_deepspeed_on_cpu,
+    whole_state,
+    whole_weights,
+)
 
 Weights = Mapping[Role, str | None]
 """Folder or Hub id of each role's weights; None for random ones."""
 
 _STATISTICS_ROWS = 256
+_WAIT_S = 24 * 3600
 
 
 def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSignal) -> None:
@@ -52,8 +62,11 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     """
     method = methods()[stage.method]
     start = weights[method.trained]
-    progress = ProgressFile(paths, method.key_metrics)
+    rank = int(os.environ.get("RANK", 0))
+    progress = ProgressFile(paths, method.key_metrics, rank)
     progress.phase("reading data")
+    # Made before any model is loaded: under ZeRO-3 they say that weights are to be divided as they are read.
+    args = _arguments(stage, method, paths)
     rows, held_rows = read_split(stage.data, method.data_kind, stage.seed, with_margin=method.takes_margin)
     progress.phase("loading model")
     tokenizer = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
@@ -66,12 +79,12 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
                 f"{len(rows.dataset):,} pairs are taken apart into {len(examples.dataset):,} labelled completions"
             )
     stop = StopOnRequest(signal)
-    trainer = _build_trainer(stage, method, weights, tokenizer, examples, held_examples, paths, progress, stop)
+    trainer = _build_trainer(stage, method, args, weights, tokenizer, examples, held_examples, paths, progress, stop)
     write_ledgers(stage, paths, trainer, examples, held_examples)
     held_out = _held_out(stage, method, trainer, tokenizer, held_rows)
 
     def evaluate(reference: Reference | None) -> Evaluation:
-        with _random_state_kept():
+        with _random_state_kept(), whole_weights(trainer.model, getattr(trainer, "ref_model", None)):
             evaluation = _measure(stage, method, trainer, tokenizer, held_out, reference)
             if trainer.eval_dataset and held_out.pairs is None:
                 evaluation.metrics["loss"] = trainer.evaluate()["eval_loss"]
@@ -88,20 +101,27 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     progress.phase("measuring after")
     after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)
     progress.phase("saving model")
-    save_finished(
-        trained_model(trainer),
-        tokenizer,
-        paths.model,
-        paths.adapter,
-        load_whole=lambda: load_model(stage.model, method.trained, start, tokenizer, {"type": "lora"}, stage.seed),
-        facts=_facts(stage, trainer, tokenizer, rows, held_out, method),
-    )
-    _write_result(stage, paths, trainer.state.global_step, held_out, before, after)
+    with whole_weights(trainer.model):
+        facts = _facts(stage, trainer, tokenizer, rows, held_out, method)
+    state = whole_state(trained_model(trainer))
+    if rank == 0:
+        load_whole_from_now_on()
+        save_finished(
+            trained_model(trainer),
+            tokenizer,
+            paths.model,
+            paths.adapter,
+            load_whole=lambda: load_model(stage.model, method.trained, start, tokenizer, {"type": "lora"}, stage.seed),
+            facts=facts,
+            state=state,
+        )
+        _write_result(stage, paths, trainer.state.global_step, held_out, before, after)
 
 
 def _build_trainer(
     stage: StageConfig,
     method: Method,
+    args: TrainingArguments,
     weights: Weights,
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
@@ -131,7 +151,7 @@ def _build_trainer(
     complete = type(f"Alignctl{trainer_class.__name__}", (CompleteCheckpoints, trainer_class), {})
     trainer = complete(
         model=trained,
-        args=resolve(method.config_class)(**_arguments(stage, paths)),
+        args=args,
         train_dataset=rows.dataset,
         eval_dataset=held_rows.dataset if held_rows else None,
         processing_class=tokenizer,
@@ -168,21 +188,37 @@ def _actor_critic_roles(
     return roles
 
 
-def _arguments(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
-    """Arguments of the trainer's config class: the stage's, and what the run and the machine decide."""
-    gpu = torch.cuda.is_available()
-    given = stage.trainer
-    return {
-        "seed": stage.seed,
-        "bf16": gpu and torch.cuda.is_bf16_supported() and not given.get("fp16", False),
-        "dataloader_pin_memory": gpu,
-        "per_device_eval_batch_size": stage.eval.batch_size,
-        "prediction_loss_only": True,
-        **given,
+def _arguments(stage: StageConfig, method: Method, paths: StagePaths) -> TrainingArguments:
+    """The trainer's settings: the stage's, and what the run and the machine decide."""
+    on_cpu = bool(stage.launcher.processes)
+    gpu = torch.cuda.is_available() and not on_cpu
+    kind, given = stage.distributed.type, stage.trainer
+    decided: dict[str, Any] = {
         "output_dir": str(paths.checkpoints),
         "report_to": stage.report_to,
         "disable_tqdm": True,
     }
+    if on_cpu:
+        decided["use_cpu"] = True
+    if kind in ZERO_STAGES:
+        decided["deepspeed"] = str(RunPaths(paths.root.parent).deepspeed)
+        if on_cpu:
+            start_deepspeed_on_cpu()
+    elif kind == "fsdp2":
+        decided |= {"fsdp": True, "fsdp_config": {"version": 2}}
+    return resolve(method.config_class)(
+        **{
+            "seed": stage.seed,
+            "bf16": gpu and torch.cuda.is_bf16_supported() and not given.get("fp16", False),
+            "dataloader_pin_memory": gpu,
+            "per_device_eval_batch_size": stage.eval.batch_size,
+            "prediction_loss_only": True,
+            # Processes wait for one that tokenises as long as that takes; the launcher sees to those that are stuck.
+            "ddp_timeout": _WAIT_S,
+        }
+        | given
+        | decided
+    )
 
 
 def _check_length(stage: StageConfig, model: PreTrainedModel) -> None:
@@ -287,7 +323,7 @@ def _train(trainer: Trainer, stop: StopOnRequest, paths: StagePaths) -> None:
     checkpoint = newest_checkpoint(paths.checkpoints)
     if checkpoint and read_json(checkpoint.path / "trainer_state.json")["max_steps"] <= checkpoint.step:
         # Training had ended, its result was not saved. transformers would take one step more.
-        trainer._load_from_checkpoint(str(checkpoint.path))
+        load_trained(trainer, str(checkpoint.path))
         trainer.state.global_step = checkpoint.step
         return
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
@@ -303,7 +339,8 @@ def _once(paths: StagePaths, evaluate: Callable[[], Evaluation]) -> Evaluation:
     if kept is not None:
         return Evaluation(**kept)
     evaluation = evaluate()
-    write_json(paths.evaluation_before, asdict(evaluation))
+    if int(os.environ.get("RANK", 0)) == 0:
+        write_json(paths.evaluation_before, asdict(evaluation))
     return evaluation
 
 

@@ -69,7 +69,8 @@ def write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows:
         if given is not None and used is not None:
             left = _left_by_packing(given, stage, trainer) if stage.trainer.get("packing") else len(used)
             ledgers[part] = asdict(given.ledger) | {"too_long": len(given.dataset) - left}
-    write_json(paths.data, ledgers)
+    if trainer.is_world_process_zero():
+        write_json(paths.data, ledgers)
     lost, count = ledgers["train"]["too_long"], len(rows.dataset)
     if lost == count or lost > stage.data.max_too_long * count:
         limit = getattr(trained_model(trainer).config.get_text_config(), "max_position_embeddings", None)

@@ -1,39 +1,48 @@
-"""Entry of the process that runs one stage: `python -m alignctl.worker RUN_DIR STAGE`. Reads only frozen files.
+"""Entry of the process that runs one stage, or one of several that do: `python -m alignctl.worker RUN_DIR STAGE`.
 
-Exit codes are those of the command (errors.py). What went wrong is left in the stage's error.json for the process that
-started this one; bugs keep their traceback, in the log.
+Reads only frozen files. Which of the processes it is comes from torchrun's environment. Exit codes are those of the
+command (errors.py). What went wrong is left in a file for the process that started this one; bugs keep their traceback,
+in the log.
 """
 
 from __future__ import annotations
 
-import ctypes
+import faulthandler
 import os
 import signal
+import socket
 import sys
-import threading
+import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
-from alignctl.run.files import write_json
+from alignctl.run.files import read_json, write_json
 from alignctl.run.frozen import read_stage
-from alignctl.run.paths import RunPaths
-
-_PR_SET_PDEATHSIG = 1
+from alignctl.run.paths import RunPaths, StagePaths
+from alignctl.run.process import die_with_parent
 
 
 def main(run_dir: str, stage_name: str) -> int:
     """Runs one stage of a frozen run. Returns the exit code."""
-    _die_with_parent()
+    die_with_parent()
     paths = RunPaths(Path(run_dir))
     stage_paths = paths.stage(stage_name)
+    rank = int(os.environ.get("RANK", 0))
+    if "RANK" in os.environ:
+        _write_to(stage_paths.logs(stage_paths.last_attempt()) / f"rank_{rank}.log")
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # whoever finds us stuck asks where
     stop = StopSignal()
     try:
+        stage, weights = read_stage(paths, stage_name)
+        if stage.distributed.type == "none":
+            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # else transformers takes all GPUs, one thread for each
+
         from alignctl.stage import run_stage  # imports torch: after the signals are ours
 
-        stage, weights = read_stage(paths, stage_name)
         run_stage(stage, weights, stage_paths, stop)
         return 0
     except KeyboardInterrupt:
@@ -41,17 +50,26 @@ def main(run_dir: str, stage_name: str) -> int:
         return EXIT_STOPPED if saved else EXIT_INTERRUPTED
     except AlignctlError as error:
         problems = [{"message": problem.message, "hint": problem.hint} for problem in error.problems]
-        write_json(stage_paths.error, {"problems": problems})
+        _leave_error(stage_paths, rank, error.exit_code, problems=problems)
         return error.exit_code
     except Exception:
         traceback.print_exc()
+        _leave_error(stage_paths, rank, EXIT_FAILED, traceback=traceback.format_exc())
         return EXIT_FAILED
 
 
-def _die_with_parent() -> None:
-    """Asks Linux to end this process when the one that started it is killed, so that none trains on unseen."""
-    if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _leave_error(paths: StagePaths, rank: int, exit_code: int, **error: Any) -> None:
+    last = read_json(paths.rank(rank)) or {}
+    facts = {"rank": rank, "host": socket.gethostname(), "step": last.get("step"), "time": time.time()}
+    write_json(paths.error(rank), facts | {"exit_code": exit_code} | error)
+
+
+def _write_to(log: Path) -> None:
+    """Sends all that this process and its libraries print to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def print_plan(plan: RunPlan) -> None:
             "data": f"{config.data.path}, held out: {_held_out(config.data)}",
             "trained": stage.trained,
             "models": ", ".join(_role(stage, role) for role in stage.roles),
-            "global batch": f"{stage.global_batch_size} per device and optimizer step",
+            "global batch": f"{stage.global_batch_size} per optimizer step",
             "output": stage.output,
             "state": _state(plan.paths.stage(config.name)),
         }

@@ -12,6 +12,7 @@ from typing import Any
 from alignctl.config.combination_checks import check_combinations, check_unused
 from alignctl.config.input_checks import check_data, check_model, check_run_dir
 from alignctl.config.key_checks import check_secrets, check_stage, check_stage_order, check_top_level
+from alignctl.config.launch_checks import check_launch
 from alignctl.config.stages import stage_names
 from alignctl.config.value_checks import method_of
 from alignctl.errors import Problem
@@ -27,7 +28,7 @@ def find_problems(config: Mapping[str, Any]) -> list[Problem]:
     to_run = _stages_to_run(config, names)
     for name in to_run:
         problems += [*check_model(config, name), *check_data(config, name), *check_combinations(config, name)]
-    problems += check_unused(config, to_run)
+    problems += [*check_unused(config, to_run), *check_launch(config, to_run)]
     return list(dict.fromkeys(problems))
 
 

@@ -15,6 +15,8 @@ from alignctl.config.schema import (
     ROLE_KEYS,
     SECTIONS,
     STAGE_KEYS,
+    DistributedSettings,
+    LauncherSettings,
     RunSettings,
     TrackerSettings,
     annotations,
@@ -27,7 +29,9 @@ from alignctl.config.value_checks import check_choice, check_trainer_value, chec
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method, methods
 
-_TOP_SECTIONS = SECTIONS | {"tracker": TrackerSettings}
+_TOP_SECTIONS = SECTIONS | {
+    "tracker": TrackerSettings, "distributed": DistributedSettings, "launcher": LauncherSettings,
+}  # fmt: skip
 # Reporting integrations of transformers and the packages they need.
 _TRACKERS = {
     "none": None, "azure_ml": "azureml", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet_ml",

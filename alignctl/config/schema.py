@@ -95,6 +95,45 @@ class TrackerSettings:
 
 
 @dataclass
+class DistributedSettings:
+    """Section `distributed`: how several processes train one model."""
+
+    type: Literal["none", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"] = "none"
+    """none: one process; ddp: each holds the model; zero1 to zero3: DeepSpeed divides optimizer state, gradients and
+    weights; fsdp2: PyTorch divides all of them."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """DeepSpeed's own settings, over those that `type` makes (plan/deepspeed.py)."""
+
+
+@dataclass
+class LauncherSettings:
+    """Section `launcher`: where processes run."""
+
+    type: Literal["local"] = "local"
+    nodes: int = 1
+    """Machines."""
+    gpus_per_node: int | None = None
+    """Processes on each machine, one for each GPU. None: one process, on the first GPU if there is one."""
+    processes: int | None = None
+    """Instead of GPUs: processes on the CPUs of this machine."""
+    rdzv_endpoint: str | None = None
+    """HOST:PORT of the first machine, where they meet; only with several."""
+    node_rank: int = 0
+    """Which of the machines this is; the one with 0 writes the run directory, which all of them see."""
+    stall_timeout: int = 1800
+    """Seconds without an optimizer step, while training, after which a run counts as stuck and is ended."""
+
+    @property
+    def processes_per_node(self) -> int:
+        return self.gpus_per_node or self.processes or 1
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.processes_per_node
+
+
+@dataclass
 class RunSettings:
     """Top level of a recipe. Every other key is a stage."""
 
@@ -111,6 +150,8 @@ class RunSettings:
     peft: dict[str, Any] = field(default_factory=dict)
     eval: EvalSettings = field(default_factory=EvalSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    distributed: DistributedSettings = field(default_factory=DistributedSettings)
+    launcher: LauncherSettings = field(default_factory=LauncherSettings)
 
 
 MINIMUM = {
@@ -123,6 +164,11 @@ MINIMUM = {
     "eval.prompts": 0,
     "eval.max_new_tokens": 1,
     "eval.batch_size": 1,
+    "launcher.nodes": 1,
+    "launcher.gpus_per_node": 1,
+    "launcher.processes": 1,
+    "launcher.node_rank": 0,
+    "launcher.stall_timeout": 10,
 }
 """Least values of settings that are numbers."""
 
@@ -131,6 +177,9 @@ PATHS = {"model": ("path", "tokenizer", "chat_template"), "data": ("path", "eval
 
 SECTIONS = {"model": ModelSettings, "data": DataSettings, "eval": EvalSettings}
 """Sections a stage may have of its own; what it does not say is taken from the section at the top."""
+
+ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
+"""Values of `distributed.type` that are DeepSpeed's, and the stage of ZeRO of each."""
 
 _LORA = "peft.tuners.lora.config:LoraConfig"
 PEFT_CLASSES = {"none": None, "lora": _LORA, "qlora": _LORA}
@@ -142,7 +191,7 @@ QUANTIZED = ("qlora",)
 ROLE_KEYS = ("reference", "reward_model")
 """Keys of a stage, named as the roles of models that it does not train: a stage before it, a folder or a Hub id."""
 
-RESERVED_NAMES = ("config", "plan", "provenance", "status", "logs")
+RESERVED_NAMES = ("config", "plan", "provenance", "status", "logs", "deepspeed")
 """Names a stage may not have: files of the run directory beside the folders of the stages."""
 
 STAGE_KEYS = ("method", "from", *ROLE_KEYS, *SECTIONS, "peft")

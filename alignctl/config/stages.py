@@ -13,7 +13,9 @@ from alignctl.config.schema import (
     SECTIONS,
     STAGE_KEYS,
     DataSettings,
+    DistributedSettings,
     EvalSettings,
+    LauncherSettings,
     ModelSettings,
     RunSettings,
     TrackerSettings,
@@ -37,6 +39,8 @@ class StageConfig:
     data: DataSettings
     peft: dict[str, Any]
     eval: EvalSettings
+    distributed: DistributedSettings
+    launcher: LauncherSettings
     report_to: str
     trainer: dict[str, Any]
     """Fields of the trainer's config class, under their own names."""
@@ -71,6 +75,8 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
         role_paths={key: source for key, source in roles.items() if source not in config["stages"]},
         seed=config.get("seed", RunSettings.seed),
         peft=merged_section(config, name, "peft"),
+        distributed=DistributedSettings(**config.get("distributed") or {}),
+        launcher=LauncherSettings(**config.get("launcher") or {}),
         report_to=TrackerSettings(**config.get("tracker") or {}).report_to,
         trainer={key: value for key, value in stage.items() if key not in STAGE_KEYS},
         **sections,

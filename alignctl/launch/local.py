@@ -1,31 +1,24 @@
-"""Runs the stages of a plan on this machine, one process each, one after the other. Torch-free."""
+"""Runs the stages of a plan on this machine, one after the other, each in one process or several. Torch-free."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 from alignctl.config.schema import QUANTIZED
-from alignctl.errors import (
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    EXIT_LAUNCH,
-    EXIT_REQUEST,
-    EXIT_STOPPED,
-    AlignctlError,
-    Interrupted,
-    LaunchError,
-    Problem,
-    RequestError,
-    Stopped,
-)
+from alignctl.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, LaunchError
+from alignctl.launch.failures import failure, stuck
+from alignctl.monitor.heartbeat import TRAINING
+from alignctl.monitor.stopping import STOPPING
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json
@@ -33,7 +26,7 @@ from alignctl.run.paths import StagePaths
 from alignctl.run.state import State, is_done, write_stage_state, write_state
 
 _POLL_S = 0.1
-_LOG_TAIL = 25  # lines, or all of the last traceback
+_PATIENCE_S = 10  # from the second request to stop until everything is killed
 _STATES: dict[int, State] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
 
 
@@ -54,13 +47,20 @@ def check_machine(plan: RunPlan) -> None:
     """Refuses what this machine cannot do, before anything is loaded.
 
     Raises:
-        LaunchError: A stage wants 16-bit training or 4-bit weights, and there is no GPU.
+        LaunchError: A stage wants GPUs, 16-bit training or 4-bit weights, and there are not enough of them.
     """
-    if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists():
-        return
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) or (1 if Path("/dev/kfd").exists() else 0)
     for stage in plan.stages:
         trainer, name = stage.config.trainer, stage.config.name
-        if trainer.get("use_cpu") or is_done(plan.paths.stage(name)):
+        if is_done(plan.paths.stage(name)):
+            continue
+        wanted = stage.config.launcher.gpus_per_node or 0
+        if wanted > gpus and not Path("/dev/kfd").exists():  # whose cards have no files to count
+            raise LaunchError(
+                f"`launcher.gpus_per_node={wanted}`, and this machine shows {gpus or 'none'}",
+                "run it where they are, see the plan with `--dry-run`, or set `launcher.processes=2` to try it on CPUs",
+            )
+        if trainer.get("use_cpu") or (gpus and not stage.config.launcher.processes):
             continue
         kind = stage.config.peft.get("type")
         wants = {f"{name}.{key}=true": f"{name}.{key}=false" for key in ("bf16", "fp16") if trainer.get(key)}
@@ -76,39 +76,59 @@ def run_plan(plan: RunPlan, watcher: Watcher) -> None:
     """Runs every stage that is not done; a stage that was begun continues from its newest complete checkpoint.
 
     Raises:
-        Stopped, Interrupted: A stop was requested (SIGINT or SIGTERM to this process).
+        Stopped, Interrupted: A stop was requested (a signal of `STOPPING` to this process).
         AlignctlError: A stage failed.
     """
     for stage in plan.stages:
         if not is_done(plan.paths.stage(stage.config.name)):
-            _run_stage(plan, stage, watcher)
-    write_state(plan.paths, "done")
+            (_run_stage if stage.config.launcher.node_rank == 0 else _help)(plan, stage, watcher)
+    if all(stage.config.launcher.node_rank == 0 for stage in plan.stages):
+        write_state(plan.paths, "done")
 
 
 def _run_stage(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     name = stage.config.name
     paths = plan.paths.stage(name)
-    attempt = paths.new_attempt()
+    attempt = paths.last_attempt() + 1
     paths.logs(attempt).mkdir(parents=True)
-    paths.error.unlink(missing_ok=True)
+    shutil.rmtree(paths.ranks, ignore_errors=True)
     paths.progress.unlink(missing_ok=True)
     write_stage_state(plan.paths, name, "running", attempts=attempt)
     checkpoint = newest_checkpoint(paths.checkpoints)
     watcher.started(stage, checkpoint.step if checkpoint else None)
     began = time.monotonic()
-    log = paths.logs(attempt) / "rank_0.log"
-    code = _wait(stage, paths, log, watcher)
+    alone = stage.config.distributed.type == "none"
+    log = paths.logs(attempt) / ("rank_0.log" if alone else "torchrun.log")
+    try:
+        code = _wait(stage, paths, log, watcher)
+    except BaseException:
+        write_stage_state(plan.paths, name, "failed", seconds=round(time.monotonic() - began, 1))
+        raise
     seconds = time.monotonic() - began
     write_stage_state(plan.paths, name, _STATES.get(code, "failed"), seconds=round(seconds, 1))
     if code != EXIT_DONE:
-        raise _failure(name, code, paths, log)
+        raise failure(name, code, paths, log)
     watcher.finished(stage, seconds)
 
 
+def _help(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
+    """Runs the part of a stage that belongs to this machine, which is not the first: that one keeps the books. The
+    workers wait for those of the first before they read anything."""
+    paths = plan.paths.stage(stage.config.name)
+    log = paths.root / "logs" / f"node_{stage.config.launcher.node_rank}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    watcher.started(stage, None)
+    began = time.monotonic()
+    code = _wait(stage, paths, log, watcher)
+    if code != EXIT_DONE:
+        raise failure(stage.config.name, code, paths, log)
+    watcher.finished(stage, time.monotonic() - began)
+
+
 def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> int:
-    """Starts the worker of a stage and waits for it, passing signals on. Returns its exit code."""
-    with log.open("wb") as output:
-        worker = subprocess.Popen(
+    """Starts the process of a stage and waits for it, passing signals on. Returns its exit code."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
             stage.command,
             env=os.environ | stage.environment,
             stdin=subprocess.DEVNULL,
@@ -117,30 +137,43 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> i
             start_new_session=True,  # a Ctrl-C reaches it through us alone, once
         )
     seen = None
-    with _passed_on(worker) as received:
-        while worker.poll() is None:
+    with _passed_on(process, paths) as received:
+        while process.poll() is None:
             progress = read_json(paths.progress)
             if progress and progress != seen:
                 watcher.progress(stage, progress)
                 seen = progress
+            if len(received) > 1 and time.monotonic() > received[1] + _PATIENCE_S:
+                process.kill()
+            if rank := _stuck_rank(paths, stage.config.launcher.stall_timeout):
+                raise _end_stuck(stage, paths, process, rank)
             time.sleep(_POLL_S)
     if (progress := read_json(paths.progress)) and progress != seen:
         watcher.progress(stage, progress)
-    if received and worker.returncode in (-signal.SIGINT, -signal.SIGTERM):  # before it had handlers of its own
+    code = process.returncode
+    if received and code not in _STATES and not list(paths.ranks.glob("*_error.json")):  # ended before it could say so
         return EXIT_STOPPED if newest_checkpoint(paths.checkpoints) else EXIT_INTERRUPTED
-    return worker.returncode
+    return code
 
 
 @contextmanager
-def _passed_on(worker: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Sends SIGINT and SIGTERM on to the worker: the first asks it to save, the second to stop, the third kills it."""
-    received: list[int] = []
+def _passed_on(process: subprocess.Popen[bytes], paths: StagePaths) -> Iterator[list[float]]:
+    """Passes requests to stop on to the workers: the first asks them to save, the second to stop, the third kills.
+
+    Yields when they came, by the monotonic clock.
+    """
+    received: list[float] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        worker.send_signal(signal.SIGKILL if len(received) > 2 else number)
+        received.append(time.monotonic())
+        if len(received) > 2:
+            process.kill()
+            return
+        for pid in _workers(paths) or [process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM if pid == process.pid and number == signal.SIGUSR1 else number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in STOPPING}
     try:
         yield received
     finally:
@@ -148,28 +181,34 @@ def _passed_on(worker: subprocess.Popen[bytes]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _failure(name: str, code: int, paths: StagePaths, log: Path) -> AlignctlError:
-    """What to raise for a worker that did not end well."""
-    again = "run the same command again to continue"
-    told = read_json(paths.error)
-    if code == EXIT_STOPPED:
-        checkpoint = newest_checkpoint(paths.checkpoints)
-        return Stopped(f"stage `{name}`, step {checkpoint.step if checkpoint else 0} is saved", again)
-    if code == EXIT_INTERRUPTED:
-        return Interrupted(f"stage `{name}`, before it had anything to save", again)
-    if told:
-        kind = {EXIT_REQUEST: RequestError, EXIT_LAUNCH: LaunchError}.get(code, AlignctlError)
-        first, *others = (Problem(**problem) for problem in told["problems"])
-        error = kind(f"stage `{name}`: {first.message}", first.hint)
-        error.problems += tuple(others)
-        return error
-    tail = _end_of(log)
-    how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
-    return AlignctlError(f"stage `{name}` {how}; the end of {log}:\n\n{tail}\n", again if code < 0 else None)
+def _beats(paths: StagePaths) -> list[dict[str, Any]]:
+    """What each worker of the attempt said last."""
+    files = [file for file in paths.ranks.glob("rank_*.json") if not file.stem.endswith("_error")]
+    return [beat for file in sorted(files) if (beat := read_json(file))]
 
 
-def _end_of(log: Path) -> str:
-    """The last traceback of a log, else its last lines."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    start = max((i for i, line in enumerate(lines) if line.startswith("Traceback (")), default=len(lines))
-    return "\n".join(lines[min(start, max(len(lines) - _LOG_TAIL, 0)) :])
+def _workers(paths: StagePaths) -> list[int]:
+    """Process ids of the workers on this machine."""
+    return [beat["pid"] for beat in _beats(paths) if beat["host"] == socket.gethostname()]
+
+
+def _stuck_rank(paths: StagePaths, timeout_s: float) -> dict[str, Any] | None:
+    """The worker that has done nothing for longest, where all of them train and none has moved for too long: one that
+    is stuck stops the others in the next step, a little later."""
+    beats = _beats(paths)
+    if not beats or any(beat["doing"] != TRAINING or beat["time"] > time.time() - timeout_s for beat in beats):
+        return None
+    return min(beats, key=lambda beat: beat["time"])
+
+
+def _end_stuck(
+    stage: StagePlan, paths: StagePaths, process: subprocess.Popen[bytes], rank: dict[str, Any]
+) -> Exception:
+    """Ends a stage that is stuck, after its workers on this machine wrote down where they are."""
+    for pid in _workers(paths):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
+    time.sleep(1)
+    process.kill()  # the workers die with it
+    process.wait()
+    return stuck(stage.config.name, rank, stage.config.launcher.stall_timeout, paths)

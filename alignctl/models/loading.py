@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -168,22 +169,24 @@ def save_finished(
     adapter_dir: Path,
     load_whole: Callable[[], PreTrainedModel],
     facts: Mapping[str, Any],
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Saves a trained model, whole or not at all, for `from_pretrained(model_dir)` of its class.
 
     An adapter is saved by itself and then merged: the next stage starts from, and is compared with, the whole model.
 
     Args:
-        load_whole: Gives the weights under the adapter as the checkpoint has them, where it was trained over 4 bits:
-            merging into those would round the adapter away.
+        load_whole: Gives the weights under the adapter as the checkpoint has them, where those of `trained` will not
+            do: merging into 4 bits would round the adapter away, and a share of them is not all.
         facts: JSON files to put beside the model's weights, by name.
+        state: The weights, where those of `trained` are divided among processes.
     """
     if isinstance(trained, PeftModel):
-        _publish(adapter_dir, trained, tokenizer)
-        if getattr(trained, "is_loaded_in_4bit", False):
-            trained = PeftModel.from_pretrained(load_whole(), adapter_dir)
+        _publish(adapter_dir, trained, tokenizer, state=state)
+        if state is not None or getattr(trained, "is_loaded_in_4bit", False):
+            trained, state = PeftModel.from_pretrained(load_whole(), adapter_dir), None
         trained = trained.merge_and_unload()
-    _publish(model_dir, trained, tokenizer, facts)
+    _publish(model_dir, trained, tokenizer, facts, state)
 
 
 def _publish(
@@ -191,10 +194,11 @@ def _publish(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     facts: Mapping[str, Any] = MappingProxyType({}),
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     staged = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(staged)
+    model.save_pretrained(staged, **({} if state is None else {"state_dict": state}))
     tokenizer.save_pretrained(staged)
     for name, content in facts.items():
         (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

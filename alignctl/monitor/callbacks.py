@@ -6,8 +6,11 @@ import json
 import time
 from typing import Any
 
+import torch
+from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alignctl.monitor.heartbeat import TRAINING, Heartbeat
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.files import read_json_lines, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
@@ -59,10 +62,12 @@ class MetricsFile(TrainerCallback):
 
 
 class ProgressFile(TrainerCallback):
-    """Keeps progress.json current: step, steps in all, last metrics, tokens per second, seconds left."""
+    """Keeps progress.json current: step, steps in all, last metrics, tokens per second, seconds left; and of every
+    process what it is doing (see heartbeat.py)."""
 
-    def __init__(self, paths: StagePaths, key_metrics: tuple[str, ...]):
-        self._path = paths.progress
+    def __init__(self, paths: StagePaths, key_metrics: tuple[str, ...], rank: int = 0):
+        self._path, self._is_first = paths.progress, rank == 0
+        self._heartbeat = Heartbeat(paths, rank)
         self._key_metrics = key_metrics
         self._metrics: dict[str, float] = {}
         self._tokens_per_s: float | None = None
@@ -76,7 +81,9 @@ class ProgressFile(TrainerCallback):
     def phase(self, name: str) -> None:
         """Says what the stage is doing when it is not training, and how training ended if it has."""
         self._phase = name
-        write_json(self._path, {"phase": name, "notices": self._notices, "trained": self._last})
+        self._heartbeat.beat(name)
+        if self._is_first:
+            write_json(self._path, {"phase": name, "notices": self._notices, "trained": self._last})
 
     def notice(self, text: str) -> None:
         """Tells people something about the stage that is not an error."""
@@ -88,8 +95,22 @@ class ProgressFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._first_step, self._started = state.global_step, time.monotonic()
+        self._heartbeat.beat(TRAINING, state.global_step)
         if state.is_world_process_zero:
             self._write(state)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._heartbeat.beat(TRAINING, state.global_step)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._heartbeat.beat("evaluating", state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._heartbeat.beat(TRAINING, state.global_step)
 
     def on_log(
         self,
@@ -109,6 +130,7 @@ class ProgressFile(TrainerCallback):
             self._tokens_then = now
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._heartbeat.beat(TRAINING, state.global_step)
         last = state.global_step >= state.max_steps
         if state.is_world_process_zero and (last or time.monotonic() - self._written > _PROGRESS_EVERY_S):
             self._write(state)
@@ -129,8 +151,17 @@ class ProgressFile(TrainerCallback):
         write_json(self._path, self._last)
 
 
+def _any_process(fact: bool, args: TrainingArguments) -> bool:
+    """Whether a fact holds in any process of the run, so that all of them do the same at the same step."""
+    if not distributed.is_initialized():
+        return fact
+    flag = torch.tensor(float(fact), device=args.device)
+    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
 class StopOnRequest(TrainerCallback):
-    """Saves and stops at the end of the step in which the process was asked to stop."""
+    """Saves and stops at the end of the step in which the process, or any other of the run, was asked to stop."""
 
     def __init__(self, signal: StopSignal):
         self._signal = signal
@@ -145,7 +176,7 @@ class StopOnRequest(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if self._signal.requested and state.global_step < state.max_steps:
+        if _any_process(self._signal.requested, args) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True

@@ -1,9 +1,12 @@
-"""Remembers that the process was asked to stop (SIGINT or SIGTERM). Torch-free."""
+"""Remembers that the process was asked to stop (SIGINT, SIGTERM or SIGUSR1). Torch-free."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that ask a process to stop; schedulers send the third before time runs out."""
 
 
 class StopSignal:
@@ -14,7 +17,7 @@ class StopSignal:
         self.requested = False
         self.waits = False
         """Whether a request waits for whoever looks at `requested`."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from alignctl.config.flat import flatten
 from alignctl.config.schema import PATHS, ROLE_KEYS
 from alignctl.config.secrets import mask
 from alignctl.errors import RequestError
+from alignctl.plan.deepspeed import deepspeed_config
 from alignctl.plan.plan import RunPlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_text
@@ -71,6 +72,10 @@ def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> 
     write_text(paths.config, OmegaConf.to_yaml(OmegaConf.create(mask(dict(config)))))
     earlier = read_json(paths.provenance) or []
     write_json(paths.provenance, [*earlier, collect_provenance(command)])
+    stage = plan.stages[0].config
+    deepspeed = deepspeed_config(stage.distributed, on_cpu=bool(stage.launcher.processes))
+    if deepspeed is not None:
+        write_json(paths.deepspeed, deepspeed)
     write_json(paths.plan, mask(plan.to_dict()))  # last: a directory with a plan is a run
 
 

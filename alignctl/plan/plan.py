@@ -28,7 +28,7 @@ class StagePlan:
     """The models it needs, the trained one first, and where the weights of each come from."""
     trained: str
     global_batch_size: int
-    """Sequences (pairs for preferences) per optimizer step and device."""
+    """Sequences (pairs for preferences) per optimizer step, on all processes together."""
     command: tuple[str, ...]
     """Starts its worker."""
     environment: dict[str, str]
@@ -60,16 +60,17 @@ def make_plan(config: Mapping[str, Any], recipe: str, run_dir: Path) -> RunPlan:
     for name in config["stages"]:
         stage = stage_config(config, name)
         upstream = [stages[other].fingerprint for other in (stage.start_from, *stage.roles_from.values()) if other]
+        batch = _global_batch_size(stage)
         stages[name] = StagePlan(
             config=stage,
             start=_start(stage, paths),
             roles={role: source for role in methods()[stage.method].roles if (source := _source(stage, role, paths))},
             trained=_trained(stage.peft),
-            global_batch_size=_per_device_batch_size(stage) * int(stage.trainer.get("gradient_accumulation_steps", 1)),
-            command=(sys.executable, "-P", "-m", "alignctl.worker", str(run_dir), name),
+            global_batch_size=batch,
+            command=_command(stage, run_dir),
             environment=_environment(stage),
             output=str(paths.stage(name).model),
-            fingerprint=stage_fingerprint(stage, upstream),
+            fingerprint=stage_fingerprint(stage, upstream, batch),
         )
     return RunPlan(recipe, str(run_dir), tuple(stages.values()))
 
@@ -100,14 +101,37 @@ def _trained(peft: Mapping[str, Any]) -> str:
     return f"{kind} r={peft.get('r', 8)} on {', '.join(modules) if isinstance(modules, list) else modules}"
 
 
-def _per_device_batch_size(stage: StageConfig) -> int:
+def _global_batch_size(stage: StageConfig) -> int:
     default = config_fields(methods()[stage.method].config_class)["per_device_train_batch_size"].default
-    return int(stage.trainer.get("per_device_train_batch_size", default))
+    per_device = int(stage.trainer.get("per_device_train_batch_size", default))
+    return per_device * int(stage.trainer.get("gradient_accumulation_steps", 1)) * stage.launcher.world_size
+
+
+def _command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:
+    """Starts the worker, or torchrun with as many as the launcher asks for."""
+    python, launcher = (sys.executable, "-P", "-m"), stage.launcher
+    if stage.distributed.type == "none":
+        return (*python, "alignctl.worker", str(run_dir), stage.name)
+    if launcher.nodes == 1:
+        meet: tuple[str, ...] = ("--standalone",)
+    else:
+        meet = (
+            f"--nnodes={launcher.nodes}", f"--node-rank={launcher.node_rank}", "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={launcher.rdzv_endpoint}", f"--rdzv-id={run_dir.name}-{stage.name}",
+        )  # fmt: skip
+    return (
+        *python, "alignctl.agent", str(run_dir), stage.name, *meet, f"--nproc-per-node={launcher.processes_per_node}",
+    )  # fmt: skip
 
 
 def _environment(stage: StageConfig) -> dict[str, str]:
-    """No telemetry; and no look at the Hub where every input is on this machine."""
+    """No telemetry; no look at the Hub where every input is on this machine; no module beside the user's files that
+    hides one of ours; and no GPU where processes on CPUs were asked for."""
     environment = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     if not any(is_hub_id(path) for path in stage.inputs.values()):
         environment["HF_HUB_OFFLINE"] = "1"
+    if stage.distributed.type != "none":
+        environment["PYTHONSAFEPATH"] = "1"
+    if stage.launcher.processes:
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return environment

@@ -12,16 +12,21 @@ from typing import Any
 from alignctl.config.stages import StageConfig
 
 _CHUNK = 2**20
+_DIVIDES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
-def stage_fingerprint(stage: StageConfig, upstream: Sequence[str]) -> str:
+def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_size: int) -> str:
     """A hash of everything a stage's result depends on: settings, local inputs, and the stages it builds on.
 
     Data files count by content; checkpoint folders by the names, sizes and times of their files, because weights are
-    too many bytes to read for this.
+    too many bytes to read for this. How a global batch is divided among processes and passes changes nothing but the
+    rounding, nor does where they run.
     """
     settings = stage.to_dict()
-    del settings["report_to"]  # changes nothing about the result
+    for key in ("report_to", "distributed", "launcher"):
+        del settings[key]
+    settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _DIVIDES}
+    settings["global_batch_size"] = global_batch_size
     inputs = {key: _identity(path) for key, path in stage.inputs.items()}
     return _hash(json.dumps([settings, inputs, list(upstream)], sort_keys=True).encode())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignctl.config.schema import DataSettings, EvalSettings, ModelSettings
+from alignctl.config.schema import DataSettings, DistributedSettings, EvalSettings, LauncherSettings, ModelSettings
 from alignctl.config.stages import StageConfig
 from alignctl.run.files import read_json
 from alignctl.run.paths import RunPaths
@@ -17,6 +17,8 @@ def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, dict[str, str |
             "model": ModelSettings(**stage["config"]["model"]),
             "data": DataSettings(**stage["config"]["data"]),
             "eval": EvalSettings(**stage["config"]["eval"]),
+            "distributed": DistributedSettings(**stage["config"]["distributed"]),
+            "launcher": LauncherSettings(**stage["config"]["launcher"]),
         }
     )
     from_scratch = config.start_from is None and config.model.path is None

@@ -58,17 +58,29 @@ class StagePaths:
         return self.root / "result.json"
 
     @property
-    def error(self) -> Path:
-        """Why the last attempt ended, for the process that started it."""
-        return self.root / "error.json"
+    def ranks(self) -> Path:
+        """What each process of the attempt is doing, and why it ended."""
+        return self.root / "ranks"
+
+    def rank(self, rank: int) -> Path:
+        """What a process is doing: host, pid, step, since when."""
+        return self.ranks / f"rank_{rank}.json"
+
+    def error(self, rank: int) -> Path:
+        """Why a process ended, for the one that started it."""
+        return self.ranks / f"rank_{rank}_error.json"
+
+    def exit_codes(self, node: int) -> Path:
+        """With what the processes of a machine ended, as far as they failed."""
+        return self.ranks / f"node_{node}_exit_codes.json"
 
     def logs(self, attempt: int) -> Path:
         return self.root / "logs" / f"attempt_{attempt}"
 
-    def new_attempt(self) -> int:
-        """Number of the next attempt, counted from 1."""
-        attempt = 1
-        while self.logs(attempt).exists():
+    def last_attempt(self) -> int:
+        """Number of the newest attempt, counted from 1; 0 before the first."""
+        attempt = 0
+        while self.logs(attempt + 1).exists():
             attempt += 1
         return attempt
 
@@ -86,6 +98,11 @@ class RunPaths:
     @property
     def plan(self) -> Path:
         return self.root / "plan.json"
+
+    @property
+    def deepspeed(self) -> Path:
+        """DeepSpeed's settings, where it is used."""
+        return self.root / "deepspeed.json"
 
     @property
     def provenance(self) -> Path:

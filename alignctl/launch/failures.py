@@ -1,0 +1,119 @@
+"""What to tell people when a stage did not end well: which process it was, where, when, and why. Torch-free."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from alignctl.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_LAUNCH,
+    EXIT_REQUEST,
+    EXIT_STOPPED,
+    AlignctlError,
+    Interrupted,
+    LaunchError,
+    Problem,
+    RequestError,
+    Stopped,
+)
+from alignctl.run.checkpoints import newest_checkpoint
+from alignctl.run.files import read_json
+from alignctl.run.paths import StagePaths
+
+_LOG_TAIL = 25  # lines, or all of the last traceback
+_AGAIN = "run the same command again to continue"
+_KINDS: dict[int, type[AlignctlError]] = {EXIT_REQUEST: RequestError, EXIT_LAUNCH: LaunchError}
+
+
+def failure(name: str, code: int, paths: StagePaths, log: Path) -> AlignctlError:
+    """What to raise for a stage that did not end well.
+
+    Args:
+        code: Exit code of the process that was started, below 0 where a signal ended it.
+        log: What that process printed.
+    """
+    if code == EXIT_STOPPED:
+        checkpoint = newest_checkpoint(paths.checkpoints)
+        return Stopped(f"stage `{name}`, step {checkpoint.step if checkpoint else 0} is saved", _AGAIN)
+    if code == EXIT_INTERRUPTED:
+        return Interrupted(f"stage `{name}`, before it had anything to save", _AGAIN)
+    killed = _killed(paths)
+    if killed is not None:
+        rank, number = killed
+        place = _place(read_json(paths.rank(rank)) or {"rank": rank})
+        return AlignctlError(
+            f"stage `{name}`: {place} was killed by signal {number}{_meaning(number)}", _AGAIN
+        )
+    if error := _first_error(paths):
+        return _told(name, error, paths)
+    how = f"was killed by signal {-code}{_meaning(-code)}" if code < 0 else f"failed with exit code {code}"
+    tail = _end_of(log)
+    return AlignctlError(f"stage `{name}` {how}; the end of {log}:\n\n{tail}\n", _AGAIN if code < 0 else None)
+
+
+def stuck(name: str, beat: dict[str, Any], timeout_s: float, paths: StagePaths) -> AlignctlError:
+    """What to raise for a stage in which nothing moved any more, with where the process that is to blame was.
+
+    Args:
+        beat: What the process said last.
+    """
+    log = _log(paths, beat["rank"])
+    return AlignctlError(
+        f"stage `{name}`: {_place(beat)} made no step for {timeout_s:,} s, so the stage was ended; the end of {log}:"
+        f"\n\n{_end_of(log)}\n",
+        f"{_AGAIN}; `launcher.stall_timeout` is how long a step may take",
+    )
+
+
+def _killed(paths: StagePaths) -> tuple[int, int] | None:
+    """The process that a signal ended, and which, where there is one: the others fail because of it. Not SIGTERM,
+    which torchrun sends to those that are left."""
+    for file in sorted(paths.ranks.glob("node_*_exit_codes.json")):
+        for rank, code in (read_json(file) or {}).items():
+            if code < 0 and -code != signal.SIGTERM:
+                return int(rank), -code
+    return None
+
+
+def _first_error(paths: StagePaths) -> dict[str, Any] | None:
+    """The error that came first: others follow from it, because their process waits for one that is gone."""
+    errors = [error for file in paths.ranks.glob("*_error.json") if (error := read_json(file))]
+    return min(errors, key=lambda error: error["time"], default=None)
+
+
+def _told(name: str, error: dict[str, Any], paths: StagePaths) -> AlignctlError:
+    """An error as the process that had it told it."""
+    if "traceback" in error:
+        log = _log(paths, error["rank"])
+        return AlignctlError(f"stage `{name}`: {_place(error)} failed; from {log}:\n\n{error['traceback'].rstrip()}\n")
+    first, *others = (Problem(**problem) for problem in error["problems"])
+    told = _KINDS.get(error["exit_code"], AlignctlError)(f"stage `{name}`: {first.message}", first.hint)
+    told.problems += tuple(others)
+    return told
+
+
+def _log(paths: StagePaths, rank: int) -> Path:
+    return paths.logs(paths.last_attempt()) / f"rank_{rank}.log"
+
+
+def _place(facts: dict[str, Any]) -> str:
+    """Which process, where, and after which step."""
+    host = f" on {facts['host']}" if "host" in facts else ""
+    step = f" after step {facts['step']}" if facts.get("step") is not None else ""
+    return f"rank {facts['rank']}{host}{step}"
+
+
+def _meaning(number: int) -> str:
+    return " (out of memory, if nobody sent it)" if number == signal.SIGKILL else ""
+
+
+def _end_of(log: Path) -> str:
+    """The last traceback of a log, else its last lines."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "(there is no log)"
+    start = max((i for i, line in enumerate(lines) if line.startswith("Traceback (")), default=len(lines))
+    return "\n".join(lines[min(start, max(len(lines) - _LOG_TAIL, 0)) :])

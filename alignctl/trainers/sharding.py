@@ -1,0 +1,81 @@
+"""Weights that DeepSpeed's ZeRO-3 divides among processes: made whole where somebody has to look at them.
+
+The only place that touches DeepSpeed itself; transformers and accelerate do the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from alignctl.engine.forward import has_all_weights
+
+
+def start_deepspeed_on_cpu() -> None:
+    """Starts DeepSpeed's communication for processes without GPUs; to be called before the trainer's settings are made.
+
+    accelerate starts only torch's there, and DeepSpeed then takes itself for a single process. The operation that is
+    switched off would be compiled, and gives the same numbers as gloo.
+    """
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+
+
+@contextmanager
+def whole_weights(*models: nn.Module | None) -> Iterator[None]:
+    """Models with all their weights in every process, where they are divided; all processes enter together."""
+    divided = [p for model in models if model is not None for p in model.parameters() if hasattr(p, "ds_id")]
+    if not divided:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(divided):
+        yield
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor] | None:
+    """All weights of a model on the CPU of the first process, by name (elsewhere an empty mapping), one gathered after
+    another; None where they are not divided. All processes call it together."""
+    if has_all_weights(model) and not any(hasattr(p, "ds_id") for p in model.parameters()):
+        return None
+    import deepspeed
+
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        parameters = [tensor] if hasattr(tensor, "ds_id") else []
+        with deepspeed.zero.GatheredParameters(parameters):
+            if first:
+                state[name] = tensor.detach().cpu().clone().contiguous()
+    return state
+
+
+def load_trained(trainer: Trainer, checkpoint: str) -> None:
+    """Puts the weights of a checkpoint into a trainer's model, without anything that is needed to train on."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    divided = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    if not divided:
+        trainer._load_from_checkpoint(checkpoint)
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(divided, modifier_rank=0):
+        if torch.distributed.get_rank() == 0:
+            trainer._load_from_checkpoint(checkpoint)
+
+
+def load_whole_from_now_on() -> None:
+    """Models that are loaded after this are not divided."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
