@@ -27,6 +27,7 @@ from alignctl.evaluate.reward_model import REWARD_STATISTICS, measure_reward_mod
 from alignctl.methods.registry import Method, Role, methods, resolve
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, load_tokenizer, save_finished
+from alignctl.models.sharding import load_trained, start_deepspeed_on_cpu, undivided, whole_state, whole_weights
 from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
@@ -34,13 +35,6 @@ from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.stage_rows import texts_of, trained_model, write_ledgers, write_rows
 from alignctl.trainers.checkpointing import CompleteCheckpoints
-from alignctl.trainers.sharding import (
-    load_trained,
-    load_whole_from_now_on,
-    start_deepspeed_on_cpu,
-    whole_state,
-    whole_weights,
-)
 
 Weights = Mapping[Role, str | None]
 """Folder or Hub id of each role's weights; None for random ones."""
@@ -105,16 +99,16 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         facts = _facts(stage, trainer, tokenizer, rows, held_out, method)
     state = whole_state(trained_model(trainer))
     if rank == 0:
-        load_whole_from_now_on()
-        save_finished(
-            trained_model(trainer),
-            tokenizer,
-            paths.model,
-            paths.adapter,
-            load_whole=lambda: load_model(stage.model, method.trained, start, tokenizer, {"type": "lora"}, stage.seed),
-            facts=facts,
-            state=state,
-        )
+        with undivided():
+            save_finished(
+                trained_model(trainer),
+                tokenizer,
+                paths.model,
+                paths.adapter,
+                lambda: load_model(stage.model, method.trained, start, tokenizer, {"type": "lora"}, stage.seed),
+                facts,
+                state,
+            )
         _write_result(stage, paths, trainer.state.global_step, held_out, before, after)
 
 

@@ -43,9 +43,7 @@ def failure(name: str, code: int, paths: StagePaths, log: Path) -> AlignctlError
     if killed is not None:
         rank, number = killed
         place = _place(read_json(paths.rank(rank)) or {"rank": rank})
-        return AlignctlError(
-            f"stage `{name}`: {place} was killed by signal {number}{_meaning(number)}", _AGAIN
-        )
+        return AlignctlError(f"stage `{name}`: {place} was killed by signal {number}{_meaning(number)}", _AGAIN)
     if error := _first_error(paths):
         return _told(name, error, paths)
     how = f"was killed by signal {-code}{_meaning(-code)}" if code < 0 else f"failed with exit code {code}"

@@ -26,6 +26,7 @@ from transformers import (
 from alignctl.config.schema import PEFT_CLASSES, QUANTIZED, ModelSettings
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.methods.registry import Role, resolve
+from alignctl.models.sharding import undivided
 from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
 
@@ -150,7 +151,8 @@ def _from_scratch(
         eos_token_id=tokenizer.eos_token_id,
         **({} if num_labels is None else {"num_labels": num_labels}),
     )
-    return model_class.from_config(config, **options)
+    with undivided():  # else ZeRO-3 would draw other random weights
+        return model_class.from_config(config, **options)
 
 
 def build_peft_config(peft: dict[str, Any], role: Role) -> PeftConfig | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from alignctl.config.schema import ZERO_STAGES, DistributedSettings
 
+
 def deepspeed_config(distributed: DistributedSettings, on_cpu: bool) -> dict[str, Any] | None:
     """The content of DeepSpeed's JSON file; None where `distributed.type` is not one of its stages.
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.integrations import deepspeed as integration
 
 from alignctl.engine.forward import has_all_weights
 
@@ -72,10 +73,12 @@ def load_trained(trainer: Trainer, checkpoint: str) -> None:
             trainer._load_from_checkpoint(checkpoint)
 
 
-def load_whole_from_now_on() -> None:
-    """Models that are loaded after this are not divided."""
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()
-
-
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Models that are made or loaded here are whole in every process, also under ZeRO-3."""
+    config = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = config
