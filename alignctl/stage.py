@@ -78,7 +78,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     held_out = _held_out(stage, method, trainer, tokenizer, held_rows)
 
     def evaluate(reference: Reference | None) -> Evaluation:
-        with _random_state_kept(), whole_weights(trainer.model, getattr(trainer, "ref_model", None)):
+        with _random_state_kept(), whole_weights(trainer.model_wrapped, getattr(trainer, "ref_model", None)):
             evaluation = _measure(stage, method, trainer, tokenizer, held_out, reference)
             if trainer.eval_dataset and held_out.pairs is None:
                 evaluation.metrics["loss"] = trainer.evaluate()["eval_loss"]
@@ -95,7 +95,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     progress.phase("measuring after")
     after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)
     progress.phase("saving model")
-    with whole_weights(trainer.model):
+    with whole_weights(trainer.model_wrapped):
         facts = _facts(stage, trainer, tokenizer, rows, held_out, method)
     state = whole_state(trained_model(trainer))
     if rank == 0:

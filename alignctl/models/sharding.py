@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.integrations import deepspeed as integration
 
+from trl.models.utils import add_hooks, remove_hooks
+
 from alignctl.engine.forward import has_all_weights
 
 
@@ -31,15 +33,27 @@ def start_deepspeed_on_cpu() -> None:
 
 @contextmanager
 def whole_weights(*models: nn.Module | None) -> Iterator[None]:
-    """Models with all their weights in every process, where they are divided; all processes enter together."""
+    """Models with all their weights in every process, where they are divided; all processes enter together.
+
+    Args:
+        models: As they are trained: with DeepSpeed's engine around them once there is one, because that would divide a
+            layer's weights again after each time it is run.
+    """
     divided = [p for model in models if model is not None for p in model.parameters() if hasattr(p, "ds_id")]
     if not divided:
         yield
         return
     import deepspeed
 
+    engines = [model for model in models if isinstance(model, deepspeed.DeepSpeedEngine)]
     with deepspeed.zero.GatheredParameters(divided):
-        yield
+        for engine in engines:
+            remove_hooks(engine)
+        try:
+            yield
+        finally:
+            for engine in engines:
+                add_hooks(engine)
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor] | None:

@@ -28,6 +28,7 @@ from alignctl.engine.layout import bins
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.generation import draw_completions
+from alignctl.models.sharding import whole_weights
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.trainers.head import why_not_scored_packed
 from alignctl.trainers.ppo.advantage import Experience, build_experience, moments
@@ -87,7 +88,7 @@ class PPOTrainer(Trainer):
         scale = (reward_statistics["mean"], reward_statistics["std"]) if scaled else (0.0, 1.0)
         actor_critic = ActorCritic(model, value_model if args.roles == "separate" else None, *scale)
         self._check_length(model, args)
-        self.ref_model = ref_model
+        self.ref_model, self.reward_model = ref_model, reward_model
         rows = self._tokenize(train_dataset, processing_class, args)
         super().__init__(
             model=actor_critic,
@@ -167,9 +168,11 @@ class PPOTrainer(Trainer):
         """Draws completions, scores them, and updates policy and value model; the gradient of the last mini-batch is
         left for the trainer to step with."""
         began = time.perf_counter()
-        episodes = self._roll_out(inputs)
-        rolled_out = time.perf_counter()
-        experience, scores = self._learn_from(episodes)
+        # Divided weights are gathered once a rollout, not once a token; so processes need not run as often as others.
+        with whole_weights(self.model_wrapped):
+            episodes = self._roll_out(inputs)
+            rolled_out = time.perf_counter()
+            experience, scores = self._learn_from(episodes)
         updating = time.perf_counter()
         loss = self._update(model, episodes, experience)
         tokens = sum(map(len, episodes.completions))
@@ -208,9 +211,11 @@ class PPOTrainer(Trainer):
     def _learn_from(self, episodes: Episodes) -> tuple[Experience, list[float]]:
         lengths = [len(said) for said in episodes.completions]
         self.model.eval()
-        scored, ref_logps = self._score_tokens(episodes)
+        with whole_weights(self.ref_model):
+            scored, ref_logps = self._score_tokens(episodes)
         try:
-            rewards = score(self.sources, episodes)
+            with whole_weights(self.reward_model):
+                rewards = score(self.sources, episodes)
         except NotANumber as error:
             raise AlignctlError(str(error), self._last_checkpoint()) from error
         scores = combine(rewards, self._weights, self._reward_moments(rewards), self.args.reward_clip)
@@ -399,7 +404,9 @@ class PPOTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
-        trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        whole = dict(model.named_parameters()) if state_dict is None else state_dict  # given where they are divided
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        trained = {name: whole[name].detach().cpu().contiguous() for name in names}
         save_file(trained, folder / _WEIGHTS)
         state = {
             "kl_coef": self.kl_coef,
@@ -417,6 +424,11 @@ class PPOTrainer(Trainer):
             for name, parameter in actor_critic.named_parameters():
                 if parameter.requires_grad:
                     parameter.copy_(kept[name])
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        state = json.loads(Path(checkpoint, _STATE).read_text(encoding="utf-8"))
         self.kl_coef, self._constant, self._total_tokens = state["kl_coef"], state["constant"], state["total_tokens"]
         self.seen = {name: Moments(**seen) for name, seen in state["seen"].items()}

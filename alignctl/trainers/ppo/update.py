@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from alignctl.engine.layout import bins
@@ -41,6 +42,18 @@ def mini_batches(count: int, parts: int, generator: torch.Generator) -> Iterator
         yield order[part::parts]
 
 
+def _as_many_everywhere(passes: list[list[int]], accelerator: Accelerator) -> list[list[int]]:
+    """Divides passes until there are as many as in the process that has most: DeepSpeed's processes wait for each other
+    in every one. A mini-batch has as many completions everywhere, so there are enough to divide."""
+    count = torch.tensor([len(passes)], device=accelerator.device)
+    most = int(accelerator.gather(count).max())
+    while len(passes) < most:
+        longest = max(passes, key=len)
+        at = passes.index(longest)
+        passes[at : at + 1] = [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
+    return passes
+
+
 def backward(
     model: nn.Module,
     lay_out: LayOut,
@@ -64,6 +77,7 @@ def backward(
     own = experience.mask[members].sum()
     tokens = accelerator.reduce(own, "sum")
     passes = [[members[i] for i in part] for part in bins([lengths[m] for m in members], args.update_tokens, False)]
+    passes = _as_many_everywhere(passes, accelerator)
     sums = Sums(own, *(torch.zeros((), device=own.device) for _ in range(6)))
     for number, part in enumerate(passes):
         mask = experience.mask[part]
@@ -71,8 +85,11 @@ def backward(
             whole[part][mask]
             for whole in (experience.logps, experience.values, experience.advantages, experience.returns)
         )
-        # Gradients are added up over the processes once, with the last pass.
-        with accelerator.no_sync(model) if number < len(passes) - 1 else nullcontext():
+        # Gradients are added up over the processes once, with the last pass; DeepSpeed takes its step there, too.
+        last = number == len(passes) - 1
+        accelerator.sync_gradients = last
+        by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        with nullcontext() if last or by_deepspeed else accelerator.no_sync(model):
             scored = model(lay_out(part), args.temperature, policy_weight > 0)
             policy = policy_losses(scored.logps, old_logps, advantages, args.cliprange, args.dual_clip)
             value = value_losses(scored.values, old_values, returns, args.cliprange_value)
