@@ -23,6 +23,8 @@ from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
 
 _LOG_TAIL = 25  # lines, or all of the last traceback
+_FRAMES = 12
+_WAITS = "torch/distributed/"  # in the stack of a process that waits for others
 _AGAIN = "run the same command again to continue"
 _KINDS: dict[int, type[AlignctlError]] = {EXIT_REQUEST: RequestError, EXIT_LAUNCH: LaunchError}
 
@@ -51,18 +53,32 @@ def failure(name: str, code: int, paths: StagePaths, log: Path) -> AlignctlError
     return AlignctlError(f"stage `{name}` {how}; the end of {log}:\n\n{tail}\n", _AGAIN if code < 0 else None)
 
 
-def stuck(name: str, beat: dict[str, Any], timeout_s: float, paths: StagePaths) -> AlignctlError:
+def stuck(name: str, beats: list[dict[str, Any]], timeout_s: float, paths: StagePaths) -> AlignctlError:
     """What to raise for a stage in which nothing moved any more, with where the process that is to blame was.
 
+    That is one that does not wait for the others, by the stacks the processes wrote to their logs; else the one that
+    has done nothing for longest.
+
     Args:
-        beat: What the process said last.
+        beats: What each process said last.
     """
-    log = _log(paths, beat["rank"])
+    stacks = {beat["rank"]: _stack(_log(paths, beat["rank"])) for beat in beats}
+    own = [beat for beat in beats if stacks[beat["rank"]] and _WAITS not in stacks[beat["rank"]]]
+    blamed = min(own or beats, key=lambda beat: beat["time"])
     return AlignctlError(
-        f"stage `{name}`: {_place(beat)} made no step for {timeout_s:,} s, so the stage was ended; the end of {log}:"
-        f"\n\n{_end_of(log)}\n",
-        f"{_AGAIN}; `launcher.stall_timeout` is how long a step may take",
+        f"stage `{name}`: {_place(blamed)} made no step for {timeout_s:,} s, so the stage was ended; it was in\n\n"
+        f"{stacks[blamed['rank']] or '(its log does not say)'}\n",
+        f"{_AGAIN}; `launcher.stall_timeout` is how long a step may take. All logs: {paths.logs(paths.last_attempt())}",
     )
+
+
+def _stack(log: Path) -> str:
+    """Where the main thread of a process was when it was asked, innermost first; faulthandler wrote it."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    asked = [number for number, line in enumerate(lines) if line.startswith("Current thread")]
+    frames = lines[asked[-1] + 1 :] if asked else []
+    end = next((number for number, line in enumerate(frames) if not line.startswith("  File ")), len(frames))
+    return "\n".join(frames[: min(end, _FRAMES)])
 
 
 def _killed(paths: StagePaths) -> tuple[int, int] | None:

@@ -145,8 +145,8 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> i
                 seen = progress
             if len(received) > 1 and time.monotonic() > received[1] + _PATIENCE_S:
                 process.kill()
-            if rank := _stuck_rank(paths, stage.config.launcher.stall_timeout):
-                raise _end_stuck(stage, paths, process, rank)
+            if _is_stuck(paths, stage.config.launcher.stall_timeout):
+                raise _end_stuck(stage, paths, process)
             time.sleep(_POLL_S)
     if (progress := read_json(paths.progress)) and progress != seen:
         watcher.progress(stage, progress)
@@ -192,18 +192,14 @@ def _workers(paths: StagePaths) -> list[int]:
     return [beat["pid"] for beat in _beats(paths) if beat["host"] == socket.gethostname()]
 
 
-def _stuck_rank(paths: StagePaths, timeout_s: float) -> dict[str, Any] | None:
-    """The worker that has done nothing for longest, where all of them train and none has moved for too long: one that
-    is stuck stops the others in the next step, a little later."""
+def _is_stuck(paths: StagePaths, timeout_s: float) -> bool:
+    """Whether all workers train and none has moved for too long; one that is stuck stops the others soon."""
     beats = _beats(paths)
-    if not beats or any(beat["doing"] != TRAINING or beat["time"] > time.time() - timeout_s for beat in beats):
-        return None
-    return min(beats, key=lambda beat: beat["time"])
+    latest = time.time() - timeout_s
+    return bool(beats) and all(beat["doing"] == TRAINING and beat["time"] < latest for beat in beats)
 
 
-def _end_stuck(
-    stage: StagePlan, paths: StagePaths, process: subprocess.Popen[bytes], rank: dict[str, Any]
-) -> Exception:
+def _end_stuck(stage: StagePlan, paths: StagePaths, process: subprocess.Popen[bytes]) -> Exception:
     """Ends a stage that is stuck, after its workers on this machine wrote down where they are."""
     for pid in _workers(paths):
         with suppress(ProcessLookupError):
@@ -211,4 +207,4 @@ def _end_stuck(
     time.sleep(1)
     process.kill()  # the workers die with it
     process.wait()
-    return stuck(stage.config.name, rank, stage.config.launcher.stall_timeout, paths)
+    return stuck(stage.config.name, _beats(paths), stage.config.launcher.stall_timeout, paths)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.integrations import deepspeed as integration
-
 from trl.models.utils import add_hooks, remove_hooks
 
 from alignctl.engine.forward import has_all_weights

@@ -24,7 +24,6 @@ BAD = [
     ([DPO, "dpo.peft.alpha=8"], ["`dpo.peft.alpha`", "`dpo.peft.lora_alpha`"]),
     ([DPO, "eval.promts=3"], ["`eval.promts`", "`eval.prompts`"]),
     ([DPO, "dpo.data.pth=x"], ["`dpo.data.pth`", "`dpo.data.path`"]),
-    ([DPO, "distributed=zero3"], ["`distributed`"]),
     ([DPO, "dpo.beta=high"], ["`dpo.beta` must be a number, got `high`"]),
     ([DPO, "dpo.beta=true"], ["`dpo.beta` must be a number"]),
     ([DPO, "dpo.max_length=12.5"], ["`dpo.max_length`", "a whole number or null"]),

@@ -1,0 +1,188 @@
+"""Runs of several processes through the command: stopped, killed, failed and stuck ones, and what is said of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+SMALL = (
+    "recipe=quickstart", "stages=[sft]", "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "log_every=1",
+    "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
+    "sft.num_train_epochs=8", "sft.logging_steps=1", "sft.save_steps=5", "sft.per_device_train_batch_size=8",
+    "launcher.processes=2",
+)  # fmt: skip
+STEPS = 48
+FACTS = ("step", "loss", "learning_rate", "grad_norm")
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "alignctl", "train", *arguments, "run_dir=run"],
+        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(run: subprocess.Popen, code: int, timeout_s: float = 120) -> str:
+    _, err = run.communicate(timeout=timeout_s)
+    assert run.returncode == code, err
+    return err
+
+
+def beat(stage: Path, rank: int) -> dict:
+    try:
+        return json.loads((stage / "ranks" / f"rank_{rank}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def wait_for_step(stage: Path, step: int, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (beat(stage, 0).get("step") or 0) < step or beat(stage, 0).get("doing") != "training":
+        assert time.monotonic() < deadline, f"{stage} did not reach step {step}"
+        time.sleep(0.02)
+
+
+def result(stage: Path) -> tuple[str, list]:
+    """Hash of the weights, and what was logged."""
+    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    weights = hashlib.sha256((stage / "model" / "model.safetensors").read_bytes()).hexdigest()
+    return weights, [[row.get(fact) for fact in FACTS] for row in rows]
+
+
+def workers(folder: Path) -> list[int]:
+    found = subprocess.run(["pgrep", "-f", f"alignctl.(worker|agent) {folder}"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def gone(folder: Path, timeout_s: float = 10) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while workers(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not workers(folder)
+
+
+@pytest.fixture(scope="module", params=["ddp", "zero3"])
+def undisturbed(request, tmp_path_factory):
+    """How several processes work together, and the result of a run that was left alone."""
+    folder = tmp_path_factory.mktemp(request.param)
+    finish(start(folder, *SMALL, f"distributed={request.param}"), 0)
+    return f"distributed={request.param}", result(folder / "run" / "sft")
+
+
+def test_all_ranks_stop_at_one_step_and_continue_as_if_nothing_had_been(tmp_path, undisturbed):
+    """Asked by SIGTERM to the command, then by SIGUSR1 to one rank alone; then the command is killed, and a rank."""
+    how, expected = undisturbed
+    stage = tmp_path / "run" / "sft"
+    run = start(tmp_path, *SMALL, how)
+    wait_for_step(stage, 7)
+    asked = time.monotonic()
+    run.send_signal(signal.SIGTERM)
+    err = finish(run, 75, 30)
+    assert time.monotonic() - asked < 15  # a step and a save take less than a second here; the rest is for slow days
+    saved = int(re.search(r"stopped: stage `sft`, step (\d+) is saved\nhint: run the same command again", err).group(1))
+    assert 7 <= saved < STEPS
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "stopped"
+
+    run = start(tmp_path, *SMALL, how)
+    wait_for_step(stage, saved + 3)
+    os.kill(beat(stage, 1)["pid"], signal.SIGUSR1)
+    err = finish(run, 75, 30)
+    assert f"continues after step {saved}" in err
+
+    run = start(tmp_path, *SMALL, how)
+    wait_for_step(stage, saved + 8)
+    os.kill(beat(stage, 1)["pid"], signal.SIGKILL)
+    asked = time.monotonic()
+    err = finish(run, 1, 30)
+    assert time.monotonic() - asked < 30
+    assert re.search(r"stage `sft`: rank 1 on \S+ after step \d+ was killed by signal 9", err)
+    assert "Traceback" not in err
+    assert gone(tmp_path)
+
+    run = start(tmp_path, *SMALL, how)
+    wait_for_step(stage, saved + 12)
+    run.kill()
+    run.wait(10)
+    assert gone(tmp_path), "workers train on unseen"
+
+    finish(start(tmp_path, *SMALL, how), 0)
+    assert result(stage) == expected
+
+
+PPO = (
+    "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null", "ppo.normalize_rewards=none",
+    "ppo.reward_funcs=[rewards.py:reward]", "data.limit=64", "data.eval_limit=8", "eval.prompts=0",
+    "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
+    "ppo.max_steps=8", "ppo.response_length=4", "ppo.per_device_train_batch_size=4", "log_every=1",
+    "distributed=ddp", "launcher.processes=2",
+)  # fmt: skip
+ON_RANK_1 = """
+import os, time
+
+calls = 0
+
+def reward(prompts, completions):
+    global calls
+    calls += 1
+    if calls == 3 and os.environ["RANK"] == "1":
+        {what}
+    return [float(len(str(completion)) % 7) for completion in completions]
+"""
+
+
+def test_the_error_of_a_rank_is_shown_and_not_what_follows_from_it(tmp_path):
+    (tmp_path / "rewards.py").write_text(ON_RANK_1.format(what="raise KeyError('nobody home')"))
+    began = time.monotonic()
+    err = finish(start(tmp_path, *PPO), 1, 90)
+    assert time.monotonic() - began < 60
+    assert re.search(r"stage `ppo`: rank 1 on \S+ after step 2 failed; from \S+rank_1.log:", err)
+    assert "KeyError: 'nobody home'" in err
+    assert len(err.splitlines()) < 60
+    assert gone(tmp_path)
+
+
+def test_a_stuck_rank_is_named_with_what_it_was_doing(tmp_path):
+    (tmp_path / "rewards.py").write_text(ON_RANK_1.format(what="time.sleep(3600)"))
+    err = finish(start(tmp_path, *PPO, "launcher.stall_timeout=10"), 1, 90)
+    assert re.search(r"rank 1 on \S+ after step 2 made no step for 10 s", err)
+    assert re.search(r'File "\S+rewards.py", line \d+ in reward', err), "where it was stuck"
+    assert gone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["launcher.processes=2"], "`launcher` asks for 2 processes, and `distributed` is none"),
+        (["distributed=zero2"], "`distributed=zero2` needs to know how many processes there are"),
+        (["distributed=fsdp2", "launcher.processes=2"], "`distributed=fsdp2` needs GPUs"),
+        (["distributed=ddp", "launcher.processes=2", "distributed.config.zero_optimization.stage=1"], "no effect"),
+        (["distributed=zero2", "launcher.processes=2", "distributed.config.optimizer.type=Adam"], "`optim`"),
+        (
+            ["distributed=zero2", "launcher.processes=2", "distributed.config.zero_optimization.reduce_bucket_sice=1"],
+            "did you mean `distributed.config.zero_optimization.reduce_bucket_size`",
+        ),
+        (
+            ["distributed=zero2", "launcher.processes=2", "distributed.config.zero_optimization.overlap_com=true"],
+            "unknown key",
+        ),
+        (["distributed=ddp", "launcher.nodes=2", "launcher.gpus_per_node=2"], "launcher.rdzv_endpoint=HOST:29500"),
+        (["distributed=zero3", "launcher.processes=2", "peft=qlora"], "set `distributed=zero2`"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_launched_is_refused(alignctl, arguments, expected):
+    done = alignctl("train", "recipe=quickstart", *arguments, "--dry-run")
+    assert done.code == 2
+    assert expected in done.err
