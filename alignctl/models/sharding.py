@@ -64,11 +64,13 @@ def whole_state(model: nn.Module) -> dict[str, Tensor] | None:
 
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     state: dict[str, Tensor] = {}
+    copies: dict[int, Tensor] = {}  # of weights that have two names there must be one
     for name, tensor in model.state_dict(keep_vars=True).items():
-        parameters = [tensor] if hasattr(tensor, "ds_id") else []
-        with deepspeed.zero.GatheredParameters(parameters):
+        with deepspeed.zero.GatheredParameters([tensor] if hasattr(tensor, "ds_id") else []):
             if first:
-                state[name] = tensor.detach().cpu().clone().contiguous()
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = tensor.detach().cpu().clone().contiguous()
+                state[name] = copies[id(tensor)]
     return state
 
 
