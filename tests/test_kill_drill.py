@@ -1,0 +1,161 @@
+"""The promise: kill it anywhere, give the same command again, and the result is what it would have been, bit for bit.
+
+Real signals to real runs at random moments. ALIGNCTL_KILLS says how many moments are tried (5, or more at night), and
+ALIGNCTL_SEED which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import cycle, islice
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+KILLS = int(os.environ.get("ALIGNCTL_KILLS", 5))
+SEED = os.environ.get("ALIGNCTL_SEED") or str(int(time.time()))
+MODEL = (
+    "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "model.scratch.config.hidden_size=32",
+    "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
+)  # fmt: skip
+
+
+def settings(stage: str, steps: int, **given: object) -> tuple[str, ...]:
+    """Checkpoints so often that many kills fall into one."""
+    every = {"max_steps": steps, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4} | given
+    return tuple(f"{stage}.{key}={value}" for key, value in every.items())
+
+
+FUNCTION = ("ppo.reward_model=null", "ppo.normalize_rewards=none", "ppo.reward_funcs=[alignctl.data.quickstart:reward]")
+RUNS = {
+    "sft": ("recipe=sft_quickstart", *MODEL, *settings("sft", 24)),
+    "sft, two processes": (
+        "recipe=sft_quickstart", *MODEL, *settings("sft", 24), "distributed=ddp", "launcher.processes=2",
+    ),
+    "sft, then dpo": ("recipe=sft_dpo_quickstart", *MODEL, *settings("sft", 8), *settings("dpo", 16)),
+    "sft, then kto": ("recipe=sft_kto_quickstart", *MODEL, *settings("sft", 8), *settings("kto", 16)),
+    "sft, then reward": ("recipe=sft_rm_quickstart", *MODEL, *settings("sft", 8), *settings("rm", 16)),
+    "ppo": (
+        "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", *FUNCTION, *MODEL,
+        *settings("ppo", 12, response_length=8),
+    ),
+    "dpo, two processes, ZeRO-2": (
+        "recipe=sft_dpo_quickstart", "stages=[dpo]", "dpo.from=null", *MODEL, *settings("dpo", 16),
+        "distributed=zero2", "launcher.processes=2",
+    ),
+}  # fmt: skip
+VICTIMS = ("worker", "launcher", "last rank")
+
+
+def start(folder: Path, arguments: tuple[str, ...]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "alignctl", "train", *arguments, "run_dir=run"],
+        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def processes(folder: Path) -> list[int]:
+    found = subprocess.run(["pgrep", "-f", f"alignctl.(worker|agent) {folder}"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def kill(run: subprocess.Popen, folder: Path, victim: str) -> None:
+    pids = processes(folder)
+    pid = run.pid if victim == "launcher" or not pids else pids[-1 if victim == "last rank" else 0]
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        run.kill()
+
+
+def outcome(run: Path) -> dict[str, tuple[str, list]]:
+    """Of each stage the hash of its weights and what was logged, without what depends on the clock."""
+    found = {}
+    for stage in sorted(path.parent for path in run.glob("*/result.json")):
+        rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+        weights = hashlib.sha256((stage / "model" / "model.safetensors").read_bytes()).hexdigest()
+        found[stage.name] = weights, [[row["step"], row.get("loss"), row.get("grad_norm")] for row in rows]
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Gives the result of a run that is left alone, and the seconds it took; made once for each."""
+    made: dict[str, tuple[dict, float]] = {}
+
+    def make(name: str) -> tuple[dict, float]:
+        if name not in made:
+            folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
+            run = start(folder, RUNS[name])
+            _, err = run.communicate(timeout=300)
+            assert run.returncode == 0, err
+            made[name] = outcome(folder / "run"), time.monotonic() - began
+        return made[name]
+
+    return make
+
+
+def drill(count: int) -> list[tuple[str, str, float]]:
+    """Runs, whom to kill in each, and when, as a share of the time the whole run takes; drawn anew each day."""
+    chance = random.Random(SEED)
+    names = list(RUNS)
+    chance.shuffle(names)
+    return [(name, chance.choice(VICTIMS), chance.uniform(0.3, 1.0)) for name in islice(cycle(names), count)]
+
+
+@pytest.mark.parametrize(("name", "victim", "when"), drill(KILLS), ids=lambda part: str(part)[:20])
+def test_killed_at_a_random_moment_and_started_again(tmp_path, undisturbed, name, victim, when):
+    expected, seconds = undisturbed(name)
+    run = start(tmp_path, RUNS[name])
+    try:
+        run.communicate(timeout=when * seconds)
+    except subprocess.TimeoutExpired:
+        kill(run, tmp_path, victim)
+    run.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while processes(tmp_path):
+        assert time.monotonic() < deadline, "something trains on unseen"
+        time.sleep(0.1)
+    again = start(tmp_path, RUNS[name])
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, f"seed {SEED}: {err}"
+    assert outcome(tmp_path / "run") == expected, f"seed {SEED}"
+    rows = [json.loads(line)["step"] for line in (tmp_path / "run" / list(expected)[-1] / "metrics.jsonl").open()]
+    assert rows == sorted(set(rows)), "steps twice"
+
+
+def test_killed_inside_every_save(tmp_path, undisturbed):
+    """Whenever a checkpoint is being written: killed then, three times in one run."""
+    expected, _ = undisturbed("sft")
+    folder = tmp_path / "run" / "sft" / "checkpoints"
+    inside = 0
+    for _ in range(8):
+        run = start(tmp_path, RUNS["sft"])
+        deadline = time.monotonic() + 60
+        before = {path.name for path in folder.glob("checkpoint-*")}
+        while run.poll() is None and time.monotonic() < deadline:
+            staged = [path for path in folder.glob(".staging/checkpoint-*/*") if path.parent.name not in before]
+            if staged:
+                break
+        if run.poll() is not None:
+            break
+        kill(run, tmp_path, "worker")
+        inside += any(folder.glob(".staging/checkpoint-*"))
+        run.communicate(timeout=60)
+        if inside == 3:
+            break
+    assert inside == 3, "the drill did not hit a save"
+    again = start(tmp_path, RUNS["sft"])
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert outcome(tmp_path / "run") == expected
