@@ -47,7 +47,7 @@ cell:
   per_device_train_batch_size: 4
   bf16: false
 """
-OWN = {"ppo": "  response_length: 8\n  reward_funcs: ['alignctl.data.quickstart:reward']\n"}
+OWN = {"ppo": "  response_length: 8\n  max_prompt_length: 64\n  reward_funcs: ['alignctl.data.quickstart:reward']\n"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Cell:
         arguments = [f"recipe={recipe}", f"peft={self.peft}", f"distributed={self.distributed}"]
         if self.processes > 1:
             arguments.append(f"launcher.processes={self.processes}")
-        first, again = (str(folder / f"{self.method}_{self.peft}_{self.distributed}{end}") for end in ("", "_again"))
+        first = str(folder / f"{self.method}_{self.peft}_{self.distributed}")
+        again = f"{first}_again"
         return [
             {"run_dir": first, "arguments": arguments},
             {"run_dir": again, "arguments": arguments, "continues": first},
@@ -107,7 +108,7 @@ def run(cells: list[Cell], folder: Path, processes: int) -> dict[Cell, str]:
         done |= {row["run_dir"]: row["error"] for row in map(json.loads, lines)}
         broke = next((job for job in left if job["run_dir"] not in done), None)
         if broke:  # the processes ended in it; the others go on in new ones
-            done[broke["run_dir"]] = "failed"
+            done |= {broke["run_dir"]: "failed", broke["run_dir"] + "_again": "failed"}
             print(f"{broke['run_dir']} failed:\n{Path(f'{file}.log').read_text()[-3000:]}", file=sys.stderr)
     return {cell: look(cell, folder, done) for cell in cells}
 
