@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -176,10 +175,10 @@ def save_finished(
     Args:
         load_whole: Gives the weights under the adapter as the checkpoint has them, where it was trained over 4 bits:
             merging into those would round the adapter away.
-        facts: JSON files to put beside the model's weights, by name.
+        facts: JSON files to put beside the weights, by name.
     """
     if isinstance(trained, PeftModel):
-        _publish(adapter_dir, trained, tokenizer)
+        _publish(adapter_dir, trained, tokenizer, facts)
         if getattr(trained, "is_loaded_in_4bit", False):
             trained = PeftModel.from_pretrained(load_whole(), adapter_dir)
         trained = trained.merge_and_unload()
@@ -190,11 +189,12 @@ def _publish(
     folder: Path,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Mapping[str, Any] = MappingProxyType({}),
+    facts: Mapping[str, Any],
 ) -> None:
     staged = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(staged)
+    # An adapter may have others beside it that were trained with it.
+    model.save_pretrained(staged, **{"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {})
     tokenizer.save_pretrained(staged)
     for name, content in facts.items():
         (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
