@@ -11,6 +11,9 @@ from alignctl.config.stages import merged_section, stage_names
 from alignctl.data.sources import is_hub_id
 from alignctl.errors import Problem
 
+# Settings of adapters, and their values that leave alone what is under the adapter.
+_BASE_AS_IT_IS = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal")}
+
 
 def check_shared_base(config: Mapping[str, Any], name: str, peft: Mapping[str, Any]) -> Iterator[Problem]:
     """What keeps policy, value model and reward model of a stage with this `peft` from being adapters of one base."""
@@ -21,8 +24,11 @@ def check_shared_base(config: Mapping[str, Any], name: str, peft: Mapping[str, A
             f"{layout} needs an adapter: policy, value model and reward model are adapters of one base",
             f"set `peft=lora`, or `{name}.roles=separate`",
         )
-    if peft.get("bias", "none") != "none":
-        yield Problem(f"{layout} and `peft.bias={peft['bias']}` exclude each other: biases belong to the base")
+    for key, harmless in _BASE_AS_IT_IS.items():
+        if key in peft and peft[key] not in harmless:
+            yield Problem(
+                f"{layout} and `peft.{key}={peft[key]}` exclude each other: it changes the base's own weights"
+            )
     if (stage.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant"):
         yield Problem(
             f"{layout} and `{name}.gradient_checkpointing_kwargs.use_reentrant=true` exclude each other",

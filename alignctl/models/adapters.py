@@ -66,9 +66,9 @@ class ScoreAdapter:
             AlignctlError: It is of another model.
         """
         whole = [part for part in self.config.modules_to_save or () if any(f".{part}." in key for key in self.weights)]
-        model.add_adapter(
-            name, replace(self.config, task_type="CAUSAL_LM", modules_to_save=whole or None, inference_mode=False)
-        )
+        # Some ways of starting an adapter change the weights under it.
+        plain = {"task_type": "CAUSAL_LM", "inference_mode": False, "init_lora_weights": True}
+        model.add_adapter(name, replace(self.config, **plain, modules_to_save=whole or None))
         try:
             unexpected = set_peft_model_state_dict(model, dict(self.weights), name).unexpected_keys
         except RuntimeError as error:  # shapes

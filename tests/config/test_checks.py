@@ -12,7 +12,7 @@ from alignctl.plan.plan import make_plan
 DPO, SFT_DPO, LOCAL = "recipe=dpo_llama3", "recipe=sft_dpo_llama3", "recipe=dpo_local"
 SIMPO, KTO, RM = "recipe=sft_simpo_quickstart", "recipe=sft_kto_quickstart", "recipe=sft_rm_quickstart"
 PPO = "recipe=rlhf_quickstart"
-SHARED = (PPO, "peft=lora", "sft.peft.type=none", "ppo.disable_dropout=false", "ppo.roles=shared_base")
+SHARED = (PPO, "peft=lora", "sft.peft.type=none", "ppo.roles=shared_base")
 
 # Arguments, and what the message must say.
 BAD = [
@@ -178,6 +178,7 @@ BAD = [
     ([*SHARED, "ppo.reward_model=./none"], ["there is no such folder"]),
     ([*SHARED, "ppo.gradient_checkpointing_kwargs={use_reentrant:true}"], ["take `use_reentrant` out"]),
     ([*SHARED, "peft.bias=all"], ["`peft.bias=all` exclude each other"]),
+    ([*SHARED, "peft.init_lora_weights=pissa"], ["`peft.init_lora_weights=pissa` exclude each other"]),
     ([KTO, "kto.train_sampling_strategy=random"], ["`kto.train_sampling_strategy` is not a stage's to set"]),
     ([KTO, "kto.desirable_weight=0"], ["`kto.desirable_weight` must be greater than 0"]),
     ([KTO, "kto.reference=stf"], ["`kto.reference=stf`", "no such folder"]),

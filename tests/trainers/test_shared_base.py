@@ -234,7 +234,7 @@ SMALL_RUN = (
     "sft.max_steps=2", "rm.max_steps=2", "ppo.max_steps=2", "ppo.per_device_train_batch_size=8",
     "ppo.response_length=8", "model.scratch.vocab_size=400", "model.scratch.config.hidden_size=32",
     "model.scratch.config.intermediate_size=64", "sft.peft.type=none", "ppo.roles=shared_base",
-    "ppo.disable_dropout=false", "ppo.learning_rate=1e-2",
+    "ppo.learning_rate=1e-2",
 )  # fmt: skip
 
 
