@@ -25,6 +25,7 @@ from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.evaluate.measure import Evaluation, Reference, measure
 from alignctl.evaluate.reward_model import REWARD_STATISTICS, measure_reward_model, reward_statistics
 from alignctl.methods.registry import Method, Role, methods, resolve
+from alignctl.models.adapters import Adapters, load_score_adapter
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, load_tokenizer, save_finished
 from alignctl.models.sharding import load_trained, start_deepspeed_on_cpu, undivided, whole_state, whole_weights
@@ -168,16 +169,20 @@ def _actor_critic_roles(
         return load_model(stage.model, role, start, tokenizer, stage.peft, stage.seed)
 
     roles: dict[str, Any] = {}
+    layout = stage.trainer.get("roles", "separate")
     folder, start = weights.get("reward_model"), weights["value_model"]
     if folder:
         theirs = load_reward_tokenizer(folder, stage.model)
-        roles["reward_model"] = load("reward_model", folder, theirs)
         roles["reward_processing_class"] = theirs
         roles["reward_statistics"] = read_json(Path(folder, REWARD_STATISTICS))
+    if folder and layout == "shared_base":
+        roles["reward_adapter"] = load_score_adapter(folder, weights["policy"])
+    elif folder:
+        roles["reward_model"] = load("reward_model", folder, theirs)
         if theirs.get_vocab() != tokenizer.get_vocab() or not hasattr(roles["reward_model"], "score"):
             start = weights["policy"]
             progress.notice("the value model starts from the policy: the reward model has other tokens")
-    if stage.trainer.get("roles", "separate") == "separate":
+    if layout == "separate":
         roles["value_model"] = load("value_model", start, tokenizer)
     return roles
 
@@ -301,7 +306,7 @@ def _reference(trainer: Trainer, stage: StageConfig, weights: Weights, tokenizer
         if trainer.ref_model is not None:
             yield trainer.accelerator.unwrap_model(trainer.ref_model)
         elif isinstance(policy, PeftModel) and weights["reference"] == weights["policy"]:
-            with policy.disable_adapter():
+            with Adapters(policy).under(None):
                 yield policy
         else:
             model = load_model(stage.model, "reference", weights["reference"], tokenizer, stage.peft, stage.seed)

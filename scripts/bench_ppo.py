@@ -7,6 +7,12 @@ index) and runs it with the torch and transformers that are here. Policy, refere
 stories260K (a Llama of 260,000 parameters, given with --model) and the prompts are of its kind; both draw completions
 of the same length and go through each rollout the same number of times. The contestants take turns of one rollout, each
 in a process of its own, on one thread; the first turn is a warm-up.
+
+The shared base trains adapters (LoRA, r=8) where the others train all weights; its reward model is an adapter that has
+no effect yet, with the head of the others', so all are scored alike.
+
+A model of that size hardly counts beside what Python and its packages take. `--hidden 768 --layers 12` takes a Llama
+of that shape with random weights instead, for the memory of models.
 """
 
 from __future__ import annotations
@@ -25,18 +31,27 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TRL = "1.12.0"
-CONTESTANTS = ("TRL", "alignctl", "alignctl, shared value")
+CONTESTANTS = {  # and the `roles` of ours
+    "TRL": None,
+    "alignctl": "separate",
+    "alignctl, shared value": "shared_value",
+    "alignctl, shared base": "shared_base",
+}
+LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=_shared() / "models" / "stories260K")
+    parser.add_argument("--hidden", type=int, help="width of a model with random weights, instead of --model")
+    parser.add_argument("--layers", type=int, default=12, help="of that model")
     parser.add_argument("--turns", type=int, default=8, help="rollouts of each contestant, the warm-up included")
     parser.add_argument("--batch", type=int, default=32, help="completions of a rollout")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--length", type=int, default=64, help="new tokens of a completion")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--reward-model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--trl", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -45,6 +60,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, f"trl=={TRL}"]
         subprocess.run(install, check=True)
+        if arguments.hidden:
+            arguments.model = make_model(arguments, Path(folder, "model"))
+        arguments.reward_model = make_reward_model(arguments.model, Path(folder, "reward"))
         result = compare(arguments, folder)
     print(table(result))
     if arguments.json:
@@ -55,14 +73,41 @@ def _shared() -> Path:
     return Path(os.environ.get("ALIGNCTL_SHARED", ROOT.parent / "shared"), "data")
 
 
+def make_model(arguments: argparse.Namespace, folder: Path) -> Path:
+    """Saves a Llama with random weights and the tokenizer of the model that was given."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    AutoTokenizer.from_pretrained(arguments.model).save_pretrained(folder)
+    given = LlamaConfig.from_pretrained(arguments.model)
+    config = LlamaConfig(
+        vocab_size=given.vocab_size, hidden_size=arguments.hidden, intermediate_size=arguments.hidden * 8 // 3,
+        num_hidden_layers=arguments.layers, num_attention_heads=arguments.hidden // 64, pad_token_id=given.pad_token_id,
+        bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    print(f"{model.num_parameters() / 1e6:.1f} million parameters", file=sys.stderr)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_reward_model(model: Path, folder: Path) -> Path:
+    """Saves a reward model with a random head, and in `adapter/` the same as an adapter over the model."""
+    from peft import LoraConfig, get_peft_model
+
+    reward_model = load(model, scores=True)
+    reward_model.save_pretrained(folder)
+    get_peft_model(reward_model, LoraConfig(task_type="SEQ_CLS", **LORA)).save_pretrained(folder / "adapter")
+    return folder
+
+
 def compare(arguments: argparse.Namespace, trl: str) -> dict[str, Any]:
     """What each contestant measured: seconds of every turn but the first, mean reward of each, peak memory."""
     children: dict[str, subprocess.Popen[str]] = {}
     measured: dict[str, dict[str, Any]] = {name: {"turns_s": [], "rewards": []} for name in CONTESTANTS}
     try:
         for name in CONTESTANTS:
-            options = ("model", "turns", "batch", "epochs", "length")
-            words = [word for key in options for word in (f"--{key}", str(getattr(arguments, key)))]
+            options = ("model", "reward_model", "turns", "batch", "epochs", "length")
+            words = [word for key in options for word in (f"--{key.replace('_', '-')}", str(getattr(arguments, key)))]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
             if name == "TRL":
                 environment["PYTHONPATH"] = trl
@@ -98,7 +143,7 @@ def table(result: dict[str, Any]) -> str:
         first, last = statistics.fmean(one["rewards"][:2]), statistics.fmean(one["rewards"][-2:])
         lines.append(f"{name:24} {one['episodes_per_s']:10.2f} {one['peak_mib']:9.0f}  {first:.3f} {last:.3f}")
     theirs = result["measured"]["TRL"]
-    for name in CONTESTANTS[1:]:
+    for name in list(CONTESTANTS)[1:]:
         ours = result["measured"][name]
         ratios = [b / a for a, b in zip(ours["turns_s"], theirs["turns_s"], strict=True)]
         lines.append(
@@ -166,18 +211,14 @@ def prompts(count: int) -> list[str]:
     return [f"{OPENINGS[i % 5]} {NAMES[i % 8]} and" for i in range(count)]
 
 
-def models(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Policy, reference, value model, and a reward model whose head is random: it is the same for all."""
+def load(path: Path, scores: bool = False) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    return {
-        "model": AutoModelForCausalLM.from_pretrained(arguments.model),
-        "ref_model": AutoModelForCausalLM.from_pretrained(arguments.model),
-        "reward_model": AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=1),
-        "value_model": AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=1),
-    }
+    if scores:
+        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+    return AutoModelForCausalLM.from_pretrained(path)
 
 
 def build_trl(arguments: argparse.Namespace, folder: str) -> Any:
@@ -195,14 +236,17 @@ def build_trl(arguments: argparse.Namespace, folder: str) -> Any:
     )  # fmt: skip
     return PPOTrainer(
         args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(rows[:1]), **models(arguments),
+        eval_dataset=Dataset.from_list(rows[:1]), model=load(arguments.model), ref_model=load(arguments.model),
+        reward_model=load(arguments.reward_model, scores=True), value_model=load(arguments.model, scores=True),
     )  # fmt: skip
 
 
 def build_ours(arguments: argparse.Namespace, folder: str) -> Any:
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import AutoTokenizer
 
+    from alignctl.models.adapters import load_score_adapter
     from alignctl.trainers.ppo.config import PPOConfig
     from alignctl.trainers.ppo.trainer import PPOTrainer
 
@@ -211,11 +255,17 @@ def build_ours(arguments: argparse.Namespace, folder: str) -> Any:
     args = PPOConfig(
         output_dir=f"{folder}/out", per_device_train_batch_size=arguments.batch, num_mini_batches=1,
         num_ppo_epochs=arguments.epochs, num_train_epochs=1, response_length=arguments.length, max_prompt_length=64,
-        roles="shared_value" if arguments.child == "alignctl, shared value" else "separate", **common(),
+        roles=CONTESTANTS[arguments.child], **common(),
     )  # fmt: skip
-    given = models(arguments)
-    if args.roles == "shared_value":
-        del given["value_model"]
+    given: dict[str, Any] = {"model": load(arguments.model)}
+    if args.roles == "shared_base":
+        given["reward_adapter"] = load_score_adapter(str(arguments.reward_model / "adapter"), None)
+        given["peft_config"] = LoraConfig(task_type="CAUSAL_LM", **LORA)
+    else:
+        given["ref_model"] = load(arguments.model)
+        given["reward_model"] = load(arguments.reward_model, scores=True)
+    if args.roles == "separate":
+        given["value_model"] = load(arguments.model, scores=True)
     return PPOTrainer(args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), **given)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.config.schema import MISSING, QUANTIZED
+from alignctl.config.shared_base_checks import check_shared_base
 from alignctl.config.stages import first_stage, merged_section
 from alignctl.config.trl_fields import config_fields
 from alignctl.config.value_checks import check_choice, method_of
@@ -59,6 +60,8 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
         takers = ", ".join(f"`{other.name}`" for other in methods().values() if other.takes_margin)
         yield Problem(f"`data.margin` would have no effect on `{name}`: only the method {takers} uses margins")
     yield from _bitsandbytes(name, stage, peft)
+    if stage.get("roles") == "shared_base":
+        yield from check_shared_base(config, name, peft)
     modules = peft.get("target_modules")
     if isinstance(modules, list) and "lm_head" in modules and method.trained == "policy":
         yield Problem(

@@ -27,24 +27,23 @@ def sdpa_by_parts(
     if query.is_cuda and query.size(1) != key.size(1):  # with a mask, CUDA's fast kernels want all heads
         key, value = (one.repeat_interleave(query.size(1) // key.size(1), 1) for one in (key, value))
     options = {"scale": scale, "dropout_p": dropout, "enable_gqa": query.size(1) != key.size(1)}
+    # Divided at once: each slice would have a gradient of the size of the whole row.
+    sizes = [size for group in layout.groups for size in (group.shared, *group.branches)]
+    pieces = zip(*(one.split(sizes, 2) for one in (query, key, value)), strict=True)
     parts = []
     for group, masks in zip(layout.groups, layout.branch_masks, strict=True):
-        start = group.start + group.shared
-        shared = slice(group.start, start)
-        shared_key, shared_value = key[:, :, shared], value[:, :, shared]
+        shared_query, shared_key, shared_value = next(pieces)
         if group.shared:
             parts.append(
-                F.scaled_dot_product_attention(query[:, :, shared], shared_key, shared_value, is_causal=True, **options)
+                F.scaled_dot_product_attention(shared_query, shared_key, shared_value, is_causal=True, **options)
             )
-        for length, mask in zip(group.branches, masks, strict=True):
-            own = slice(start, start + length)
-            start += length
-            keys = torch.cat([shared_key, key[:, :, own]], 2)
-            values = torch.cat([shared_value, value[:, :, own]], 2)
+        for mask in masks:
+            own_query, own_key, own_value = next(pieces)
+            keys, values = torch.cat([shared_key, own_key], 2), torch.cat([shared_value, own_value], 2)
             if mask is None:
-                queries = torch.cat([query[:, :, shared], query[:, :, own]], 2)
+                queries = torch.cat([shared_query, own_query], 2)
                 whole = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, **options)
                 parts.append(whole[:, :, group.shared :])
             else:
-                parts.append(F.scaled_dot_product_attention(query[:, :, own], keys, values, attn_mask=mask, **options))
+                parts.append(F.scaled_dot_product_attention(own_query, keys, values, attn_mask=mask, **options))
     return torch.cat(parts, 2)

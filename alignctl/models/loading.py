@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -180,11 +179,11 @@ def save_finished(
     Args:
         load_whole: Gives the weights under the adapter as the checkpoint has them, where those of `trained` will not
             do: merging into 4 bits would round the adapter away, and a share of them is not all.
-        facts: JSON files to put beside the model's weights, by name.
+        facts: JSON files to put beside the weights, by name.
         state: The weights, where those of `trained` are divided among processes.
     """
     if isinstance(trained, PeftModel):
-        _publish(adapter_dir, trained, tokenizer, state=state)
+        _publish(adapter_dir, trained, tokenizer, facts, state)
         if state is not None or getattr(trained, "is_loaded_in_4bit", False):
             trained, state = PeftModel.from_pretrained(load_whole(), adapter_dir), None
         trained = trained.merge_and_unload()
@@ -195,12 +194,15 @@ def _publish(
     folder: Path,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Mapping[str, Any] = MappingProxyType({}),
-    state: dict[str, Tensor] | None = None,
+    facts: Mapping[str, Any],
+    state: dict[str, Tensor] | None,
 ) -> None:
     staged = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(staged, **({} if state is None else {"state_dict": state}))
+    options: dict[str, Any] = {} if state is None else {"state_dict": state}
+    if isinstance(model, PeftModel):
+        options["selected_adapters"] = ["default"]  # others may have been trained beside it
+    model.save_pretrained(staged, **options)
     tokenizer.save_pretrained(staged)
     for name, content in facts.items():
         (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -83,9 +83,12 @@ def _start(stage: StageConfig, paths: RunPaths) -> str:
 
 def _source(stage: StageConfig, role: str, paths: RunPaths) -> str | None:
     """Where the weights of a role come from: what the stage names for it, else the weights it starts with. None for a
-    reward model that is not named. A value model starts from the reward model where there is one."""
+    reward model that is not named. A value model starts from the reward model where there is one; over a shared base
+    both are an adapter."""
     if role in stage.roles_from:
-        return str(paths.stage(stage.roles_from[role]).model)
+        folders = paths.stage(stage.roles_from[role])
+        one_of_several = role == "reward_model" and stage.trainer.get("roles") == "shared_base"
+        return str(folders.adapter if one_of_several else folders.model)
     if role in stage.role_paths:
         return stage.role_paths[role]
     trained = methods()[stage.method].trained

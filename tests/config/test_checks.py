@@ -12,6 +12,7 @@ from alignctl.plan.plan import make_plan
 DPO, SFT_DPO, LOCAL = "recipe=dpo_llama3", "recipe=sft_dpo_llama3", "recipe=dpo_local"
 SIMPO, KTO, RM = "recipe=sft_simpo_quickstart", "recipe=sft_kto_quickstart", "recipe=sft_rm_quickstart"
 PPO = "recipe=rlhf_quickstart"
+SHARED = (PPO, "peft=lora", "sft.peft.type=none", "ppo.roles=shared_base")
 
 # Arguments, and what the message must say.
 BAD = [
@@ -161,6 +162,22 @@ BAD = [
     ([PPO, "ppo.kl_estimator=k4"], ["`ppo.kl_estimator` must be one of k1, k2, k3"]),
     ([PPO, "ppo.reward_model=sft"], ["`ppo.reward_model=sft`"]),
     ([PPO, "ppo.gradient_accumulation_steps=2"], ["is not a stage's to set", "set `update_tokens`"]),
+    ([PPO, "ppo.roles=shared_base"], ["needs an adapter", "`peft=lora`", "`rm` trains all weights"]),
+    (
+        [*SHARED, "rm.peft.type=none"],
+        ["needs a reward model that is an adapter, but `rm` trains all", "`rm.peft.type=lora`"],
+    ),
+    ([*SHARED, "rm.from=null"], ["`ppo` starts from `sft` and `rm` from `model`", "`rm.from=sft`"]),
+    ([*SHARED, "rm.from=null", "ppo.from=null", "stages=[rm,ppo]"], ["start from random weights of their own"]),
+    (
+        [*SHARED, "rm.from=null", "ppo.from=null", "stages=[rm,ppo]", "model=smollm", "rm.model.path=a/b"],
+        ["`ppo.model.path` and `rm.model.path` differ"],
+    ),
+    ([*SHARED, "ppo.reward_model=conf/model"], ["holds no adapter", "the folder `adapter/` of a reward stage"]),
+    ([*SHARED, "ppo.reward_model=./none"], ["there is no such folder"]),
+    ([*SHARED, "ppo.gradient_checkpointing_kwargs={use_reentrant:true}"], ["take `use_reentrant` out"]),
+    ([*SHARED, "peft.bias=all"], ["`peft.bias=all` exclude each other"]),
+    ([*SHARED, "peft.init_lora_weights=pissa"], ["`peft.init_lora_weights=pissa` exclude each other"]),
     ([KTO, "kto.train_sampling_strategy=random"], ["`kto.train_sampling_strategy` is not a stage's to set"]),
     ([KTO, "kto.desirable_weight=0"], ["`kto.desirable_weight` must be greater than 0"]),
     ([KTO, "kto.reference=stf"], ["`kto.reference=stf`", "no such folder"]),
@@ -238,6 +255,21 @@ def test_files_that_cannot_be_read(tmp_path, name, content, expected):
     config, _ = compose(read_request([LOCAL, "model.path=a/b", f"data.path={tmp_path / name}"]))
     (problem,) = find_problems(config)
     assert expected in problem.message
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "a/b"}')
+
+    def problems(*arguments):
+        config, found = compose(
+            read_request([*SHARED, "stages=[ppo]", "ppo.from=null", f"ppo.reward_model={tmp_path}", *arguments])
+        )
+        return found + find_problems(config)
+
+    (problem,) = problems("model=local", "model.path=c/d")
+    assert "is an adapter of a/b, but `ppo` starts from `c/d`" in problem.message
+    assert "`model.path=a/b`" in problem.hint
+    assert problems("model=local", "model.path=a/b") == []
 
 
 def test_a_field_of_trl_the_recipe_does_not_list_is_accepted():

@@ -25,6 +25,11 @@ class StopsAfter(NeverStops):
         return self._looks >= self._step
 
 
+def length(prompts, completions):
+    """A reward that a model of random weights gets different amounts of."""
+    return [len(completion[0]["content"]) / 10 for completion in completions]
+
+
 RECIPES = {
     "sft": ("recipe=sft_quickstart", "sft.packing=true"),
     "reward": ("recipe=sft_rm_quickstart", "rm.train_sampling_strategy=group_by_length"),
@@ -41,19 +46,31 @@ RECIPES = {
         "ppo.kl_horizon=100",
         "ppo.response_length=8",
     ),
+    "ppo, shared base": (
+        "recipe=rlhf_quickstart",
+        "ppo.reward_model=null",
+        f"ppo.reward_funcs=[{__file__}:length]",
+        "ppo.normalize_rewards=none",
+        "ppo.roles=shared_base",
+        "peft=lora",
+        "peft.lora_dropout=0.1",
+        "ppo.disable_dropout=false",
+        "ppo.learning_rate=1e-2",
+        "ppo.response_length=8",
+    ),
     "simpo": ("recipe=sft_simpo_quickstart", "peft=lora", "simpo.gradient_accumulation_steps=2"),
 }
 
 
 def test_every_method_is_here():
-    assert sorted(RECIPES) == sorted(methods())
+    assert {name.partition(",")[0] for name in RECIPES} == set(methods())
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_continued_is_undisturbed(tmp_path, monkeypatch, name):
     monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
     recipe, *more = RECIPES[name]
-    stage = "rm" if name == "reward" else name
+    stage = "rm" if name == "reward" else name.partition(",")[0]
     arguments = (
         recipe, f"stages=[{stage}]", "data.limit=64", "data.eval_limit=8", "eval.prompts=0", f"{stage}.max_steps=6",
         f"{stage}.per_device_train_batch_size=16", f"{stage}.save_steps=2", f"{stage}.logging_steps=1",

@@ -17,9 +17,10 @@ class PPOConfig(EngineConfig, TrainingArguments):
     A step is a rollout of `per_device_train_batch_size` completions and all updates made with it.
     """
 
-    roles: Literal["separate", "shared_value"] = "separate"
-    """Where the value model lives: a model of its own, which starts from the reward model where there is one, or a head
-    on the policy's last hidden states."""
+    roles: Literal["separate", "shared_value", "shared_base"] = "separate"
+    """What is held in memory. separate: each model by itself, the value model starting from the reward model where
+    there is one; shared_value: the value model is a head on the policy's last hidden states; shared_base: policy, value
+    model and reward model are adapters of one frozen base, which by itself is the reference."""
     reward_funcs: list[str] = field(default_factory=list)
     """Functions that score completions, `module:function`, beside the reward model: called with `prompts` and
     `completions` (text or messages, as the rows have them), they return a number for each."""

@@ -30,12 +30,25 @@ class Scored(NamedTuple):
     """What is said of completions, `[tokens]` each but for the last."""
 
     logps: Tensor
-    entropy: Tensor
-    """Of the policy at its temperature, without gradient."""
+    entropy: Tensor | None
+    """Of the policy at its temperature; None in a pass with gradients, where nobody asks for it."""
     values: Tensor
     """Of the state before each token."""
     last_values: Tensor
     """`[completions]`, of the state after the last token."""
+
+
+class ValueHead(nn.Linear):
+    """One number for a hidden state, 0 at first, in float32: 16 bits are too coarse for values."""
+
+    def __init__(self, width: int, device: torch.device):
+        super().__init__(width, 1, device=device, dtype=torch.float32)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.float())
 
 
 class ActorCritic(nn.Module):
@@ -44,7 +57,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self,
         policy: PreTrainedModel,
-        value_model: PreTrainedModel | None,
+        value_model: nn.Module | None,
         value_mean: float = 0.0,
         value_std: float = 1.0,
     ):
@@ -54,33 +67,36 @@ class ActorCritic(nn.Module):
         self.value_model = value_model
         self.value_mean, self.value_std = value_mean, value_std
         if value_model is None:
-            width = policy.config.get_text_config().hidden_size
-            self.value_head = nn.Linear(width, 1, dtype=torch.float32, device=policy.device)
-            nn.init.zeros_(self.value_head.weight)
-            nn.init.zeros_(self.value_head.bias)
+            self.value_head = ValueHead(policy.config.get_text_config().hidden_size, policy.device)
 
     @property
-    def models(self) -> list[PreTrainedModel]:
+    def models(self) -> list[nn.Module]:
         return [model for model in (self.policy, self.value_model) if model is not None]
+
+    @property
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """Without those of a value model that is an adapter beside the policy's."""
+        others = set(self.value_model.adapter_parameters()) if hasattr(self.value_model, "adapter_parameters") else ()
+        return [parameter for parameter in self.policy.parameters() if parameter not in others]
 
     def forward(self, batch: Batch, temperature: float, policy_learns: bool = True) -> Scored:
         """What both say of the completions; a policy that does not learn gets no gradient from the values."""
         hidden = last_hidden(self.policy, batch.layout)
-        scores = score_tokens(bare(self.policy), hidden[batch.before], batch.targets, True, temperature)
+        scores = score_tokens(
+            bare(self.policy), hidden[batch.before], batch.targets, not torch.is_grad_enabled(), temperature
+        )
         places = torch.cat([batch.before, batch.last])
         if self.value_model is None:
-            states = hidden[places] if policy_learns else hidden[places].detach()
-            with torch.autocast(hidden.device.type, enabled=False):  # 16 bits are too coarse for values
-                values = self.value_head(states.float())
+            values = self.value_head(hidden[places] if policy_learns else hidden[places].detach())
         else:
             values = bare(self.value_model).score(last_hidden(self.value_model, batch.layout)[places]).float()
             values = (values - self.value_mean) / self.value_std
         before, last = values.squeeze(-1).split([len(batch.before), len(batch.last)])
         return Scored(scores.logps, scores.entropy, before, last)
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(self, **options: Any) -> None:
         for model in self.models:
-            model.gradient_checkpointing_enable(*args, **kwargs)
+            model.activation_checkpointing_enable(**options)
 
 
 def policy_logps(policy: nn.Module, batch: Batch, temperature: float) -> Tensor:

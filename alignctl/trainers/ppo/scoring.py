@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from alignctl.data.formats import is_messages
 from alignctl.data.tokenizing import tokenize_completions
@@ -44,7 +45,7 @@ class Episodes:
 class RewardModel:
     """A sequence classifier as a source of rewards."""
 
-    model: PreTrainedModel
+    model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     """The model's own: where it differs from the policy's, it is given the text, tokenised anew."""
     policy_tokenizer: PreTrainedTokenizerBase

@@ -26,6 +26,7 @@ from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.engine.forward import bare
 from alignctl.engine.layout import bins
 from alignctl.errors import AlignctlError, RequestError
+from alignctl.models.adapters import Adapters, ScoreAdapter
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.generation import draw_completions
 from alignctl.models.sharding import whole_weights
@@ -46,6 +47,7 @@ from alignctl.trainers.ppo.scoring import (
     load_function,
     score,
 )
+from alignctl.trainers.ppo.shared_base import share_base
 from alignctl.trainers.ppo.update import Sums, backward, mini_batches
 
 _STATE, _WEIGHTS = "ppo_state.json", "actor_critic.safetensors"
@@ -65,28 +67,34 @@ class PPOTrainer(Trainer):
         ref_model: PreTrainedModel | None = None,
         value_model: PreTrainedModel | None = None,
         reward_model: PreTrainedModel | None = None,
+        reward_adapter: ScoreAdapter | None = None,
         reward_processing_class: PreTrainedTokenizerBase | None = None,
         reward_statistics: dict[str, float] | None = None,
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         eval_dataset: Dataset | None = None,
     ):
+        """`reward_adapter` is for `roles=shared_base`, `reward_model` for the others."""
         self.notices: list[str] = []
-        frozen = [one for one in (ref_model, reward_model) if one is not None]
-        for one in frozen:
-            one.eval().requires_grad_(False)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
             if value_model is not None:  # which then is an adapter with a head, too
                 value_model = get_peft_model(value_model, dataclasses.replace(peft_config, task_type="SEQ_CLS"))
+        self._put_engine_under(
+            [bare(one) for one in (model, value_model, ref_model, reward_model) if one is not None], args
+        )
+        if args.roles == "shared_base":
+            value_model, reward_model = share_base(model, reward_adapter, processing_class.pad_token_id)
+        frozen = [one for one in (ref_model, reward_model) if one is not None]
+        for one in frozen:
+            one.eval().requires_grad_(False)
         if args.disable_dropout:
             for one in (model, value_model):
                 if one is not None:
                     disable_dropout_in_model(one)
-        self._put_engine_under([bare(one) for one in (model, value_model, *frozen) if one is not None], args)
         scaled = args.normalize_rewards == "statistics" and reward_statistics and not args.reward_funcs
         scale = (reward_statistics["mean"], reward_statistics["std"]) if scaled else (0.0, 1.0)
-        actor_critic = ActorCritic(model, value_model if args.roles == "separate" else None, *scale)
+        actor_critic = ActorCritic(model, value_model, *scale)
         self._check_length(model, args)
         self.ref_model, self.reward_model = ref_model, reward_model
         rows = self._tokenize(train_dataset, processing_class, args)
@@ -251,7 +259,7 @@ class PPOTrainer(Trainer):
     def _reference_logps(self, model: ActorCritic, batch: Batch) -> Tensor:
         if self.ref_model is not None:
             return policy_logps(self.ref_model, batch, self.args.temperature)
-        with model.policy.disable_adapter():
+        with Adapters(model.policy).under(None):
             return policy_logps(model.policy, batch, self.args.temperature)
 
     def _update(self, model: nn.Module, episodes: Episodes, experience: Experience) -> Tensor:
@@ -274,7 +282,7 @@ class PPOTrainer(Trainer):
                     )
                 )  # fmt: skip
             if not policy_weight:  # a gradient of 0 would still decay weights and count for the optimizer's means
-                for parameter in self.policy.parameters():
+                for parameter in self.accelerator.unwrap_model(self.model).policy_parameters:
                     parameter.grad = None
             if number < len(parts) - 1:  # the trainer steps with the last one
                 if args.max_grad_norm > 0:

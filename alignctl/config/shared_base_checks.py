@@ -1,0 +1,102 @@
+"""Whether the models of a stage with `roles=shared_base` can be adapters of one base. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignctl.config.stages import merged_section, stage_names
+from alignctl.data.sources import is_hub_id
+from alignctl.errors import Problem
+
+# Settings of adapters, and their values that leave alone what is under the adapter.
+_BASE_AS_IT_IS = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal")}
+
+
+def check_shared_base(config: Mapping[str, Any], name: str, peft: Mapping[str, Any]) -> Iterator[Problem]:
+    """What keeps policy, value model and reward model of a stage with this `peft` from being adapters of one base."""
+    stage = config[name]
+    layout = f"`{name}.roles=shared_base`"
+    if _is_none(peft):
+        yield Problem(
+            f"{layout} needs an adapter: policy, value model and reward model are adapters of one base",
+            f"set `peft=lora`, or `{name}.roles=separate`",
+        )
+    for key, harmless in _BASE_AS_IT_IS.items():
+        if key in peft and peft[key] not in harmless:
+            yield Problem(
+                f"{layout} and `peft.{key}={peft[key]}` exclude each other: it changes the base's own weights"
+            )
+    if (stage.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant"):
+        yield Problem(
+            f"{layout} and `{name}.gradient_checkpointing_kwargs.use_reentrant=true` exclude each other",
+            "take `use_reentrant` out",
+        )
+    source = stage.get("reward_model")
+    if isinstance(source, str) and source in stage_names(config):
+        yield from _from_stage(config, name, source)
+    elif isinstance(source, str):
+        yield from _from_folder(config, name, source)
+
+
+def _from_stage(config: Mapping[str, Any], name: str, source: str) -> Iterator[Problem]:
+    """Whether a reward stage trains an adapter of what the stage starts from."""
+    layout = f"`{name}.roles=shared_base`"
+    if _is_none(merged_section(config, source, "peft")):
+        yield Problem(
+            f"{layout} needs a reward model that is an adapter, but `{source}` trains all weights",
+            f"set `{source}.peft.type=lora`, or `{name}.roles=separate`",
+        )
+    ours, theirs = (config[one].get("from") for one in (name, source))
+    if ours != theirs:
+        yield Problem(
+            f"{layout} needs one base, but `{name}` starts from `{ours or 'model'}` and `{source}` from "
+            f"`{theirs or 'model'}`",
+            f"set `{source}.from={ours or 'null'}`, or `{name}.roles=separate`",
+        )
+    elif ours is None:
+        for key in ("path", "revision", "scratch"):
+            mine, other = (merged_section(config, one, "model").get(key) for one in (name, source))
+            if mine != other:
+                yield Problem(f"{layout} needs one base, but `{name}.model.{key}` and `{source}.model.{key}` differ")
+            elif key == "scratch" and mine is not None:
+                yield Problem(
+                    f"{layout} needs one base, but `{name}` and `{source}` start from random weights of their own",
+                    "put a stage before them that both start from",
+                )
+
+
+def _from_folder(config: Mapping[str, Any], name: str, source: str) -> Iterator[Problem]:
+    """Whether a folder holds an adapter of what the stage starts from; the worker looks at those from the Hub."""
+    where = f"`{name}.reward_model={source}`"
+    file = Path(source).expanduser() / "adapter_config.json"
+    if not file.parent.is_dir():
+        if not is_hub_id(source):
+            yield Problem(f"{where}: there is no such folder", "a Hub id has the form `owner/name`")
+        return
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError):
+        yield Problem(
+            f"{where}: the folder holds no adapter, and with `{name}.roles=shared_base` the reward model must be one",
+            f"name the folder `adapter/` of a reward stage, or set `{name}.roles=separate`",
+        )
+        return
+    start, path = config[name].get("from"), merged_section(config, name, "model").get("path")
+    if start is not None or not _same(path, base):
+        yield Problem(
+            f"{where} is an adapter of {base}, but `{name}` starts from `{start or path}`",
+            f"set `{name}.from=null` and `model.path={base}`, or `{name}.roles=separate`",
+        )
+
+
+def _is_none(peft: Mapping[str, Any]) -> bool:
+    return peft.get("type", "none") == "none"
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two folders or Hub ids are the same."""
+    places = [Path(str(place)).expanduser() for place in (one, other)]
+    return one == other or all(place.is_dir() for place in places) and places[0].samefile(places[1])
