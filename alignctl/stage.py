@@ -27,7 +27,7 @@ from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, load_tokenizer, save_finished
 from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
 from alignctl.monitor.stopping import StopSignal
-from alignctl.run.checkpoints import newest_checkpoint
+from alignctl.run.checkpoints import Checkpoint, newest_checkpoint, remove_torn
 from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
 from alignctl.stage_rows import texts_of, trained_model, write_ledgers, write_rows
@@ -84,7 +84,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         before = _once(paths, lambda: evaluate(None if itself else _reference(trainer, stage, weights, tokenizer)))
         if "reference" in method.roles and itself and held_out.questions:
             before.metrics["kl"] = 0.0
-    _train(trainer, stop, paths)
+    _train(trainer, stop, paths, progress)
     progress.phase("measuring after")
     after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)
     progress.phase("saving model")
@@ -282,19 +282,29 @@ def _reference(trainer: Trainer, stage: StageConfig, weights: Weights, tokenizer
     return reference
 
 
-def _train(trainer: Trainer, stop: StopOnRequest, paths: StagePaths) -> None:
+def _train(trainer: Trainer, stop: StopOnRequest, paths: StagePaths, progress: ProgressFile) -> None:
     """Trains from the newest complete checkpoint, or from the start."""
-    checkpoint = newest_checkpoint(paths.checkpoints)
-    if checkpoint and read_json(checkpoint.path / "trainer_state.json")["max_steps"] <= checkpoint.step:
-        # Training had ended, its result was not saved. transformers would take one step more.
-        trainer._load_from_checkpoint(str(checkpoint.path))
-        trainer.state.global_step = checkpoint.step
-        return
-    trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    checkpoint = _checkpoint(trainer, paths, progress)
+    if not (checkpoint and trainer.take_over(checkpoint)):
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    state = trainer.state
     if stop.stopped:
-        raise Stopped(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is saved"
-        )
+        raise Stopped(f"stopped at step {state.global_step} of {state.max_steps}; a checkpoint is saved")
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        metric = f"{trainer.args.metric_for_best_model}={state.best_metric:.4g}"
+        progress.notice(f"the model is that of step {state.best_global_step}, the best: {metric}")
+
+
+def _checkpoint(trainer: Trainer, paths: StagePaths, progress: ProgressFile) -> Checkpoint | None:
+    """The checkpoint to continue from; says which are not taken and why, and removes them."""
+    if trainer.is_world_process_zero():
+        torn = remove_torn(paths.checkpoints)
+        newest = newest_checkpoint(paths.checkpoints)
+        instead = f"training continues from {newest.path.name}" if newest else "training starts from the beginning"
+        for path, flaw in torn.items():
+            progress.notice(f"{path.name} cannot be used and is removed: {flaw}; {instead}")
+    trainer.accelerator.wait_for_everyone()
+    return newest_checkpoint(paths.checkpoints)
 
 
 def _once(paths: StagePaths, evaluate: Callable[[], Evaluation]) -> Evaluation:

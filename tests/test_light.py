@@ -89,7 +89,7 @@ ALLOWED = {
     "run": {"config", "errors"},
     "plan": CONFIG_AND_TABLES | {"run"},
     "launch": {"config", "errors", "plan", "run"},
-    "models": {"config", "engine", "errors", "methods"},
+    "models": {"config", "engine", "errors", "methods", "run"},
     "monitor": {"run"},
     "trainers": {"data", "engine", "errors", "models", "run"},
     "stage": CONFIG_AND_TABLES | {"engine", "models", "monitor", "run", "stage_rows", "trainers"},

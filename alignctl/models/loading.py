@@ -27,6 +27,7 @@ from alignctl.errors import AlignctlError, RequestError
 from alignctl.methods.registry import Role, resolve
 from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
+from alignctl.run.files import publish_folder
 
 
 def load_tokenizer(
@@ -198,11 +199,7 @@ def _publish(
     tokenizer.save_pretrained(staged)
     for name, content in facts.items():
         (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for file in staged.rglob("*"):
-        if file.is_file():
-            file.chmod(0o644)  # safetensors writes for the owner only
-    shutil.rmtree(folder, ignore_errors=True)
-    staged.rename(folder)
+    publish_folder(staged, folder)
 
 
 def _from_pretrained(cls: Any, source: str, settings: ModelSettings, **options: Any) -> Any:
