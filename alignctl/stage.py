@@ -291,8 +291,8 @@ def _train(trainer: Trainer, stop: StopOnRequest, paths: StagePaths, progress: P
     if stop.stopped:
         raise Stopped(f"stopped at step {state.global_step} of {state.max_steps}; a checkpoint is saved")
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
-        metric = f"{trainer.args.metric_for_best_model}={state.best_metric:.4g}"
-        progress.notice(f"the model is that of step {state.best_global_step}, the best: {metric}")
+        best = Path(state.best_model_checkpoint).name
+        progress.notice(f"the model is that of {best}, the best by `{trainer.args.metric_for_best_model}`")
 
 
 def _checkpoint(trainer: Trainer, paths: StagePaths, progress: ProgressFile) -> Checkpoint | None:

@@ -27,6 +27,7 @@ from alignctl.errors import AlignctlError, RequestError
 from alignctl.methods.registry import Role, resolve
 from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
+from alignctl.models.verifying import check_saved
 from alignctl.run.files import publish_folder
 
 
@@ -178,6 +179,9 @@ def save_finished(
         load_whole: Gives the weights under the adapter as the checkpoint has them, where it was trained over 4 bits:
             merging into those would round the adapter away.
         facts: JSON files to put beside the model's weights, by name.
+
+    Raises:
+        AlignctlError: What was written is not what was trained; none of it is left.
     """
     if isinstance(trained, PeftModel):
         _publish(adapter_dir, trained, tokenizer)
@@ -195,11 +199,15 @@ def _publish(
 ) -> None:
     staged = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(staged)
-    tokenizer.save_pretrained(staged)
-    for name, content in facts.items():
-        (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    publish_folder(staged, folder)
+    try:
+        model.save_pretrained(staged)
+        check_saved(staged, model)
+        tokenizer.save_pretrained(staged)
+        for name, content in facts.items():
+            (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        publish_folder(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _from_pretrained(cls: Any, source: str, settings: ModelSettings, **options: Any) -> Any:

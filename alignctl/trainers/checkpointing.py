@@ -89,10 +89,13 @@ class FindsBest(TrainerCallback):
 
 
 def find_best(state: TrainerState, folder: Path) -> None:
-    """Names the best checkpoint so far as it is in `folder`, wherever it was written; forgets one that is gone, so that
-    the best of those to come is found."""
-    found = {one.step: str(one.path) for one in complete_checkpoints(folder)}
-    if state.best_global_step is not None:
-        state.best_model_checkpoint = found.get(state.best_global_step)
-        if state.best_model_checkpoint is None:
-            state.best_global_step = state.best_metric = None
+    """Names the best checkpoint so far as it is in `folder`, wherever that was when it was written; forgets one that is
+    gone, so that the best of those to come is found."""
+    if state.best_global_step is None:
+        return
+    written = state.best_model_checkpoint or f"{PREFIX}{state.best_global_step}"
+    best = folder / Path(written).name
+    if any(one.path == best for one in complete_checkpoints(folder)):
+        state.best_model_checkpoint = str(best)
+    else:
+        state.best_model_checkpoint = state.best_global_step = state.best_metric = None
