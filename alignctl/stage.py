@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows, as_kind, read_split
 from alignctl.engine.forward import takes_packed_rows
-from alignctl.errors import RequestError, Stopped
+from alignctl.errors import RequestError
 from alignctl.evaluate.held_out import Cut, HeldOut, build_feedback, build_pairs, build_questions, cutter
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.evaluate.measure import Evaluation, Reference, measure
@@ -27,11 +27,12 @@ from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, load_tokenizer, save_finished
 from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
 from alignctl.monitor.stopping import StopSignal
-from alignctl.run.checkpoints import Checkpoint, newest_checkpoint, remove_torn
 from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
 from alignctl.stage_rows import texts_of, trained_model, write_ledgers, write_rows
+from alignctl.stage_training import check_room, full_disk_explained, train
 from alignctl.trainers.checkpointing import CompleteCheckpoints
+from alignctl.trainers.not_finite import ROW_NUMBER, StopsWhenNotFinite
 
 Weights = Mapping[Role, str | None]
 """Folder or Hub id of each role's weights; None for random ones."""
@@ -50,6 +51,11 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         Stopped: Training was stopped on request; its checkpoint continues it.
         AlignctlError: Something the user can mend.
     """
+    with full_disk_explained(paths):
+        _run(stage, weights, paths, signal)
+
+
+def _run(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSignal) -> None:
     method = methods()[stage.method]
     start = weights[method.trained]
     progress = ProgressFile(paths, method.key_metrics)
@@ -68,6 +74,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     stop = StopOnRequest(signal)
     trainer = _build_trainer(stage, method, weights, tokenizer, examples, held_examples, paths, progress, stop)
     write_ledgers(stage, paths, trainer, examples, held_examples)
+    check_room(trainer, stage, paths)  # before anything is written that other settings would spoil
     held_out = _held_out(stage, method, trainer, tokenizer, held_rows)
 
     def evaluate(reference: Reference | None) -> Evaluation:
@@ -84,7 +91,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         before = _once(paths, lambda: evaluate(None if itself else _reference(trainer, stage, weights, tokenizer)))
         if "reference" in method.roles and itself and held_out.questions:
             before.metrics["kl"] = 0.0
-    _train(trainer, stop, paths, progress)
+    train(trainer, stage, paths, stop, progress)
     progress.phase("measuring after")
     after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)
     progress.phase("saving model")
@@ -128,11 +135,11 @@ def _build_trainer(
         spared = itself and (peft_config is not None or stage.trainer.get("precompute_ref_log_probs"))
         roles["ref_model"] = None if spared else load("reference")
     trainer_class = resolve(method.trainer)
-    complete = type(f"Alignctl{trainer_class.__name__}", (CompleteCheckpoints, trainer_class), {})
-    trainer = complete(
+    mixins = (StopsWhenNotFinite, CompleteCheckpoints)
+    trainer = type(f"Alignctl{trainer_class.__name__}", (*mixins, trainer_class), {})(
         model=trained,
         args=resolve(method.config_class)(**_arguments(stage, paths)),
-        train_dataset=rows.dataset,
+        train_dataset=rows.dataset.add_column(ROW_NUMBER, rows.numbers),
         eval_dataset=held_rows.dataset if held_rows else None,
         processing_class=tokenizer,
         peft_config=peft_config,
@@ -178,6 +185,7 @@ def _arguments(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
         "dataloader_pin_memory": gpu,
         "per_device_eval_batch_size": stage.eval.batch_size,
         "prediction_loss_only": True,
+        "logging_nan_inf_filter": False,  # it would show the mean of other losses in place of one that is no number
         **given,
         "output_dir": str(paths.checkpoints),
         "report_to": stage.report_to,
@@ -280,31 +288,6 @@ def _reference(trainer: Trainer, stage: StageConfig, weights: Weights, tokenizer
             yield model.to(policy.device).eval()
 
     return reference
-
-
-def _train(trainer: Trainer, stop: StopOnRequest, paths: StagePaths, progress: ProgressFile) -> None:
-    """Trains from the newest complete checkpoint, or from the start."""
-    checkpoint = _checkpoint(trainer, paths, progress)
-    if not (checkpoint and trainer.take_over(checkpoint)):
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-    state = trainer.state
-    if stop.stopped:
-        raise Stopped(f"stopped at step {state.global_step} of {state.max_steps}; a checkpoint is saved")
-    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
-        best = Path(state.best_model_checkpoint).name
-        progress.notice(f"the model is that of {best}, the best by `{trainer.args.metric_for_best_model}`")
-
-
-def _checkpoint(trainer: Trainer, paths: StagePaths, progress: ProgressFile) -> Checkpoint | None:
-    """The checkpoint to continue from; says which are not taken and why, and removes them."""
-    if trainer.is_world_process_zero():
-        torn = remove_torn(paths.checkpoints)
-        newest = newest_checkpoint(paths.checkpoints)
-        instead = f"training continues from {newest.path.name}" if newest else "training starts from the beginning"
-        for path, flaw in torn.items():
-            progress.notice(f"{path.name} cannot be used and is removed: {flaw}; {instead}")
-    trainer.accelerator.wait_for_everyone()
-    return newest_checkpoint(paths.checkpoints)
 
 
 def _once(paths: StagePaths, evaluate: Callable[[], Evaluation]) -> Evaluation:

@@ -58,6 +58,11 @@ class StagePaths:
         return self.root / "result.json"
 
     @property
+    def not_finite(self) -> Path:
+        """The step at which loss or gradient was no number, and its rows."""
+        return self.root / "not_finite.json"
+
+    @property
     def error(self) -> Path:
         """Why the last attempt ended, for the process that started it."""
         return self.root / "error.json"

@@ -24,7 +24,7 @@ class CompleteCheckpoints:
         super().__init__(*args, **kwargs)
         # Old checkpoints are removed here, after the new one is complete. transformers would do it before that, and at
         # the end of training remove the newest, which a run that was stopped continues from.
-        self._keep_last, self.args.save_total_limit = self.args.save_total_limit, None
+        self.keep_last, self.args.save_total_limit = self.args.save_total_limit, None
         self.add_callback(FindsBest())
 
     def checkpoint_kind(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class CompleteCheckpoints:
             (staged / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, of access tokens too; nothing reads it
             publish(staged, final, self.state.global_step, self.checkpoint_kind())
             best = self.state.best_model_checkpoint
-            remove_old(folder, self._keep_last, Path(best) if best else None)
+            remove_old(folder, self.keep_last, Path(best) if best else None)
         self.accelerator.wait_for_everyone()
 
 

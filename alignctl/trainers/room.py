@@ -1,0 +1,81 @@
+"""How many bytes a stage writes beside its small files, asked of its trainer: checkpoints, and the finished model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import SaveStrategy
+
+_DEEPSPEED_STATE = 12  # bytes a parameter: float32 weights and AdamW's two moments, whatever type it is trained in
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What a stage writes, in bytes."""
+
+    checkpoint: int
+    """Each: the trained weights, and what the optimizer keeps of them."""
+    checkpoints: int
+    """Most that are there at a time: a new one is complete before an old one is removed."""
+    finished: int
+    """The model, and the adapter where one is trained."""
+
+    @property
+    def total(self) -> int:
+        return self.checkpoint * self.checkpoints + self.finished
+
+
+def writes_of(trainer: Trainer, keep_last: int | None, model: PreTrainedModel | PeftModel) -> Writes:
+    """What training and saving `model` writes.
+
+    Args:
+        keep_last: `save_total_limit`, which the trainer itself no longer knows.
+    """
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    checkpoint = _bytes(trained)
+    if not trainer.args.save_only_model:
+        checkpoint += _state_bytes(trainer, trained)
+    finished = _bytes(model.parameters())
+    if isinstance(model, PeftModel):
+        finished += _bytes(weight for weight in model.parameters() if weight.requires_grad)
+    return Writes(checkpoint, _checkpoints(trainer, keep_last), finished)
+
+
+def _bytes(weights: Iterable[nn.Parameter]) -> int:
+    return sum(_count(weight) * weight.element_size() for weight in weights)
+
+
+def _count(weight: nn.Parameter) -> int:
+    """Numbers in a weight, all processes' parts where ZeRO-3 shares it out."""
+    return getattr(weight, "ds_numel", weight.numel())
+
+
+def _state_bytes(trainer: Trainer, trained: list[nn.Parameter]) -> int:
+    """Of AdamW, which most optimizers need no more than: two numbers of the weight's type for each trained weight."""
+    if trainer.is_deepspeed_enabled:
+        return _DEEPSPEED_STATE * sum(map(_count, trained))
+    optimizer = str(trainer.args.optim.value)
+    if "8bit" in optimizer:
+        return 2 * sum(map(_count, trained))
+    return 0 if "adafactor" in optimizer or "sgd" in optimizer else 2 * _bytes(trained)
+
+
+def _checkpoints(trainer: Trainer, keep_last: int | None) -> int:
+    args = trainer.args
+    if args.save_strategy == SaveStrategy.NO:
+        return 1  # the one a request to stop saves
+    steps = args.max_steps
+    if steps <= 0:
+        steps = math.ceil(len(trainer.train_dataset) / (args.train_batch_size * args.world_size))
+        steps = math.ceil(steps / args.gradient_accumulation_steps * args.num_train_epochs)
+    saves = math.ceil(args.num_train_epochs)
+    if args.save_strategy == SaveStrategy.STEPS:
+        every = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps)
+        saves = math.ceil(steps / every)
+    best = 1 if args.load_best_model_at_end else 0
+    return min(saves, keep_last + 1 + best) if keep_last else saves
