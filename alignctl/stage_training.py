@@ -81,8 +81,8 @@ def _not_finite(error: NotFinite, trainer: Trainer, stage: StageConfig, paths: S
         f"{error.what} of step {error.step} is not a finite number, and training was stopped; "
         + (f"{newest.path} is from before" if newest else "there is no checkpoint yet")
         + f". The rows of the batch are listed in {paths.not_finite}",
-        f"look at those rows, or give another `run_dir` and a lower `{stage.name}.learning_rate`; the same command comes "
-        "to the same step again",
+        f"look at those rows, or give another `run_dir` and a lower `{stage.name}.learning_rate`; the same command "
+        "comes to the same step again",
     )
 
 
