@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.trainer_utils import SaveStrategy
 
 _DEEPSPEED_STATE = 12  # bytes a parameter: float32 weights and AdamW's two moments, whatever type it is trained in
@@ -30,20 +29,18 @@ class Writes:
         return self.checkpoint * self.checkpoints + self.finished
 
 
-def writes_of(trainer: Trainer, keep_last: int | None, model: PreTrainedModel | PeftModel) -> Writes:
+def writes_of(trainer: Trainer, keep_last: int | None, model: nn.Module) -> Writes:
     """What training and saving `model` writes.
 
     Args:
+        model: The trained one without what a trainer has around it, an adapter included.
         keep_last: `save_total_limit`, which the trainer itself no longer knows.
     """
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     checkpoint = _bytes(trained)
     if not trainer.args.save_only_model:
         checkpoint += _state_bytes(trainer, trained)
-    finished = _bytes(model.parameters())
-    if isinstance(model, PeftModel):
-        finished += _bytes(weight for weight in model.parameters() if weight.requires_grad)
-    return Writes(checkpoint, _checkpoints(trainer, keep_last), finished)
+    return Writes(checkpoint, _checkpoints(trainer, keep_last), finished=_bytes(model.parameters()))
 
 
 def _bytes(weights: Iterable[nn.Parameter]) -> int:
@@ -68,14 +65,13 @@ def _state_bytes(trainer: Trainer, trained: list[nn.Parameter]) -> int:
 def _checkpoints(trainer: Trainer, keep_last: int | None) -> int:
     args = trainer.args
     if args.save_strategy == SaveStrategy.NO:
-        return 1  # the one a request to stop saves
-    steps = args.max_steps
-    if steps <= 0:
-        steps = math.ceil(len(trainer.train_dataset) / (args.train_batch_size * args.world_size))
-        steps = math.ceil(steps / args.gradient_accumulation_steps * args.num_train_epochs)
-    saves = math.ceil(args.num_train_epochs)
+        return 1  # the one that a request to stop saves
+    batches = math.ceil(len(trainer.train_dataset) / (args.train_batch_size * args.world_size))
+    steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(steps_per_epoch * args.num_train_epochs)
+    every = float(steps_per_epoch)
     if args.save_strategy == SaveStrategy.STEPS:
         every = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps)
-        saves = math.ceil(steps / every)
+    saves = math.ceil(steps / every)
     best = 1 if args.load_best_model_at_end else 0
     return min(saves, keep_last + 1 + best) if keep_last else saves
