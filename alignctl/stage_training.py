@@ -98,12 +98,12 @@ def check_room(trainer: Trainer, stage: StageConfig, paths: StagePaths) -> None:
     there = sum(file.stat().st_size for file in paths.checkpoints.rglob("*") if file.is_file())
     needed, free = writes.total - there, free_bytes(paths.root)
     if needed > free:
+        fewer = "" if trainer.keep_last == 1 else f"`{stage.name}.save_total_limit=1`, or "
         raise LaunchError(
             f"the disk of {paths.root} has {shown_bytes(free)} free, and {shown_bytes(needed)} are needed: "
             f"{writes.checkpoints:,} checkpoints of {shown_bytes(writes.checkpoint)} at a time, and "
             f"{shown_bytes(writes.finished)} for the finished model",
-            f"set `{stage.name}.save_total_limit=1`, or `{stage.name}.save_only_model=true` (which cannot be continued "
-            "from), or give another `run_dir`",
+            f"set {fewer}`{stage.name}.save_only_model=true` (which cannot be continued from), or give another `run_dir`",
         )
 
 

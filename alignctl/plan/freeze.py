@@ -67,7 +67,7 @@ def fingerprints(plan: RunPlan) -> dict[str, str]:
 def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> None:
     """Writes config.yaml, plan.json and provenance.json; secrets are masked."""
     paths = plan.paths
-    paths.root.mkdir(parents=True, exist_ok=True)
+    paths.make_root()
     write_text(paths.config, OmegaConf.to_yaml(OmegaConf.create(mask(dict(config)))))
     earlier = read_json(paths.provenance) or []
     write_json(paths.provenance, [*earlier, collect_provenance(command)])

@@ -8,7 +8,9 @@ import re
 import shutil
 from pathlib import Path
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of system errors that say there is no room: on the disk, for this user, for one file."""
+
 _PROBE = b"\0" * 2**20
 
 
@@ -29,7 +31,7 @@ def lack_of_room(error: BaseException, staging: Path) -> str | None:
     while link is not None:
         named = re.search(r"\(os error (\d+)\)", str(link))
         number = link.errno if isinstance(link, OSError) else int(named[1]) if named else None
-        if number in _FULL:
+        if number in FULL:
             return os.strerror(number)
         link = link.__cause__ or link.__context__
     files = [file for file in staging.rglob("*") if file.is_file()]
@@ -40,7 +42,7 @@ def lack_of_room(error: BaseException, staging: Path) -> str | None:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as refused:
-            return os.strerror(refused.errno) if refused.errno in _FULL else None
+            return os.strerror(refused.errno) if refused.errno in FULL else None
     return None
 
 

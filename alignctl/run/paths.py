@@ -107,6 +107,12 @@ class RunPaths:
     def stage(self, name: str) -> StagePaths:
         return StagePaths(self.root / name)
 
+    def make_root(self) -> None:
+        """Makes the folder of the run, for its owner alone: it holds data and what models said. One that is there keeps
+        the rights it has."""
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, exist_ok=True)
+
 
 def cache_dir() -> Path:
     """What runs share and may be removed at any time: ALIGNCTL_CACHE, else alignctl/ in the user's cache folder."""
