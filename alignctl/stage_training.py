@@ -103,7 +103,8 @@ def check_room(trainer: Trainer, stage: StageConfig, paths: StagePaths) -> None:
             f"the disk of {paths.root} has {shown_bytes(free)} free, and {shown_bytes(needed)} are needed: "
             f"{writes.checkpoints:,} checkpoints of {shown_bytes(writes.checkpoint)} at a time, and "
             f"{shown_bytes(writes.finished)} for the finished model",
-            f"set {fewer}`{stage.name}.save_only_model=true` (which cannot be continued from), or give another `run_dir`",
+            f"set {fewer}`{stage.name}.save_only_model=true` (which cannot be continued from), or give another "
+            "`run_dir`",
         )
 
 
