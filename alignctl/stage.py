@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows, as_kind, read_split
 from alignctl.engine.forward import takes_packed_rows
-from alignctl.errors import RequestError
+from alignctl.errors import RequestError, Stopped
 from alignctl.evaluate.held_out import Cut, HeldOut, build_feedback, build_pairs, build_questions, cutter
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.evaluate.measure import Evaluation, Reference, measure
@@ -29,6 +31,7 @@ from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
+from alignctl.stage_rehearsal import STEPS, longest, rehearsed, scratch, wants_rehearsal
 from alignctl.stage_rows import texts_of, trained_model, write_ledgers, write_rows
 from alignctl.stage_training import check_room, full_disk_explained, train
 from alignctl.trainers.checkpointing import CompleteCheckpoints
@@ -64,6 +67,63 @@ def _run(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSi
     progress.phase("loading model")
     tokenizer = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
     rows, held_rows = (part and write_rows(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
+    args = resolve(method.config_class)(**_arguments(stage, paths))
+    if wants_rehearsal(stage, paths, args, len(rows.dataset)):
+        _rehearse(stage, weights, tokenizer, args, rows, held_rows, paths, progress, signal)
+    _work(stage, weights, tokenizer, rows, held_rows, paths, progress, StopOnRequest(signal))
+
+
+def _rehearse(
+    stage: StageConfig,
+    weights: Weights,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TrainingArguments,
+    rows: Rows,
+    held_rows: Rows | None,
+    paths: StagePaths,
+    progress: ProgressFile,
+    signal: StopSignal,
+) -> None:
+    """Does the whole stage in small, and says what that took.
+
+    Raises:
+        KeyboardInterrupt: A stop was requested; there is nothing to continue from.
+        AlignctlError: As the stage itself would, later.
+    """
+    progress.phase("rehearsing")
+    began = time.monotonic()
+    some = longest(rows, tokenizer, args)
+    held = held_rows and longest(held_rows, tokenizer, args, count=2 * stage.eval.batch_size)
+    with scratch(paths) as there, full_disk_explained(there), _random_state_kept():
+        quiet = ProgressFile(there, ())
+        try:
+            _work(rehearsed(stage), weights, tokenizer, some, held, there, quiet, StopOnRequest(signal), twice=True)
+        except Stopped as error:
+            raise KeyboardInterrupt from error
+    seconds = round(time.monotonic() - began, 1)
+    progress.notice(f"rehearsed in {seconds:g} s: {STEPS} steps on the longest rows, measured, saved and loaded back")
+    if PartialState().is_main_process:
+        write_json(paths.rehearsal, {"seconds": seconds})
+
+
+def _work(
+    stage: StageConfig,
+    weights: Weights,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    held_rows: Rows | None,
+    paths: StagePaths,
+    progress: ProgressFile,
+    stop: StopOnRequest,
+    twice: bool = False,
+) -> None:
+    """The stage on rows as its tokenizer can write them.
+
+    Args:
+        twice: Goes to the end of training a second time, which loads the last checkpoint.
+    """
+    method = methods()[stage.method]
+    start = weights[method.trained]
     examples, held_examples = rows, held_rows
     if rows.format.kind != method.data_kind:
         examples, held_examples = (part and as_kind(part, method.data_kind) for part in (rows, held_rows))
@@ -71,7 +131,6 @@ def _run(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSi
             progress.notice(
                 f"{len(rows.dataset):,} pairs are taken apart into {len(examples.dataset):,} labelled completions"
             )
-    stop = StopOnRequest(signal)
     trainer = _build_trainer(stage, method, weights, tokenizer, examples, held_examples, paths, progress, stop)
     write_ledgers(stage, paths, trainer, examples, held_examples)
     check_room(trainer, stage, paths)  # before anything is written that other settings would spoil
@@ -91,7 +150,8 @@ def _run(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSi
         before = _once(paths, lambda: evaluate(None if itself else _reference(trainer, stage, weights, tokenizer)))
         if "reference" in method.roles and itself and held_out.questions:
             before.metrics["kl"] = 0.0
-    train(trainer, stage, paths, stop, progress)
+    for _ in range(2 if twice else 1):
+        train(trainer, stage, paths, stop, progress)
     progress.phase("measuring after")
     after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)
     progress.phase("saving model")
@@ -315,6 +375,8 @@ def _write_result(
         rows = zip(questions.texts, answers_before, after.completions, strict=True)
         write_json_lines(paths.samples, [{"prompt": q, "before": b, "after": a} for q, b, a in rows])
     result: dict[str, Any] = {"steps": steps, "before": before.metrics if before else None, "after": after.metrics}
+    if rehearsal := read_json(paths.rehearsal):
+        result["rehearsal_s"] = rehearsal["seconds"]
     judge = JUDGES.get(stage.eval.judge)
     if judge and questions and before:
         result["win_rate"] = win_rate(judge, questions.texts, after.completions, before.completions)

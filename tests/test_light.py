@@ -92,7 +92,9 @@ ALLOWED = {
     "models": {"config", "engine", "errors", "methods", "run"},
     "monitor": {"run"},
     "trainers": {"data", "engine", "errors", "models", "run"},
-    "stage": CONFIG_AND_TABLES | {"engine", "models", "monitor", "run", "stage_rows", "stage_training", "trainers"},
+    "stage": CONFIG_AND_TABLES
+    | {"engine", "models", "monitor", "run", "stage_rehearsal", "stage_rows", "stage_training", "trainers"},
+    "stage_rehearsal": {"config", "data", "run", "trainers"},
     "stage_training": {"config", "errors", "monitor", "run", "stage_rows", "trainers"},
     "stage_rows": {"config", "data", "errors", "models", "monitor", "run"},
     "worker": {"errors", "monitor", "run", "stage"},

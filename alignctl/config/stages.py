@@ -38,6 +38,7 @@ class StageConfig:
     peft: dict[str, Any]
     eval: EvalSettings
     report_to: str
+    rehearse: bool
     trainer: dict[str, Any]
     """Fields of the trainer's config class, under their own names."""
 
@@ -72,6 +73,7 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
         seed=config.get("seed", RunSettings.seed),
         peft=merged_section(config, name, "peft"),
         report_to=TrackerSettings(**config.get("tracker") or {}).report_to,
+        rehearse=config.get("rehearse", RunSettings.rehearse),
         trainer={key: value for key, value in stage.items() if key not in STAGE_KEYS},
         **sections,
     )

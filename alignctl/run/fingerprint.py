@@ -21,7 +21,7 @@ def stage_fingerprint(stage: StageConfig, upstream: Sequence[str]) -> str:
     too many bytes to read for this.
     """
     settings = stage.to_dict()
-    del settings["report_to"]  # changes nothing about the result
+    del settings["report_to"], settings["rehearse"]  # change nothing about the result
     inputs = {key: _identity(path) for key, path in stage.inputs.items()}
     return _hash(json.dumps([settings, inputs, list(upstream)], sort_keys=True).encode())
 

@@ -58,6 +58,11 @@ class StagePaths:
         return self.root / "result.json"
 
     @property
+    def rehearsal(self) -> Path:
+        """What the rehearsal took; a stage that has it does not rehearse again."""
+        return self.root / "rehearsal.json"
+
+    @property
     def not_finite(self) -> Path:
         """The step at which loss or gradient was no number, and its rows."""
         return self.root / "not_finite.json"

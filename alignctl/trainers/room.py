@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 _DEEPSPEED_STATE = 12  # bytes a parameter: float32 weights and AdamW's two moments, whatever type it is trained in
@@ -66,12 +66,21 @@ def _checkpoints(trainer: Trainer, keep_last: int | None) -> int:
     args = trainer.args
     if args.save_strategy == SaveStrategy.NO:
         return 1  # the one that a request to stop saves
-    batches = math.ceil(len(trainer.train_dataset) / (args.train_batch_size * args.world_size))
-    steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(steps_per_epoch * args.num_train_epochs)
-    every = float(steps_per_epoch)
+    rows = len(trainer.train_dataset)
+    steps = optimizer_steps(args, rows)
+    every = float(_steps_per_epoch(args, rows))
     if args.save_strategy == SaveStrategy.STEPS:
         every = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps)
     saves = math.ceil(steps / every)
     best = 1 if args.load_best_model_at_end else 0
     return min(saves, keep_last + 1 + best) if keep_last else saves
+
+
+def optimizer_steps(args: TrainingArguments, rows: int) -> int:
+    """Optimizer steps of a whole training on so many rows."""
+    return args.max_steps if args.max_steps > 0 else math.ceil(_steps_per_epoch(args, rows) * args.num_train_epochs)
+
+
+def _steps_per_epoch(args: TrainingArguments, rows: int) -> int:
+    batches = math.ceil(rows / (args.train_batch_size * args.world_size))
+    return math.ceil(batches / args.gradient_accumulation_steps)
