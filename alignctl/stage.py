@@ -155,15 +155,18 @@ def _work(
     progress.phase("measuring after")
     after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)
     progress.phase("saving model")
-    save_finished(
-        trained_model(trainer),
-        tokenizer,
-        paths.model,
-        paths.adapter,
-        load_whole=lambda: load_model(stage.model, method.trained, start, tokenizer, {"type": "lora"}, stage.seed),
-        facts=_facts(stage, trainer, tokenizer, rows, held_out, method),
-    )
-    _write_result(stage, paths, trainer.state.global_step, held_out, before, after)
+    facts = _facts(stage, trainer, tokenizer, rows, held_out, method)
+    if trainer.is_world_process_zero():
+        save_finished(
+            trained_model(trainer),
+            tokenizer,
+            paths.model,
+            paths.adapter,
+            load_whole=lambda: load_model(stage.model, method.trained, start, tokenizer, {"type": "lora"}, stage.seed),
+            facts=facts,
+        )
+        _write_result(stage, paths, trainer.state.global_step, held_out, before, after)
+    trainer.accelerator.wait_for_everyone()
 
 
 def _build_trainer(

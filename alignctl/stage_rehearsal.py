@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from alignctl.config.stages import StageConfig
@@ -77,24 +78,29 @@ def scratch(paths: StagePaths) -> Iterator[StagePaths]:
     """A folder for the files of the rehearsal, gone afterwards with the memory its models had. Of a batch that came to
     no number, the rows are kept."""
     folder = StagePaths(paths.root / ".rehearsal")
-    shutil.rmtree(folder.root, ignore_errors=True)
-    folder.root.mkdir(parents=True)
+    processes = PartialState()
+    if processes.is_main_process:
+        shutil.rmtree(folder.root, ignore_errors=True)
+        folder.root.mkdir(parents=True)
+    processes.wait_for_everyone()
     cache = os.environ.get("ALIGNCTL_CACHE")
     os.environ["ALIGNCTL_CACHE"] = str(folder.root / "cache")
     try:
         yield folder
+        processes.wait_for_everyone()
     finally:
         if cache is None:
             del os.environ["ALIGNCTL_CACHE"]
         else:
             os.environ["ALIGNCTL_CACHE"] = cache
-        if folder.not_finite.exists():
-            folder.not_finite.replace(paths.not_finite)
-        shutil.rmtree(folder.root, ignore_errors=True)
-        free_memory()
+        if processes.is_main_process:
+            if folder.not_finite.exists():
+                folder.not_finite.replace(paths.not_finite)
+            shutil.rmtree(folder.root, ignore_errors=True)
+        _free_memory()
 
 
-def free_memory() -> None:
+def _free_memory() -> None:
     """Lets go of models that nobody holds any more; they are held by circles."""
     gc.collect()
     if torch.cuda.is_available():
