@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
@@ -28,14 +30,16 @@ from alignctl.methods.registry import Method, Role, methods, resolve
 from alignctl.models.adapters import Adapters, load_score_adapter
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, load_tokenizer, save_finished
-from alignctl.models.sharding import load_trained, start_deepspeed_on_cpu, undivided, whole_state, whole_weights
+from alignctl.models.sharding import start_deepspeed_on_cpu, undivided, whole_state, whole_weights
 from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
 from alignctl.monitor.stopping import StopSignal
-from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import RunPaths, StagePaths
+from alignctl.stage_rehearsal import STEPS, longest, rehearsed, scratch, wants_rehearsal
 from alignctl.stage_rows import texts_of, trained_model, write_ledgers, write_rows
+from alignctl.stage_training import check_room, full_disk_explained, train
 from alignctl.trainers.checkpointing import CompleteCheckpoints
+from alignctl.trainers.not_finite import ROW_NUMBER, StopsWhenNotFinite
 
 Weights = Mapping[Role, str | None]
 """Folder or Hub id of each role's weights; None for random ones."""
@@ -55,17 +59,76 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         Stopped: Training was stopped on request; its checkpoint continues it.
         AlignctlError: Something the user can mend.
     """
+    with full_disk_explained(paths):
+        _run(stage, weights, paths, signal)
+
+
+def _run(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSignal) -> None:
     method = methods()[stage.method]
     start = weights[method.trained]
-    rank = int(os.environ.get("RANK", 0))
-    progress = ProgressFile(paths, method.key_metrics, rank)
+    progress = ProgressFile(paths, method.key_metrics, _rank())
     progress.phase("reading data")
-    # Made before any model is loaded: under ZeRO-3 they say that weights are to be divided as they are read.
-    args = _arguments(stage, method, paths)
     rows, held_rows = read_split(stage.data, method.data_kind, stage.seed, with_margin=method.takes_margin)
     progress.phase("loading model")
     tokenizer = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
     rows, held_rows = (part and write_rows(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
+    args = _arguments(stage, method, paths)
+    if wants_rehearsal(stage, paths, args, len(rows.dataset)):
+        _rehearse(stage, weights, tokenizer, args, rows, held_rows, paths, progress, signal)
+    _work(stage, weights, tokenizer, rows, held_rows, paths, progress, StopOnRequest(signal))
+
+
+def _rehearse(
+    stage: StageConfig,
+    weights: Weights,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TrainingArguments,
+    rows: Rows,
+    held_rows: Rows | None,
+    paths: StagePaths,
+    progress: ProgressFile,
+    signal: StopSignal,
+) -> None:
+    """Does the whole stage in small, and says what that took.
+
+    Raises:
+        KeyboardInterrupt: A stop was requested; there is nothing to continue from.
+        AlignctlError: As the stage itself would, later.
+    """
+    progress.phase("rehearsing")
+    began = time.monotonic()
+    some = longest(rows, tokenizer, args)
+    held = held_rows and longest(held_rows, tokenizer, args, count=2 * stage.eval.batch_size)
+    with scratch(paths) as there, full_disk_explained(there), _random_state_kept():
+        quiet = ProgressFile(there, (), _rank())
+        try:
+            _work(rehearsed(stage), weights, tokenizer, some, held, there, quiet, StopOnRequest(signal), twice=True)
+        except Stopped as error:
+            raise KeyboardInterrupt from error
+    seconds = round(time.monotonic() - began, 1)
+    progress.notice(f"rehearsed in {seconds:g} s: {STEPS} steps on the longest rows, measured, saved and loaded back")
+    if PartialState().is_main_process:
+        write_json(paths.rehearsal, {"seconds": seconds})
+
+
+def _work(
+    stage: StageConfig,
+    weights: Weights,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    held_rows: Rows | None,
+    paths: StagePaths,
+    progress: ProgressFile,
+    stop: StopOnRequest,
+    twice: bool = False,
+) -> None:
+    """The stage on rows as its tokenizer can write them.
+
+    Args:
+        twice: Goes to the end of training a second time, which loads the last checkpoint.
+    """
+    method = methods()[stage.method]
+    start = weights[method.trained]
     examples, held_examples = rows, held_rows
     if rows.format.kind != method.data_kind:
         examples, held_examples = (part and as_kind(part, method.data_kind) for part in (rows, held_rows))
@@ -73,9 +136,9 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
             progress.notice(
                 f"{len(rows.dataset):,} pairs are taken apart into {len(examples.dataset):,} labelled completions"
             )
-    stop = StopOnRequest(signal)
-    trainer = _build_trainer(stage, method, args, weights, tokenizer, examples, held_examples, paths, progress, stop)
+    trainer = _build_trainer(stage, method, weights, tokenizer, examples, held_examples, paths, progress, stop)
     write_ledgers(stage, paths, trainer, examples, held_examples)
+    check_room(trainer, stage, paths)  # before anything is written that other settings would spoil
     held_out = _held_out(stage, method, trainer, tokenizer, held_rows)
 
     def evaluate(reference: Reference | None) -> Evaluation:
@@ -92,14 +155,15 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         before = _once(paths, lambda: evaluate(None if itself else _reference(trainer, stage, weights, tokenizer)))
         if "reference" in method.roles and itself and held_out.questions:
             before.metrics["kl"] = 0.0
-    _train(trainer, stop, paths)
+    for _ in range(2 if twice else 1):
+        train(trainer, stage, paths, stop, progress)
     progress.phase("measuring after")
     after = evaluate(_reference(trainer, stage, weights, tokenizer) if "reference" in method.roles else None)
     progress.phase("saving model")
     with whole_weights(trainer.model_wrapped):
         facts = _facts(stage, trainer, tokenizer, rows, held_out, method)
     state = whole_state(trained_model(trainer))
-    if rank == 0:
+    if trainer.is_world_process_zero():
         with undivided():
             save_finished(
                 trained_model(trainer),
@@ -111,12 +175,12 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
                 state,
             )
         _write_result(stage, paths, trainer.state.global_step, held_out, before, after)
+    trainer.accelerator.wait_for_everyone()
 
 
 def _build_trainer(
     stage: StageConfig,
     method: Method,
-    args: TrainingArguments,
     weights: Weights,
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
@@ -126,6 +190,8 @@ def _build_trainer(
     stop: StopOnRequest,
 ) -> Trainer:
     """The method's trainer with its models, data, and alignctl's checkpoints."""
+    # Made before any model is loaded: under ZeRO-3 they say that weights are to be divided as they are read.
+    args = _arguments(stage, method, paths)
     peft_config = build_peft_config(stage.peft, method.trained)
 
     def load(role: Role) -> PreTrainedModel:
@@ -143,11 +209,11 @@ def _build_trainer(
         spared = itself and (peft_config is not None or stage.trainer.get("precompute_ref_log_probs"))
         roles["ref_model"] = None if spared else load("reference")
     trainer_class = resolve(method.trainer)
-    complete = type(f"Alignctl{trainer_class.__name__}", (CompleteCheckpoints, trainer_class), {})
-    trainer = complete(
+    mixins = (StopsWhenNotFinite, CompleteCheckpoints)
+    trainer = type(f"Alignctl{trainer_class.__name__}", (*mixins, trainer_class), {})(
         model=trained,
         args=args,
-        train_dataset=rows.dataset,
+        train_dataset=rows.dataset.add_column(ROW_NUMBER, rows.numbers),
         eval_dataset=held_rows.dataset if held_rows else None,
         processing_class=tokenizer,
         peft_config=peft_config,
@@ -187,6 +253,11 @@ def _actor_critic_roles(
     return roles
 
 
+def _rank() -> int:
+    """Which of the run's processes this is; known before they have found each other."""
+    return int(os.environ.get("RANK", 0))
+
+
 def _arguments(stage: StageConfig, method: Method, paths: StagePaths) -> TrainingArguments:
     """The trainer's settings: the stage's, and what the run and the machine decide."""
     on_cpu = bool(stage.launcher.processes)
@@ -212,6 +283,7 @@ def _arguments(stage: StageConfig, method: Method, paths: StagePaths) -> Trainin
             "dataloader_pin_memory": gpu,
             "per_device_eval_batch_size": stage.eval.batch_size,
             "prediction_loss_only": True,
+            "logging_nan_inf_filter": False,  # it would show the mean of other losses in place of one that is no number
             # Processes wait for one that tokenises as long as that takes; the launcher sees to those that are stuck.
             "ddp_timeout": _WAIT_S,
         }
@@ -317,28 +389,13 @@ def _reference(trainer: Trainer, stage: StageConfig, weights: Weights, tokenizer
     return reference
 
 
-def _train(trainer: Trainer, stop: StopOnRequest, paths: StagePaths) -> None:
-    """Trains from the newest complete checkpoint, or from the start."""
-    checkpoint = newest_checkpoint(paths.checkpoints)
-    if checkpoint and read_json(checkpoint.path / "trainer_state.json")["max_steps"] <= checkpoint.step:
-        # Training had ended, its result was not saved. transformers would take one step more.
-        load_trained(trainer, str(checkpoint.path))
-        trainer.state.global_step = checkpoint.step
-        return
-    trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-    if stop.stopped:
-        raise Stopped(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is saved"
-        )
-
-
 def _once(paths: StagePaths, evaluate: Callable[[], Evaluation]) -> Evaluation:
     """The evaluation before training; kept on disk, so that a run that is continued need not repeat it."""
     kept = read_json(paths.evaluation_before)
     if kept is not None:
         return Evaluation(**kept)
     evaluation = evaluate()
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _rank() == 0:
         write_json(paths.evaluation_before, asdict(evaluation))
     return evaluation
 
@@ -358,6 +415,8 @@ def _write_result(
         rows = zip(questions.texts, answers_before, after.completions, strict=True)
         write_json_lines(paths.samples, [{"prompt": q, "before": b, "after": a} for q, b, a in rows])
     result: dict[str, Any] = {"steps": steps, "before": before.metrics if before else None, "after": after.metrics}
+    if rehearsal := read_json(paths.rehearsal):
+        result["rehearsal_s"] = rehearsal["seconds"]
     judge = JUDGES.get(stage.eval.judge)
     if judge and questions and before:
         result["win_rate"] = win_rate(judge, questions.texts, after.completions, before.completions)

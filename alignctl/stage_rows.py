@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -55,7 +55,7 @@ def write_rows(
             f"{rows.ledger.source}: {example}", "give another template with `model.chat_template=FILE`, or other rows"
         )
     progress.notice(f"{example}; they are left out")
-    return replace(rows, dataset=rows.dataset.select([i for i in range(len(rows.dataset)) if i not in refused]))
+    return rows.select([i for i in range(len(rows.dataset)) if i not in refused])
 
 
 def write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows: Rows, held_rows: Rows | None) -> None:

@@ -91,10 +91,13 @@ ALLOWED = {
     # launch: of monitor only what knows no torch
     "launch": {"config", "errors", "monitor", "plan", "run"},
     "agent": {"errors", "run"},
-    "models": {"config", "engine", "errors", "methods"},
+    "models": {"config", "engine", "errors", "methods", "run"},
     "monitor": {"run"},
     "trainers": {"data", "engine", "errors", "models", "run"},
-    "stage": CONFIG_AND_TABLES | {"engine", "models", "monitor", "run", "stage_rows", "trainers"},
+    "stage": CONFIG_AND_TABLES
+    | {"engine", "models", "monitor", "run", "stage_rehearsal", "stage_rows", "stage_training", "trainers"},
+    "stage_rehearsal": {"config", "data", "run", "trainers"},
+    "stage_training": {"config", "errors", "monitor", "run", "stage_rows", "trainers"},
     "stage_rows": {"config", "data", "errors", "models", "monitor", "run"},
     "worker": {"errors", "monitor", "run", "stage"},
     "cli": {"config", "data", "errors", "launch", "methods", "plan", "run"},

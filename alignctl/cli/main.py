@@ -13,6 +13,7 @@ import alignctl
 from alignctl.cli.completion import complete_override
 from alignctl.config.compose import compose, list_recipes, read_request, value_sources
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REQUEST, AlignctlError, RequestError
+from alignctl.run.disk import FULL
 
 _overrides = click.argument("overrides", nargs=-1, shell_complete=lambda *arguments: _complete(*arguments))
 _recipe_dir = click.option(
@@ -144,5 +145,11 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
+        code = EXIT_FAILED
+    except OSError as error:
+        if debug or error.errno not in FULL:
+            raise
+        full = f"there is no room left to write to: {error.strerror}"
+        click.echo(AlignctlError(full, "make room, and run the same command again: it continues"), err=True)
         code = EXIT_FAILED
     sys.exit(code)

@@ -145,6 +145,9 @@ class RunSettings:
     """Seeds weights, data order, dropout and sampling of every stage."""
     log_every: int = 25
     """Print a progress line every so many optimizer steps where standard error is not a terminal."""
+    rehearse: bool = True
+    """Begin each stage of 20 optimizer steps or more with two steps on its longest rows, in a folder of their own: what
+    would fail after hours (memory, saving, measuring) fails in the first minutes. Changes nothing about the result."""
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     peft: dict[str, Any] = field(default_factory=dict)

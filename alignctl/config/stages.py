@@ -42,6 +42,7 @@ class StageConfig:
     distributed: DistributedSettings
     launcher: LauncherSettings
     report_to: str
+    rehearse: bool
     trainer: dict[str, Any]
     """Fields of the trainer's config class, under their own names."""
 
@@ -78,6 +79,7 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
         distributed=DistributedSettings(**config.get("distributed") or {}),
         launcher=LauncherSettings(**config.get("launcher") or {}),
         report_to=TrackerSettings(**config.get("tracker") or {}).report_to,
+        rehearse=config.get("rehearse", RunSettings.rehearse),
         trainer={key: value for key, value in stage.items() if key not in STAGE_KEYS},
         **sections,
     )

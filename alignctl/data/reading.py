@@ -41,6 +41,12 @@ class Rows:
     dataset: Dataset
     format: Format
     ledger: Ledger
+    numbers: list[int]
+    """Which row of the source each row was, counted from 1."""
+
+    def select(self, indices: list[int]) -> Rows:
+        """Some of the rows, in the order of their indices."""
+        return replace(self, dataset=self.dataset.select(indices), numbers=[self.numbers[i] for i in indices])
 
 
 def read_split(settings: DataSettings, kind: str, seed: int, with_margin: bool = False) -> tuple[Rows, Rows | None]:
@@ -91,6 +97,7 @@ def _unpaired(rows: Rows) -> Rows:
             features=Features(features),
             desc="Taking pairs apart",
         ),
+        numbers=[number for number in rows.numbers for _ in range(2)],
     )
 
 
@@ -218,9 +225,10 @@ def _convert(raw: Dataset, row_format: Format, source: str, margin: list[str]) -
     problems = converted["problem"]
     skipped = {index + 1: problem for index, problem in enumerate(problems) if problem is not None}
     kept = converted.remove_columns("problem")
+    numbers = [number for number in range(1, len(raw) + 1) if number not in skipped]
     if skipped:
-        kept = kept.select([index for index in range(len(raw)) if index + 1 not in skipped])
-    return Rows(kept, row_format, Ledger(source, row_format.name, len(raw), len(kept), skipped))
+        kept = kept.select([number - 1 for number in numbers])
+    return Rows(kept, row_format, Ledger(source, row_format.name, len(raw), len(kept), skipped), numbers)
 
 
 def _convert_row(row: dict[str, Any], convert: Any, columns: dict[str, bool], margin: list[str]) -> dict[str, Any]:
@@ -290,7 +298,7 @@ def _hold_out(rows: Rows, settings: DataSettings, seed: int) -> tuple[Rows, Rows
         return rows, None
 
     def part(indices: list[int]) -> Rows:
-        return replace(rows, dataset=rows.dataset.select(indices), ledger=replace(rows.ledger, kept=len(indices)))
+        return replace(rows.select(indices), ledger=replace(rows.ledger, kept=len(indices)))
 
     return part([i for i in range(len(keys)) if i not in held]), part(sorted(held))
 

@@ -28,6 +28,8 @@ from alignctl.methods.registry import Role, resolve
 from alignctl.models.sharding import undivided
 from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
+from alignctl.models.verifying import check_saved
+from alignctl.run.files import publish_folder
 
 
 def load_tokenizer(
@@ -181,6 +183,9 @@ def save_finished(
             do: merging into 4 bits would round the adapter away, and a share of them is not all.
         facts: JSON files to put beside the weights, by name.
         state: The weights, where those of `trained` are divided among processes.
+
+    Raises:
+        AlignctlError: What was written is not what was trained; none of it is left.
     """
     if isinstance(trained, PeftModel):
         _publish(adapter_dir, trained, tokenizer, facts, state)
@@ -202,15 +207,15 @@ def _publish(
     options: dict[str, Any] = {} if state is None else {"state_dict": state}
     if isinstance(model, PeftModel):
         options["selected_adapters"] = ["default"]  # others may have been trained beside it
-    model.save_pretrained(staged, **options)
-    tokenizer.save_pretrained(staged)
-    for name, content in facts.items():
-        (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for file in staged.rglob("*"):
-        if file.is_file():
-            file.chmod(0o644)  # safetensors writes for the owner only
-    shutil.rmtree(folder, ignore_errors=True)
-    staged.rename(folder)
+    try:
+        model.save_pretrained(staged, **options)
+        check_saved(staged, model)
+        tokenizer.save_pretrained(staged)
+        for name, content in facts.items():
+            (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        publish_folder(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _from_pretrained(cls: Any, source: str, settings: ModelSettings, **options: Any) -> Any:

@@ -21,6 +21,8 @@ from alignctl.run.frozen import frozen_fingerprints
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
 
+_NOT_THE_RESULT = ("run_dir", "log_every", "rehearse")
+
 
 def absolute_paths(config: Mapping[str, Any], stages: Sequence[str] = ()) -> dict[str, Any]:
     """Makes the paths of files and folders that exist here independent of the current folder.
@@ -68,7 +70,7 @@ def fingerprints(plan: RunPlan) -> dict[str, str]:
 def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> None:
     """Writes config.yaml, plan.json and provenance.json; secrets are masked."""
     paths = plan.paths
-    paths.root.mkdir(parents=True, exist_ok=True)
+    paths.make_root()
     write_text(paths.config, OmegaConf.to_yaml(OmegaConf.create(mask(dict(config)))))
     earlier = read_json(paths.provenance) or []
     write_json(paths.provenance, [*earlier, collect_provenance(command)])
@@ -116,7 +118,7 @@ def _changes(paths: RunPaths, config: Mapping[str, Any]) -> list[str]:
     then = flatten(OmegaConf.to_container(OmegaConf.load(paths.config)))
     now = flatten(mask(dict(config)))
     keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-    return [f"`{key}`: {then.get(key)} -> {now.get(key)}" for key in keys if key not in ("run_dir", "log_every")]
+    return [f"`{key}`: {then.get(key)} -> {now.get(key)}" for key in keys if key not in _NOT_THE_RESULT]
 
 
 def _absolute(value: Any) -> Any:

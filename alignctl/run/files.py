@@ -1,9 +1,10 @@
-"""Writes and reads small files so that a reader never sees half of one. Torch-free."""
+"""Writes files and folders so that a reader never sees half of one, and reads small files. Torch-free."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,27 @@ def read_json_lines(path: Path) -> list[Any]:
         except ValueError:
             break
     return rows
+
+
+def publish_folder(staged: Path, final: Path) -> None:
+    """Gives a folder that is written its name, once all of it is on disk; a folder that has the name is replaced.
+
+    Files become readable for everyone who may read the folder: safetensors writes them for the owner only.
+    """
+    for path in staged.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+        _sync(path)
+    _sync(staged)
+    if final.exists():
+        shutil.rmtree(final)
+    staged.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

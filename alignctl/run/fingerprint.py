@@ -23,7 +23,7 @@ def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_
     rounding, nor does where they run.
     """
     settings = stage.to_dict()
-    for key in ("report_to", "distributed", "launcher"):
+    for key in ("report_to", "rehearse", "distributed", "launcher"):
         del settings[key]
     settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _DIVIDES}
     settings["global_batch_size"] = global_batch_size

@@ -58,6 +58,16 @@ class StagePaths:
         return self.root / "result.json"
 
     @property
+    def rehearsal(self) -> Path:
+        """What the rehearsal took; a stage that has it does not rehearse again."""
+        return self.root / "rehearsal.json"
+
+    @property
+    def not_finite(self) -> Path:
+        """The step at which loss or gradient was no number, and its rows."""
+        return self.root / "not_finite.json"
+
+    @property
     def ranks(self) -> Path:
         """What each process of the attempt is doing, and why it ended."""
         return self.root / "ranks"
@@ -118,6 +128,12 @@ class RunPaths:
 
     def stage(self, name: str) -> StagePaths:
         return StagePaths(self.root / name)
+
+    def make_root(self) -> None:
+        """Makes the folder of the run, for its owner alone: it holds data and what models said. One that is there keeps
+        the rights it has."""
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, exist_ok=True)
 
 
 def cache_dir() -> Path:

@@ -52,7 +52,7 @@ def locked(paths: RunPaths) -> Iterator[None]:
         LaunchError: Another process holds it.
     """
     try:
-        paths.root.mkdir(parents=True, exist_ok=True)
+        paths.make_root()
     except OSError as error:
         raise LaunchError(f"cannot make {paths.root}: {error.strerror}", "give another `run_dir`") from error
     with Path(paths.lock).open("w") as lock:

@@ -1,4 +1,4 @@
-"""Makes a trainer's checkpoints complete or absent. The only place that knows how transformers saves one."""
+"""Makes a trainer's checkpoints complete or absent. The only place that knows how transformers saves and finds one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from alignctl.run.checkpoints import PREFIX, STAGING, publish, remove_old
+from alignctl.models.sharding import load_trained
+from alignctl.run.checkpoints import PREFIX, STAGING, Checkpoint, complete_checkpoints, publish, remove_old
 
 
 class CompleteCheckpoints:
@@ -18,6 +20,31 @@ class CompleteCheckpoints:
     """
 
     _staging = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # Old checkpoints are removed here, after the new one is complete. transformers would do it before that, and at
+        # the end of training remove the newest, which a run that was stopped continues from.
+        self.keep_last, self.args.save_total_limit = self.args.save_total_limit, None
+        self.add_callback(FindsBest())
+
+    def checkpoint_kind(self) -> dict[str, Any]:
+        """What the manifest says of how a checkpoint was written."""
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return {"processes": self.accelerator.num_processes, "zero_stage": plugin.zero_stage if plugin else 0}
+
+    def take_over(self, checkpoint: Checkpoint) -> bool:
+        """Takes over weights and state of a checkpoint if training had ended with it, the best weights if they are
+        wanted. transformers would train one step more.
+        """
+        state = TrainerState.load_from_json(str(checkpoint.path / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        find_best(state, checkpoint.path.parent)
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        load_trained(self, best or str(checkpoint.path))
+        return True
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -34,14 +61,11 @@ class CompleteCheckpoints:
             shutil.rmtree(folder / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-        # Old checkpoints are removed here, after the new one is complete, and not by transformers before that.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
-            self.args.save_total_limit = limit
 
         best = self.state.best_model_checkpoint
         if best and Path(best) == staged:
@@ -50,7 +74,30 @@ class CompleteCheckpoints:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            publish(staged, final, self.state.global_step)
+            (staged / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, of access tokens too; nothing reads it
+            publish(staged, final, self.state.global_step, self.checkpoint_kind())
             best = self.state.best_model_checkpoint
-            remove_old(folder, limit, Path(best) if best else None)
+            remove_old(folder, self.keep_last, Path(best) if best else None)
         self.accelerator.wait_for_everyone()
+
+
+class FindsBest(TrainerCallback):
+    """Looks for the best checkpoint when training begins, which may be in the middle."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        find_best(state, Path(args.output_dir))
+
+
+def find_best(state: TrainerState, folder: Path) -> None:
+    """Names the best checkpoint so far as it is in `folder`, wherever that was when it was written; forgets one that is
+    gone, so that the best of those to come is found."""
+    if state.best_global_step is None:
+        return
+    written = state.best_model_checkpoint or f"{PREFIX}{state.best_global_step}"
+    best = folder / Path(written).name
+    if any(one.path == best for one in complete_checkpoints(folder)):
+        state.best_model_checkpoint = str(best)
+    else:
+        state.best_model_checkpoint = state.best_global_step = state.best_metric = None

@@ -184,3 +184,13 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
     assert read_json_lines(path) == [{"step": 1}]
+
+
+def test_a_run_directory_is_for_its_owner_alone(tmp_path):
+    paths = RunPaths(tmp_path / "runs" / "mine")
+    with locked(paths):
+        assert paths.root.stat().st_mode & 0o777 == 0o700
+    assert paths.root.parent.stat().st_mode & 0o777 != 0o700  # a folder of other runs, too
+    paths.root.chmod(0o750)
+    with locked(paths):
+        assert paths.root.stat().st_mode & 0o777 == 0o750  # given to the group on purpose

@@ -1,10 +1,18 @@
 """Only complete checkpoints are seen, and the newest and best are kept."""
 
+import hashlib
 import json
 
 import pytest
 
-from alignctl.run.checkpoints import MANIFEST, complete_checkpoints, newest_checkpoint, publish, remove_old
+from alignctl.run.checkpoints import (
+    MANIFEST,
+    complete_checkpoints,
+    newest_checkpoint,
+    publish,
+    remove_old,
+    remove_torn,
+)
 
 
 def save(folder, step, content="weights"):
@@ -14,7 +22,7 @@ def save(folder, step, content="weights"):
     (staged / "model.safetensors").chmod(0o600)
     (staged / "sub").mkdir()
     (staged / "sub" / "optimizer.pt").write_text("state")
-    publish(staged, folder / f"checkpoint-{step}", step)
+    publish(staged, folder / f"checkpoint-{step}", step, {"processes": 2, "zero_stage": 3})
     return folder / f"checkpoint-{step}"
 
 
@@ -26,27 +34,73 @@ def test_newest_by_step_not_by_name(tmp_path):
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
-def damage_missing(path):
+def delete(path):
     (path / "sub" / "optimizer.pt").unlink()
 
 
-def damage_torn(path):
+def truncate(path):
     (path / "model.safetensors").write_text("wei")
 
 
-def damage_manifest(path):
+def halve_manifest(path):
     (path / MANIFEST).write_text('{"step": 9')
 
 
-def damage_no_manifest(path):
+def empty_manifest(path):
+    (path / MANIFEST).write_text("[]")
+
+
+def delete_manifest(path):
     (path / MANIFEST).unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_missing, damage_torn, damage_manifest, damage_no_manifest])
+def flip(path):
+    (path / "model.safetensors").write_text("weighty")
+
+
+def link(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+DAMAGES = {
+    delete: "sub/optimizer.pt is missing",
+    truncate: "model.safetensors has 3 bytes, not 7",
+    halve_manifest: "its MANIFEST.json is damaged",
+    empty_manifest: "its MANIFEST.json is damaged",
+    delete_manifest: "it has no MANIFEST.json",
+    link: "it is a link to another folder",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoints_are_not_seen(tmp_path, damage):
     save(tmp_path, 4)
     damage(save(tmp_path, 9))
     assert newest_checkpoint(tmp_path).step == 4
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, flip])
+def test_damaged_checkpoints_are_named_and_removed(tmp_path, damage):
+    save(tmp_path, 4)
+    damage(path := save(tmp_path, 9))
+    reason = (DAMAGES | {flip: "the content of model.safetensors has changed since it was written"})[damage]
+    assert remove_torn(tmp_path) == {path: reason}
+    assert sorted(one.name for one in tmp_path.glob("checkpoint-*")) == ["checkpoint-4"]
+    assert remove_torn(tmp_path) == {}
+
+
+def test_what_a_link_leads_to_is_left_alone(tmp_path):
+    link(save(tmp_path, 9))
+    remove_torn(tmp_path)
+    assert (tmp_path / "elsewhere" / "model.safetensors").exists()
+
+
+def test_older_checkpoints_are_not_hashed(tmp_path):
+    flip(save(tmp_path, 4))
+    save(tmp_path, 9)
+    assert remove_torn(tmp_path) == {}
+    assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path)] == [4, 9]
 
 
 def test_a_kill_inside_a_save_leaves_the_one_before(tmp_path):
@@ -60,7 +114,13 @@ def test_a_kill_inside_a_save_leaves_the_one_before(tmp_path):
 def test_manifest_lists_every_file_and_they_can_be_read_by_others(tmp_path):
     path = save(tmp_path, 3)
     manifest = json.loads((path / MANIFEST).read_text())
-    assert manifest == {"step": 3, "bytes": {"model.safetensors": 7, "sub/optimizer.pt": 5}}
+    files = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in (("model.safetensors", b"weights"), ("sub/optimizer.pt", b"state"))
+    }
+    kind = {"processes": 2, "zero_stage": 3}
+    assert manifest == {"step": 3, "kind": kind, "files": files}
+    assert newest_checkpoint(tmp_path).kind == kind
     assert (path / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 

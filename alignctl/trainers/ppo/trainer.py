@@ -32,6 +32,7 @@ from alignctl.models.generation import draw_completions
 from alignctl.models.sharding import whole_weights
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.trainers.head import why_not_scored_packed
+from alignctl.trainers.not_finite import ROW_NUMBER
 from alignctl.trainers.ppo.advantage import Experience, build_experience, moments
 from alignctl.trainers.ppo.config import PPOConfig
 from alignctl.trainers.ppo.models import ActorCritic, Batch, Scored, lay_out, policy_logps
@@ -167,7 +168,8 @@ class PPOTrainer(Trainer):
                 f"all {len(found):,} prompts are longer than {args.max_prompt_length} tokens",
                 "raise `max_prompt_length`",
             )
-        chosen = rows.select(kept).select_columns(["prompt"])
+        wanted = [column for column in ("prompt", ROW_NUMBER) if column in rows.column_names]
+        chosen = rows.select(kept).select_columns(wanted)
         return chosen.add_column("prompt_ids", [found[i] for i in kept])
 
     # A step

@@ -1,0 +1,53 @@
+"""Whether there is room to write: asked beforehand, and found out where a write failed. Torch-free."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of system errors that say there is no room: on the disk, for this user, for one file."""
+
+_PROBE = b"\0" * 2**20
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written to the file system of a folder, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def lack_of_room(error: BaseException, staging: Path) -> str | None:
+    """The system's words for a write that failed for lack of room; None where an error has another reason.
+
+    Libraries in other languages hide the system's error. safetensors and tokenizers name its number in their message.
+    torch does not, but leaves its file: a write to the largest one in `staging` tells.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        named = re.search(r"\(os error (\d+)\)", str(link))
+        number = link.errno if isinstance(link, OSError) else int(named[1]) if named else None
+        if number in FULL:
+            return os.strerror(number)
+        link = link.__cause__ or link.__context__
+    files = [file for file in staging.rglob("*") if file.is_file()]
+    if files:
+        try:
+            with max(files, key=lambda file: file.stat().st_size).open("ab") as file:
+                file.write(_PROBE)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as refused:
+            return os.strerror(refused.errno) if refused.errno in FULL else None
+    return None
+
+
+def shown_bytes(count: int) -> str:
+    """A number of bytes for people: `1.5 GB`, in powers of 1000."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = min(max(len(str(count)) - 1, 0) // 3, len(units) - 1)
+    return f"{count:,} bytes" if power == 0 else f"{count / 1000**power:,.1f} {units[power]}"

@@ -1,0 +1,128 @@
+"""The training of a stage, and how it ends: from which checkpoint, with how much room, on which rows. Used by stage.py.
+
+What a trainer cannot say to people, because it knows nothing of run directories, is said here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import Trainer
+
+from alignctl.config.stages import StageConfig
+from alignctl.errors import AlignctlError, LaunchError, Stopped
+from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
+from alignctl.run.checkpoints import STAGING, Checkpoint, newest_checkpoint, remove_torn
+from alignctl.run.disk import free_bytes, lack_of_room, shown_bytes
+from alignctl.run.files import write_json
+from alignctl.run.paths import StagePaths
+from alignctl.stage_rows import trained_model
+from alignctl.trainers.not_finite import NotFinite
+from alignctl.trainers.room import writes_of
+
+
+def train(trainer: Trainer, stage: StageConfig, paths: StagePaths, stop: StopOnRequest, progress: ProgressFile) -> None:
+    """Trains from the newest complete checkpoint, or from the start.
+
+    Raises:
+        Stopped: As requested.
+        AlignctlError: Loss, gradient or weights are no numbers any more.
+    """
+    checkpoint = _continue_from(trainer, paths, progress)
+    if not (checkpoint and trainer.take_over(checkpoint)):
+        if checkpoint and trainer.args.save_only_model:
+            progress.notice("checkpoints hold the model alone (`save_only_model`): training starts from the beginning")
+            checkpoint = None
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        except NotFinite as error:
+            raise _not_finite(error, trainer, stage, paths) from error
+    state = trainer.state
+    if stop.stopped:
+        raise Stopped(f"stopped at step {state.global_step} of {state.max_steps}; a checkpoint is saved")
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        best = Path(state.best_model_checkpoint).name
+        progress.notice(f"the model is that of {best}, the best by `{trainer.args.metric_for_best_model}`")
+
+
+def _continue_from(trainer: Trainer, paths: StagePaths, progress: ProgressFile) -> Checkpoint | None:
+    """The checkpoint to continue from; says which are not taken and why, and removes them."""
+    if trainer.is_world_process_zero():
+        paths.not_finite.unlink(missing_ok=True)
+        torn = remove_torn(paths.checkpoints)
+        newest = newest_checkpoint(paths.checkpoints)
+        instead = f"training continues from {newest.path.name}" if newest else "training starts from the beginning"
+        for path, flaw in torn.items():
+            progress.notice(f"{path.name} cannot be used and is removed: {flaw}; {instead}")
+    trainer.accelerator.wait_for_everyone()
+    return newest_checkpoint(paths.checkpoints)
+
+
+def _not_finite(error: NotFinite, trainer: Trainer, stage: StageConfig, paths: StagePaths) -> AlignctlError:
+    """What to tell people; the rows of the batch are written down."""
+    newest = newest_checkpoint(paths.checkpoints)
+    if trainer.is_world_process_zero():
+        content = {
+            "what": error.what,
+            "step": error.step,
+            "data": stage.data.path,
+            "batches": [
+                {key: str(value) if isinstance(value, float) else value for key, value in asdict(one).items()}
+                for one in error.troubles
+            ],
+            "reproduce": f"the same command, which goes on from {newest.path if newest else 'the beginning'}",
+        }
+        write_json(paths.not_finite, content)
+    return AlignctlError(
+        f"{error.what} of step {error.step} is not a finite number, and training was stopped; "
+        + (f"{newest.path} is from before" if newest else "there is no checkpoint yet")
+        + f". The rows of the batch are listed in {paths.not_finite}",
+        f"look at those rows, or give another `run_dir` and a lower `{stage.name}.learning_rate`; the same command "
+        "comes to the same step again",
+    )
+
+
+def check_room(trainer: Trainer, stage: StageConfig, paths: StagePaths) -> None:
+    """Refuses what would fill the disk, before the first step.
+
+    Raises:
+        LaunchError: The disk has less free than the stage is going to write.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    writes = writes_of(trainer, trainer.keep_last, trained_model(trainer))
+    there = sum(file.stat().st_size for file in paths.checkpoints.rglob("*") if file.is_file())
+    needed, free = writes.total - there, free_bytes(paths.root)
+    if needed > free:
+        fewer = "" if trainer.keep_last == 1 else f"`{stage.name}.save_total_limit=1`, or "
+        raise LaunchError(
+            f"the disk of {paths.root} has {shown_bytes(free)} free, and {shown_bytes(needed)} are needed: "
+            f"{writes.checkpoints:,} checkpoints of {shown_bytes(writes.checkpoint)} at a time, and "
+            f"{shown_bytes(writes.finished)} for the finished model",
+            f"set {fewer}`{stage.name}.save_only_model=true` (which cannot be continued from), or give another "
+            "`run_dir`",
+        )
+
+
+@contextmanager
+def full_disk_explained(paths: StagePaths) -> Iterator[None]:
+    """Ends a stage that could not write for lack of room with a few words, and leaves nothing half written."""
+    try:
+        yield
+    except Exception as error:
+        staging = paths.checkpoints / STAGING
+        reason = lack_of_room(error, staging)
+        if reason is None:
+            raise
+        shutil.rmtree(staging, ignore_errors=True)
+        newest = newest_checkpoint(paths.checkpoints)
+        raise AlignctlError(
+            f"there is no room left to write to: {reason}, with {shown_bytes(free_bytes(paths.root))} free on the disk "
+            f"of {paths.root}. What was half written is removed; "
+            + (f"{newest.path} is complete" if newest else "there is no checkpoint yet"),
+            "make room, and run the same command again: it continues from there",
+        ) from error

@@ -1,0 +1,139 @@
+"""Stops training where loss, gradient or weights are no longer numbers, and knows the rows it happened on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+ROW_NUMBER = "row_number"
+"""Column of the training rows: which row of the data it was, counted from 1."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A step with a number that is none."""
+
+    step: int
+    """Optimizer step, counted from 1."""
+    loss: float
+    """Of this process's part of the batch."""
+    grad_norm: float | None
+    """Of all processes together, before it is clipped."""
+    learning_rate: float
+    rows: list[int]
+    """Row numbers of the batch; empty where a trainer has packed or otherwise lost them."""
+    texts: list[str]
+    """What the batch says, where its rows are not known."""
+
+
+class NotFinite(Exception):
+    """Training came to a loss, gradient or weight that is NaN or infinite."""
+
+    def __init__(self, what: str, step: int, troubles: list[Trouble]):
+        """Takes what is not finite, the step, and what each process saw that saw something."""
+        super().__init__(what)
+        self.what = what
+        self.step = min((trouble.step for trouble in troubles), default=step)
+        self.troubles = troubles
+
+
+class StopsWhenNotFinite:
+    """Mixin before CompleteCheckpoints and a transformers Trainer: raises NotFinite, in all processes at the same step.
+
+    The norm of the gradient is one number for all processes and is looked at before every optimizer step. A loss is a
+    process's own: what it was at the first step with a bad one is remembered until all of them meet, when the mean is
+    logged or a checkpoint is saved. Both are read from the device in one go, once a step.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._batches: list[dict[str, Any]] = []
+        self._rows: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._trouble: Trouble | None = None
+        super().__init__(*args, **kwargs)
+
+    # Which rows a batch is made of
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if ROW_NUMBER not in self._signature_columns:
+            self._signature_columns.append(ROW_NUMBER)
+
+    def get_train_dataloader(self) -> DataLoader:
+        collator = self.data_collator
+        self.data_collator = WithRowNumbers(collator)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        self._rows = [batch.pop(ROW_NUMBER) for batch in batches if ROW_NUMBER in batch]
+        self._batches, self._losses = batches, []
+        return batches, count
+
+    # Looking
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        loss = torch.stack(self._losses).sum().float()
+        loss, value = torch.stack([loss, torch.as_tensor(0.0 if norm is None else norm).to(loss)]).tolist()
+        # A scaler of float16 looks for gradients that are too large itself, and tries again with a smaller scale.
+        scaled = self.accelerator.mixed_precision == "fp16"
+        if not math.isfinite(loss) or not (math.isfinite(value) or scaled):
+            self._trouble = self._trouble or self._describe(loss, None if norm is None else value)
+        if not (math.isfinite(value) or scaled):
+            self._stop("the gradient")
+        return norm if norm is None else value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            self._stop("the loss")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        bad = torch.tensor([self._trouble is not None, not self._weights_are_finite()], device=self.args.device)
+        losses, weights = self.accelerator.reduce(bad.float(), "sum").tolist()
+        if losses or weights:
+            self._stop("the loss" if losses else "a weight")
+        super()._save_checkpoint(model, trial)
+
+    def _weights_are_finite(self) -> bool:
+        """Looks at this process's part of the trained weights."""
+        parts = [getattr(weight, "ds_tensor", weight) for weight in self.model.parameters() if weight.requires_grad]
+        ends = [end.float() for part in parts if part.numel() for end in part.detach().aminmax()]
+        return not ends or bool(torch.stack(ends).isfinite().all())
+
+    def _stop(self, what: str) -> None:
+        troubles = gather_object([self._trouble] if self._trouble else [])
+        raise NotFinite(what, self.state.global_step, troubles)
+
+    def _describe(self, loss: float, grad_norm: float | None) -> Trouble:
+        rows = [number for numbers in self._rows for number in numbers.tolist()]
+        tokens = [] if rows else [ids for batch in self._batches for ids in batch.get("input_ids", [])]
+        texts = [self.processing_class.decode(ids, skip_special_tokens=True) for ids in tokens]
+        return Trouble(self.state.global_step + 1, loss, grad_norm, self._get_learning_rate(), rows, texts)
+
+
+class WithRowNumbers:
+    """A collator that hands row numbers on, past one that knows nothing of them."""
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]):
+        self._collator = collator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        numbers = [row.pop(ROW_NUMBER) for row in rows if ROW_NUMBER in row]
+        return self._collator(rows) | ({ROW_NUMBER: torch.tensor(numbers)} if numbers else {})

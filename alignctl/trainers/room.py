@@ -1,0 +1,86 @@
+"""How many bytes a stage writes beside its small files, asked of its trainer: checkpoints, and the finished model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+_DEEPSPEED_STATE = 12  # bytes a parameter: float32 weights and AdamW's two moments, whatever type it is trained in
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What a stage writes, in bytes."""
+
+    checkpoint: int
+    """Each: the trained weights, and what the optimizer keeps of them."""
+    checkpoints: int
+    """Most that are there at a time: a new one is complete before an old one is removed."""
+    finished: int
+    """The model, and the adapter where one is trained."""
+
+    @property
+    def total(self) -> int:
+        return self.checkpoint * self.checkpoints + self.finished
+
+
+def writes_of(trainer: Trainer, keep_last: int | None, model: nn.Module) -> Writes:
+    """What training and saving `model` writes.
+
+    Args:
+        model: The trained one without what a trainer has around it, an adapter included.
+        keep_last: `save_total_limit`, which the trainer itself no longer knows.
+    """
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    checkpoint = _bytes(trained)
+    if not trainer.args.save_only_model:
+        checkpoint += _state_bytes(trainer, trained)
+    return Writes(checkpoint, _checkpoints(trainer, keep_last), finished=_bytes(model.parameters()))
+
+
+def _bytes(weights: Iterable[nn.Parameter]) -> int:
+    return sum(_count(weight) * weight.element_size() for weight in weights)
+
+
+def _count(weight: nn.Parameter) -> int:
+    """Numbers in a weight, all processes' parts where ZeRO-3 shares it out."""
+    return getattr(weight, "ds_numel", weight.numel())
+
+
+def _state_bytes(trainer: Trainer, trained: list[nn.Parameter]) -> int:
+    """Of AdamW, which most optimizers need no more than: two numbers of the weight's type for each trained weight."""
+    if trainer.is_deepspeed_enabled:
+        return _DEEPSPEED_STATE * sum(map(_count, trained))
+    optimizer = str(trainer.args.optim.value)
+    if "8bit" in optimizer:
+        return 2 * sum(map(_count, trained))
+    return 0 if "adafactor" in optimizer or "sgd" in optimizer else 2 * _bytes(trained)
+
+
+def _checkpoints(trainer: Trainer, keep_last: int | None) -> int:
+    args = trainer.args
+    if args.save_strategy == SaveStrategy.NO:
+        return 1  # the one that a request to stop saves
+    rows = len(trainer.train_dataset)
+    steps = optimizer_steps(args, rows)
+    every = float(_steps_per_epoch(args, rows))
+    if args.save_strategy == SaveStrategy.STEPS:
+        every = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps)
+    saves = math.ceil(steps / every)
+    best = 1 if args.load_best_model_at_end else 0
+    return min(saves, keep_last + 1 + best) if keep_last else saves
+
+
+def optimizer_steps(args: TrainingArguments, rows: int) -> int:
+    """Optimizer steps of a whole training on so many rows."""
+    return args.max_steps if args.max_steps > 0 else math.ceil(_steps_per_epoch(args, rows) * args.num_train_epochs)
+
+
+def _steps_per_epoch(args: TrainingArguments, rows: int) -> int:
+    batches = math.ceil(rows / (args.train_batch_size * args.world_size))
+    return math.ceil(batches / args.gradient_accumulation_steps)

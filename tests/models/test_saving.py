@@ -1,0 +1,132 @@
+"""A saved model is read before it counts: what is not as it was trained is named, and nothing of it is left."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, PreTrainedTokenizerFast
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+
+from alignctl.data.quickstart import demonstrations
+from alignctl.errors import AlignctlError
+from alignctl.models.loading import save_finished
+from alignctl.models.tokenizer import train_tokenizer
+from alignctl.models.verifying import check_saved
+
+pytestmark = pytest.mark.train
+
+SIZES = {
+    "vocab_size": 96, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def llama(tied: bool = True) -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tied))
+
+
+def mixtral():
+    """Its experts are saved under other names, and cut otherwise, than the model has them."""
+    return AutoModelForCausalLM.from_config(MixtralConfig(**SIZES, num_local_experts=2))
+
+
+def adapter():
+    return get_peft_model(llama(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer([row["prompt"][0]["content"] for row in demonstrations("train")[:50]], 96)
+
+
+@pytest.mark.parametrize("make", [llama, lambda: llama(tied=False), mixtral, adapter], ids=str)
+@pytest.mark.parametrize("shard", ["1GB", "15KB"])
+def test_what_is_whole_passes(tmp_path, make, shard):
+    model = make()
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    check_saved(tmp_path, model)
+
+
+def test_one_process_reads_alone_under_zero_3(tmp_path):
+    pytest.importorskip("deepspeed")
+    model = llama()
+    model.save_pretrained(tmp_path)
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_batch_size": 1})
+    check_saved(tmp_path, model)
+    assert is_deepspeed_zero3_enabled()  # as it was, for the training
+    assert config.is_zero3()
+
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+LORA = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
+
+
+def damaged(folder, name, tensor):
+    """Replaces a tensor of a saved model, or takes it out."""
+    file = next(folder.glob("*.safetensors"))
+    tensors = load_file(file)
+    assert name in tensors or name == "other"
+    tensors.pop(name, None)
+    save_file(tensors | ({} if tensor is None else {name: tensor}), file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "tensor", "words"),
+    [
+        (llama, NAME, torch.empty(0), "is empty; .*has the shape \\[0\\], not \\[32, 16\\]"),
+        (llama, NAME, torch.zeros(16, 32), "has the shape \\[16, 32\\], not \\[32, 16\\]"),
+        (llama, NAME, torch.full((32, 16), torch.inf), "holds NaN or infinite numbers"),
+        (llama, NAME, None, f"`{NAME}` is missing"),
+        (llama, "other", torch.ones(2), "`other` is not a weight of this model"),
+        (lambda: llama(tied=False), "lm_head.weight", None, "`lm_head.weight` is missing"),
+        (adapter, LORA, torch.empty(0), "adapter .* is empty; .* has the shape \\[0\\], not \\[16, 8\\]"),
+        (adapter, LORA, torch.full((16, 8), torch.nan), "holds NaN"),
+        (adapter, LORA, None, f"`{LORA}` is missing"),
+        (adapter, "other", torch.ones(2), "`other` is not a weight of this adapter"),
+    ],
+)
+def test_what_is_not_is_named(tmp_path, make, name, tensor, words):
+    model = make()
+    model.save_pretrained(tmp_path)
+    damaged(tmp_path, name, tensor)
+    with pytest.raises(AlignctlError, match=words):
+        check_saved(tmp_path, model)
+
+
+def test_a_torn_file_is_named(tmp_path):
+    model = llama()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(AlignctlError, match="a file is not whole"):
+        check_saved(tmp_path, model)
+
+
+def test_no_weights_at_all(tmp_path):
+    model = adapter()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(AlignctlError, match="there are no weights"):
+        check_saved(tmp_path, model)
+
+
+@pytest.mark.parametrize("make", [llama, adapter])
+def test_nothing_is_left_of_what_was_not_saved_right(tmp_path, tokenizer, make):
+    model = make()
+    with torch.no_grad():
+        list(model.parameters())[-1].view(-1)[0] = torch.nan
+        next(p for p in model.parameters() if p.requires_grad).view(-1)[0] = torch.nan
+    with pytest.raises(AlignctlError, match="holds NaN"):
+        save_finished(model, tokenizer, tmp_path / "model", tmp_path / "adapter", llama, {"facts.json": {}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_saved_right_is_there(tmp_path, tokenizer):
+    save_finished(adapter(), tokenizer, tmp_path / "model", tmp_path / "adapter", llama, {"facts.json": {"a": 1}})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
+    assert json.loads((tmp_path / "model" / "facts.json").read_text()) == {"a": 1}
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o644

@@ -1,0 +1,117 @@
+"""Training stops where a loss, gradient or weight is no number, saves nothing of it, and names the rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from in_process import read, run_stages
+
+from alignctl.data.quickstart import preferences
+from alignctl.errors import AlignctlError
+from alignctl.methods.registry import methods
+from alignctl.run.checkpoints import complete_checkpoints
+from alignctl.trainers.not_finite import NotFinite, StopsWhenNotFinite
+
+pytestmark = pytest.mark.train
+
+RECIPES = {
+    "sft": ("sft_quickstart",),
+    "reward": ("sft_rm_quickstart",),
+    "dpo": ("sft_dpo_quickstart", "dpo.from=null"),
+    "ipo": ("sft_ipo_quickstart", "ipo.from=null"),
+    "kto": ("sft_kto_quickstart", "kto.from=null"),
+    "orpo": ("orpo_quickstart",),
+    "simpo": ("sft_simpo_quickstart", "simpo.from=null"),
+    "ppo": (
+        "rlhf_quickstart", "ppo.from=null", "ppo.reward_model=null", "ppo.normalize_rewards=running",
+        "ppo.reward_funcs=[alignctl.data.quickstart:reward]", "ppo.response_length=8",
+    ),
+}  # fmt: skip
+
+
+def arguments(name):
+    """A stage of one epoch over 40 rows, 8 of them at a time."""
+    recipe, *more = RECIPES[name]
+    stage = "rm" if name == "reward" else name
+    return stage, (
+        f"recipe={recipe}", f"stages=[{stage}]", "data.limit=40", "data.eval_limit=8", "eval.prompts=0",
+        f"{stage}.max_steps=5", f"{stage}.logging_steps=1", f"{stage}.per_device_train_batch_size=8",
+        f"{stage}.save_strategy=no", "model.scratch.vocab_size=400", "model.scratch.config.hidden_size=32",
+        "model.scratch.config.intermediate_size=64", *(("rm.from=null",) if name == "reward" else ()), *more,
+    )  # fmt: skip
+
+
+def test_every_method_is_here():
+    assert sorted(RECIPES) == sorted(methods())
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_run_that_diverges(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
+    stage, given = arguments(name)
+    given += (f"{stage}.learning_rate=1e30", f"{stage}.lr_scheduler_type=constant", f"{stage}.max_grad_norm=0")
+    with pytest.raises(AlignctlError, match="is not a finite number, and training was stopped") as caught:
+        run_stages(tmp_path, *given)
+    assert caught.value.exit_code == 1
+    assert f"`{stage}.learning_rate`" in caught.value.problems[0].hint
+    found = read(tmp_path / stage / "not_finite.json")
+    assert found["step"] in (1, 2, 3), found
+    (batch,) = found["batches"]
+    assert len(set(batch["rows"])) >= (4 if name == "kto" else 8)  # of a pair, both completions may be in a batch
+    assert set(batch["rows"]) <= set(range(1, 41))
+    assert not (tmp_path / stage / "model").exists()
+
+
+def poisoned(folder, row, margin):
+    """41 pairs with margins, of which the first cannot be used, and one row's margin is no number."""
+    pairs = preferences("train")[:40]
+    rows = [pair | {"margin": 1.0} for pair in [pairs[0] | {"chosen": []}, *pairs]]
+    rows[row - 1]["margin"] = margin
+    file = folder / "pairs.parquet"
+    Dataset.from_list(rows).to_parquet(file)  # JSON knows neither NaN nor infinity
+    return file
+
+
+@pytest.mark.parametrize(("margin", "what"), [(float("nan"), "the gradient"), (float("inf"), "the loss")])
+def test_an_odd_row_is_named_by_its_number_in_the_file(tmp_path, margin, what):
+    """The first row of the file is left out; it counts all the same."""
+    file = poisoned(tmp_path, 17, margin)
+    _, given = arguments("reward")
+    given += (
+        f"data.path={file}", "data.eval_rows=0", "data.limit=null", "rm.save_strategy=steps", "rm.save_steps=1",
+        "rm.logging_steps=2", "eval.judge=null",
+    )  # fmt: skip
+    with pytest.raises(AlignctlError, match=f"{what} of step \\d is not a finite number") as caught:
+        run_stages(tmp_path / "run", *given)
+    found = read(tmp_path / "run" / "rm" / "not_finite.json")
+    (batch,) = found["batches"]
+    assert 17 in batch["rows"]
+    assert len(batch["rows"]) == 8
+    assert found["data"] == str(file)
+    saved = complete_checkpoints(tmp_path / "run" / "rm" / "checkpoints")
+    assert [one.step for one in saved] == list(range(1, found["step"]))[-2:]
+    assert ("there is no checkpoint yet" in str(caught.value)) == (not saved)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(small):
+    class Trainer(StopsWhenNotFinite, type(small.trainer("sft"))):
+        pass
+
+    trainer = small.trainer("sft", trainer=Trainer, max_steps=1, save_strategy="no")
+    trainer.train()
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight[3, 3] = torch.inf
+    with pytest.raises(NotFinite, match="a weight"):
+        trainer._save_checkpoint(trainer.model, None)
+    assert not list(small.folder.glob("checkpoint-*"))
+
+
+def test_packed_rows_are_written_down_as_text(tmp_path):
+    _, given = arguments("sft")
+    given += ("sft.packing=true", "sft.learning_rate=1e30", "sft.lr_scheduler_type=constant", "sft.max_steps=3")
+    with pytest.raises(AlignctlError, match="is not a finite number"):
+        run_stages(tmp_path, *given, "sft.per_device_train_batch_size=2")
+    (batch,) = read(tmp_path / "sft" / "not_finite.json")["batches"]
+    assert batch["rows"] == []
+    assert any("?" in text for text in batch["texts"])

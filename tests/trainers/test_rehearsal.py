@@ -1,0 +1,133 @@
+"""A stage does all of itself in small before it begins, and leaves nothing of that behind."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from in_process import NeverStops, read, run_stages
+from safetensors.torch import load_file
+from test_continue import StopsAfter
+from transformers import PreTrainedModel
+
+from alignctl.data.quickstart import demonstrations
+from alignctl.errors import AlignctlError, Stopped
+
+pytestmark = pytest.mark.train
+
+RECIPES = {
+    "sft": ("recipe=sft_quickstart", "sft.eval_strategy=epoch"),
+    "dpo": ("recipe=sft_dpo_quickstart", "dpo.from=null", "dpo.precompute_ref_log_probs=true", "peft=lora"),
+    "ppo": (
+        "recipe=rlhf_quickstart", "ppo.from=null", "ppo.reward_model=null", "ppo.normalize_rewards=running",
+        "ppo.response_length=8",
+    ),
+}  # fmt: skip
+REWARD = "def length(completions, **row):\n    return [float(len(str(said))) for said in completions]\n"
+
+
+def arguments(name, *more):
+    """20 steps, the least that are rehearsed."""
+    recipe, *its = RECIPES[name]
+    stage = name
+    return (
+        recipe, f"stages=[{stage}]", "data.limit=40", "data.eval_limit=8", "eval.prompts=4", f"{stage}.max_steps=20",
+        f"{stage}.logging_steps=5", f"{stage}.per_device_train_batch_size=8", f"{stage}.save_steps=10",
+        "model.scratch.vocab_size=400", "model.scratch.config.hidden_size=32", "eval.max_new_tokens=8",
+        "model.scratch.config.intermediate_size=64", *its, *more,
+    )  # fmt: skip
+
+
+def what_came_out(stage):
+    """Weights, and all logged numbers that are not times."""
+    rows = read(stage / "metrics.jsonl")
+    logged = [{key: row[key] for key in row if not any(word in key for word in ("per_s", "runtime"))} for row in rows]
+    return {name: one.tolist() for name, one in load_file(stage / "model" / "model.safetensors").items()}, logged
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_leaves_no_trace(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rewards.py").write_text(REWARD)
+    given = arguments(name, *((f"ppo.reward_funcs=[{tmp_path}/rewards.py:length]",) if name == "ppo" else ()))
+    without = run_stages(tmp_path / "without", *given, "rehearse=false") / name
+    with_it = run_stages(tmp_path / "with", *given, "rehearse=true") / name
+    assert what_came_out(with_it) == what_came_out(without)
+    results = [read(folder / "result.json") for folder in (with_it, without)]
+    seconds = results[0].pop("rehearsal_s")
+    assert results[0] == results[1]
+    notice = f"rehearsed in {seconds:g} s: 2 steps on the longest rows, measured, saved and loaded back"
+    assert notice in read(with_it / "progress.json")["notices"]
+    names = [{path.name for path in folder.iterdir()} for folder in (with_it, without)]
+    assert names[0] - names[1] == {"rehearsal.json"}
+
+
+class Models(NeverStops):
+    """Counts the models in memory when a step of the stage itself is done."""
+
+    def __init__(self):
+        self.waits, self.steps, self.found = False, 0, None
+
+    @property
+    def requested(self):
+        self.steps += 1
+        if self.steps == 5:  # two steps of the rehearsal, and some more
+            self.found = sum(issubclass(type(one), PreTrainedModel) for one in gc.get_objects())
+        return False
+
+
+def test_its_models_are_gone(tmp_path):
+    given = arguments("sft")
+    found = []
+    for setting in ("rehearse=true", "rehearse=false"):
+        signal = Models()
+        run_stages(tmp_path / setting, *given, setting, signal=signal)
+        found.append(signal.found)
+        gc.collect()
+    assert found[0] == found[1]
+
+
+def test_what_would_fail_late_fails_now(tmp_path):
+    """The metric by which the best is chosen is looked for after the first evaluation, here at the end."""
+    given = arguments(
+        "sft", "sft.eval_strategy=steps", "sft.eval_steps=20", "sft.save_steps=20", "sft.load_best_model_at_end=true",
+        "sft.metric_for_best_model=no_such",
+    )  # fmt: skip
+    with pytest.raises((AlignctlError, KeyError), match="no_such"):
+        run_stages(tmp_path, *given, "rehearse=true")
+    assert not (tmp_path / "sft" / "metrics.jsonl").exists()
+    assert not (tmp_path / "sft" / ".rehearsal").exists()
+
+
+def test_long_rows_are_the_ones(tmp_path):
+    """Too long prompts are none of them: nothing of such a row is trained on."""
+    given = arguments("sft", "sft.max_length=64", "sft.learning_rate=1e30", "sft.lr_scheduler_type=constant")
+    with pytest.raises(AlignctlError, match="is not a finite number"):
+        run_stages(tmp_path, *given, "rehearse=true")
+    (batch,) = read(tmp_path / "sft" / "not_finite.json")["batches"]
+    lengths = [len(str(row)) for row in demonstrations("train")[:40]]
+    chosen = [lengths[row - 1] for row in batch["rows"]]
+    assert min(chosen) >= sorted(lengths)[-17]
+
+
+def test_a_short_stage_has_none(tmp_path):
+    given = arguments("sft", "rehearse=true", "sft.max_steps=19")
+    stage = run_stages(tmp_path, *given) / "sft"
+    assert "rehearsal_s" not in read(stage / "result.json")
+
+
+def test_a_continued_run_does_not_rehearse_again(tmp_path):
+    given = arguments("sft", "rehearse=true")
+    with pytest.raises(Stopped, match="step 5 of 20"):
+        run_stages(tmp_path, *given, signal=StopsAfter(8))  # three looks in the rehearsal
+    first = read(tmp_path / "sft" / "rehearsal.json")
+    stage = run_stages(tmp_path, *given) / "sft"
+    assert not any("rehearsed" in notice for notice in read(stage / "progress.json")["notices"])
+    assert read(stage / "result.json")["rehearsal_s"] == first["seconds"]
+
+
+def test_a_stop_in_the_rehearsal_leaves_nothing(tmp_path):
+    given = arguments("sft", "rehearse=true")
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(tmp_path, *given, signal=StopsAfter(1))
+    assert {path.name for path in (tmp_path / "sft").iterdir()} == {"progress.json"}
