@@ -13,6 +13,8 @@ _POSITIVE = (
     "temperature", "cliprange", "cliprange_value", "response_length", "max_prompt_length", "num_ppo_epochs",
     "num_mini_batches", "target_kl", "kl_horizon", "update_tokens", "rollout_tokens", "reward_clip",
 )  # fmt: skip
+_NOT_NEGATIVE = ("kl_coef", "entropy_coef", "vf_coef", "value_warmup_steps", "num_sample_completions")
+_UP_TO_1 = ("gamma", "lam")
 
 
 def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
@@ -45,6 +47,11 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
         value = stage.get(key)
         if isinstance(value, (int, float)) and value <= 0:
             yield Problem(f"`{name}.{key}` must be greater than 0, got `{value}`")
+    for key in (*_NOT_NEGATIVE, *_UP_TO_1):
+        value = stage.get(key)
+        if isinstance(value, (int, float)) and (value < 0 or (key in _UP_TO_1 and value > 1)):
+            wanted = "from 0 to 1" if key in _UP_TO_1 else "at least 0"
+            yield Problem(f"`{name}.{key}` must be {wanted}, got `{value}`")
     dual_clip = stage.get("dual_clip")
     if isinstance(dual_clip, (int, float)) and dual_clip <= 1:
         yield Problem(f"`{name}.dual_clip` must be greater than 1, got `{dual_clip}`", "3 is its paper's")

@@ -76,6 +76,9 @@ class PPOConfig(EngineConfig, TrainingArguments):
     """How far a value may move from that of the rollout; None for no limit."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
+    entropy_coef: float = 0.0
+    """Weight of the policy's entropy, in nats per token, which is taken off the loss: above 0 it keeps completions
+    diverse (arXiv:1707.06347, Eq. 9)."""
     value_warmup_steps: int = 0
     """First steps in which the value model learns alone."""
     remove_unused_columns: bool = False

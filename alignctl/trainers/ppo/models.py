@@ -31,7 +31,7 @@ class Scored(NamedTuple):
 
     logps: Tensor
     entropy: Tensor
-    """Of the policy at its temperature, without gradient."""
+    """Of the policy at its temperature; without gradient unless that is wanted."""
     values: Tensor
     """Of the state before each token."""
     last_values: Tensor
@@ -63,10 +63,14 @@ class ActorCritic(nn.Module):
     def models(self) -> list[PreTrainedModel]:
         return [model for model in (self.policy, self.value_model) if model is not None]
 
-    def forward(self, batch: Batch, temperature: float, policy_learns: bool = True) -> Scored:
+    def forward(
+        self, batch: Batch, temperature: float, policy_learns: bool = True, entropy_gradient: bool = False
+    ) -> Scored:
         """What both say of the completions; a policy that does not learn gets no gradient from the values."""
         hidden = last_hidden(self.policy, batch.layout)
-        scores = score_tokens(bare(self.policy), hidden[batch.before], batch.targets, True, temperature)
+        scores = score_tokens(
+            bare(self.policy), hidden[batch.before], batch.targets, True, temperature, entropy_gradient
+        )
         places = torch.cat([batch.before, batch.last])
         if self.value_model is None:
             states = hidden[places] if policy_learns else hidden[places].detach()

@@ -369,9 +369,8 @@ class PPOTrainer(Trainer):
         }  # fmt: skip
         for name, key in shown.items():
             self._record(key, means[name])
-        return torch.tensor(
-            policy_weight * means["policy_loss"] + self.args.vf_coef * means["value_loss"], device=self.args.device
-        )
+        moving = means["policy_loss"] - self.args.entropy_coef * means["entropy"]
+        return torch.tensor(policy_weight * moving + self.args.vf_coef * means["value_loss"], device=self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
