@@ -166,6 +166,13 @@ BAD = [
     ([PPO, "ppo.vf_coef=-1"], ["`ppo.vf_coef` must be at least 0"]),
     ([PPO, "ppo.value_warmup_steps=-1"], ["`ppo.value_warmup_steps` must be at least 0"]),
     ([PPO, "ppo.temperature=0"], ["`ppo.temperature` must be greater than 0"]),
+    ([PPO, "ppo.generation=vllm"], ["`ppo.generation=vllm` needs the package `vllm`", 'pip install "alignctl[vllm]"']),
+    ([PPO, "ppo.vllm_server_port=9000"], ["`ppo.vllm_server_port` would have no effect", "`ppo.generation=vllm`"]),
+    (
+        [PPO, "ppo.generation=vllm", "ppo.vllm_mode=server", "ppo.vllm_gpu_memory_utilization=0.5"],
+        ["`ppo.vllm_gpu_memory_utilization` would have no effect", "`ppo.vllm_mode=colocate`"],
+    ),
+    ([PPO, "ppo.generation=fast"], ["`ppo.generation` must be one of transformers, continuous, vllm"]),
     ([PPO, "ppo.kl_estimator=k4"], ["`ppo.kl_estimator` must be one of k1, k2, k3"]),
     ([PPO, "ppo.reward_model=sft"], ["`ppo.reward_model=sft`"]),
     ([PPO, "ppo.gradient_accumulation_steps=2"], ["is not a stage's to set", "set `update_tokens`"]),

@@ -29,7 +29,7 @@ from alignctl.engine.forward import bare
 from alignctl.engine.layout import bins
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.models.attention import put_packed_attention_on
-from alignctl.models.generation import draw_completions
+from alignctl.models.generation import Drawn, draw_completions
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json_lines, write_json_lines
 from alignctl.run.paths import StagePaths
@@ -125,6 +125,11 @@ class PPOTrainer(Trainer):
             )
         if self.accelerator.num_processes > 1:  # else all of them would draw with the same random numbers
             torch.manual_seed(args.seed + 1_000_003 * self.accelerator.process_index)
+        self._vllm = None
+        if args.generation == "vllm":
+            from alignctl.trainers.ppo.vllm import VLLM
+
+            self._vllm = VLLM(actor_critic.policy, processing_class, self.accelerator, args)
         # What a checkpoint holds besides weights, optimizer and random states.
         self.kl_coef = args.kl_coef
         self.seen = {source.name: Moments() for source in self.sources}
@@ -195,19 +200,24 @@ class PPOTrainer(Trainer):
         return loss
 
     def _roll_out(self, inputs: dict[str, Any]) -> Episodes:
-        policy = self.policy
-        policy.eval()
+        self.policy.eval()
         with self.accelerator.autocast():
-            drawn = draw_completions(
-                policy, self.processing_class, inputs[_IDS], self.args.response_length, self.args.temperature,
-                self.args.rollout_tokens,
-            )  # fmt: skip
+            drawn = self._draw(inputs[_IDS])
         said = [
             as_said(asked, self._text(prompt if isinstance(asked, str) else [], completion))
             for asked, prompt, completion in zip(inputs["prompt"], inputs[_IDS], drawn.completions, strict=True)
         ]
         others = {name: inputs[name] for name in _others(inputs)}
         return Episodes(inputs[_IDS], drawn.completions, drawn.ended, inputs["prompt"], said, others)
+
+    def _draw(self, prompts: list[list[int]]) -> Drawn:
+        if self._vllm is not None:
+            return self._vllm.draw(prompts)
+        args = self.args
+        return draw_completions(
+            self.policy, self.processing_class, prompts, args.response_length, args.temperature, args.rollout_tokens,
+            continuous=args.generation == "continuous",
+        )  # fmt: skip
 
     def _text(self, prompt: list[int], completion: list[int]) -> str:
         """A completion as it follows its prompt: decoded by itself it would lose a leading space."""
