@@ -70,7 +70,7 @@ def test_completions_end_one_by_one(stories):
 
 
 def test_continuous_batching_draws_from_the_policy_s_distribution(stories):
-    """Shares of the next token among 1,500 draws; the sum of their distances from the probabilities is what chance makes it."""
+    """Shares of the next token among 1,500 draws are as far from the probabilities as chance has it."""
     model, tokenizer = stories
     prompt = tokenizer("One day, Lily")["input_ids"]
     torch.manual_seed(0)
