@@ -149,7 +149,7 @@ def reward_functions(out: Path, data: Path, quickstart_sft: str) -> Iterator[Ris
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = (
         "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null", "model.scratch=null",
-        "ppo.normalize_rewards=none", "ppo.kl_coef=0.05", "ppo.max_steps=30", "eval.prompts=0",
+        "ppo.normalize_rewards=none", "ppo.kl_coef=0.05", "ppo.max_steps=20", "eval.prompts=0",
     )  # fmt: skip
     worlds = {
         "quickstart": (f"model.path={quickstart_sft}", "ppo.reward_funcs=[alignctl.data.quickstart:reward]"),
