@@ -273,8 +273,8 @@ def test_a_checkpoint_s_own_ways_of_generating_are_left_out(small):
     for penalty in (1.0, 50.0):
         trainer.policy.generation_config.repetition_penalty = penalty
         torch.manual_seed(0)
-        rows = trainer.train_dataset[:4]
-        drawn.append(trainer._roll_out({"prompt_ids": rows["prompt_ids"], "prompt": rows["prompt"]}).completions)
+        rows = trainer.train_dataset.select(range(4)).to_list()
+        drawn.append(trainer._roll_out(trainer.data_collator(rows)).completions)
         assert trainer.policy.generation_config.repetition_penalty == penalty
     assert drawn[0] == drawn[1]
 

@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 from in_process import read, run_stages
 
 from alignctl.errors import RequestError, Stopped
@@ -26,8 +27,8 @@ ALONE = (
 
 FUNCTIONS = """
 def sums(prompts, completions, answer, **others):
-    assert sorted(others) == ["problem", "steps"], others
-    for asked, result, written, steps in zip(prompts, answer, others["problem"], others["steps"]):
+    assert sorted(others) == ["labels", "problem", "steps"], others
+    for asked, result, written, steps in zip(prompts, answer, others["labels"], others["steps"]):
         a, b = steps
         assert result == a + b and str(a) in asked and str(result) in written
     return [float(a) + len(c) / 100 for a, c in zip(answer, completions)]
@@ -47,7 +48,7 @@ def sums(tmp_path):
         {
             "prompt": f"What is {a} plus {a + 3}?",
             "answer": 2 * a + 3,
-            "problem": f"it is {2 * a + 3}",
+            "labels": f"it is {2 * a + 3}",
             "steps": [a, a + 3],
         }
         for a in range(12)
@@ -68,7 +69,7 @@ def test_reward_functions_get_the_columns_that_they_ask_for(tmp_path, sums):
 def test_a_column_that_is_not_there_is_told_before_training(tmp_path, sums):
     with pytest.raises(RequestError, match="`wants_more` asks for `solution`, which the rows do not have") as raised:
         run_stages(tmp_path / "run", *sums, f"ppo.reward_funcs=[{tmp_path / 'rewards.py'}:wants_more]")
-    assert "`answer`, `problem`, `steps`" in raised.value.problems[0].hint
+    assert "`answer`, `labels`, `problem`, `steps`" in raised.value.problems[0].hint
     assert not (tmp_path / "run" / "ppo" / "metrics.jsonl").exists()
 
 
@@ -111,21 +112,19 @@ def test_a_text_that_other_tokens_make_too_long_loses_its_start_and_is_counted(s
     other = train_tokenizer(["a cat"] * 3, 262)  # hardly more than bytes
     model = small.reward_model()
     limit = model.config.max_position_embeddings
-    asked = ["the cat " * 60, "a cat"]
-    said = [" sat", " ran"]
+    asked = ["the cat " * 60, "a cat", "a cat"]
+    said = [" sat", " ran", " ran on" * 60]
     prompts = [small.tokenizer(text)["input_ids"] for text in asked]
     completions = [small.tokenizer(text)["input_ids"] for text in said]
     source = RewardModel(model, other, small.tokenizer, max_tokens=1000)
-    found = source(Episodes(prompts, completions, [True, True], asked, said))
-    assert source.cut_share == 0.5
-    whole = other(asked[0] + said[0] + other.eos_token)["input_ids"]
-    assert len(whole) > limit
-    import torch
-
-    with torch.no_grad():
-        assert found[0] == pytest.approx(float(model(torch.tensor([whole[-limit:]])).logits), abs=1e-5)
+    found = source(Episodes(prompts, completions, [True] * 3, asked, said))
+    assert source.cut_share == pytest.approx(2 / 3)
+    for question, answer, score in zip(asked, said, found, strict=True):
+        ids = other(question + answer + other.eos_token)["input_ids"][-limit:]
+        with torch.no_grad():
+            assert score == pytest.approx(float(model(torch.tensor([ids])).logits), abs=1e-5)
     alone = RewardModel(model, other, small.tokenizer, max_tokens=1000)
-    alone(Episodes(prompts[1:], completions[1:], [True], asked[1:], said[1:]))
+    alone(Episodes(prompts[1:2], completions[1:2], [True], asked[1:2], said[1:2]))
     assert alone.cut_share == 0.0
 
 

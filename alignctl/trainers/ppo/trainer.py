@@ -101,7 +101,7 @@ class PPOTrainer(Trainer):
             args=args,
             train_dataset=rows,
             processing_class=processing_class,
-            data_collator=lambda batch: {key: [row[key] for row in batch] for key in batch[0]},
+            data_collator=_collate,
             callbacks=callbacks,
         )
         for one in frozen:
@@ -159,7 +159,8 @@ class PPOTrainer(Trainer):
         """Whether all models that are given the policy's tokens can see the longest text there may be."""
         wanted = args.max_prompt_length + args.response_length
         for name, model in models.items():
-            limit = model and getattr(bare(model).config.get_text_config(), "max_position_embeddings", None)
+            config = bare(model).config.get_text_config() if model is not None else None
+            limit = getattr(config, "max_position_embeddings", None)
             if limit and wanted > limit:
                 raise RequestError(
                     f"`max_prompt_length` and `response_length` are {wanted} tokens together, more than the {name} can "
@@ -207,8 +208,7 @@ class PPOTrainer(Trainer):
             as_said(asked, self._text(prompt if isinstance(asked, str) else [], completion))
             for asked, prompt, completion in zip(inputs["prompt"], inputs[_IDS], drawn.completions, strict=True)
         ]
-        others = {name: inputs[name] for name in _others(inputs)}
-        return Episodes(inputs[_IDS], drawn.completions, drawn.ended, inputs["prompt"], said, others)
+        return Episodes(inputs[_IDS], drawn.completions, drawn.ended, inputs["prompt"], said, inputs["columns"])
 
     def _draw(self, prompts: list[list[int]]) -> Drawn:
         if self._vllm is not None:
@@ -472,3 +472,9 @@ class PPOTrainer(Trainer):
 def _others(columns: Iterable[str]) -> list[str]:
     """The columns of the rows that are not the prompts."""
     return [name for name in columns if name not in ("prompt", _IDS)]
+
+
+def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows as lists; the other columns by themselves, since Trainer would take one called `labels` for its own."""
+    others = {name: [row[name] for row in rows] for name in _others(rows[0])}
+    return {name: [row[name] for row in rows] for name in ("prompt", _IDS)} | {"columns": others}
