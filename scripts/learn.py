@@ -1,6 +1,6 @@
 """Does every method learn? Trains each one and measures it on held-out rows; exits with 1 if any does not.
 
-    python scripts/learn.py                    # everything, about 35 minutes on 2 CPU cores
+    python scripts/learn.py                    # everything, about 25 minutes on 2 CPU cores
     python scripts/learn.py --part functions   # one part of it
     python scripts/learn.py --short            # half the epochs, neither hh-rlhf nor reward functions, looser limits
 

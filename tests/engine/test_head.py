@@ -79,6 +79,28 @@ def test_the_entropy_s_gradient_is_that_of_the_full_logits(monkeypatch, chunk, c
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_the_entropy_s_gradient_keeps_no_more_than_the_logits(monkeypatch, chunk):
+    """Bytes that autograd keeps: with the gradient of the entropy at most a few more per token."""
+    from alignctl.engine import head
+
+    monkeypatch.setattr(head, "_LOGITS_CPU", 64 * chunk)
+    model, kept = tiny(), []
+    for entropy_gradient in (False, True):
+        found = {}
+
+        def keep(tensor, found=found):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        hidden = torch.randn(10, 16, dtype=torch.double, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scores = head.score_tokens(model, hidden, torch.arange(10), True, entropy_gradient=entropy_gradient)
+        kept.append(sum(found.values()))
+        del scores
+    assert kept[1] <= kept[0] + 10 * 16  # less than a token's 64 logits each
+
+
 def test_the_entropy_s_gradient_in_float64():
     from alignctl.engine.head import _EntropyGradient
 

@@ -50,6 +50,7 @@ def sums(tmp_path):
             "answer": 2 * a + 3,
             "labels": f"it is {2 * a + 3}",
             "steps": [a, a + 3],
+            "problem": "sum",
         }
         for a in range(12)
     ]
@@ -69,7 +70,7 @@ def test_reward_functions_get_the_columns_that_they_ask_for(tmp_path, sums):
 def test_a_column_that_is_not_there_is_told_before_training(tmp_path, sums):
     with pytest.raises(RequestError, match="`wants_more` asks for `solution`, which the rows do not have") as raised:
         run_stages(tmp_path / "run", *sums, f"ppo.reward_funcs=[{tmp_path / 'rewards.py'}:wants_more]")
-    assert "`answer`, `labels`, `problem`, `steps`" in raised.value.problems[0].hint
+    assert "`answer`, `labels`, `steps`, `problem`" in raised.value.problems[0].hint
     assert not (tmp_path / "run" / "ppo" / "metrics.jsonl").exists()
 
 
