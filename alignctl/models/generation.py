@@ -127,13 +127,13 @@ def _continuously(
 @contextmanager
 def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
     """With attention that continuous batching knows, where the model's is one for packed rows."""
-    own = model.config._attn_implementation
-    if takes_packed_rows(model):
+    own, packed = model.config._attn_implementation, takes_packed_rows(model)
+    if packed:
         model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        if takes_packed_rows(model):
+        if packed:
             model.set_attn_implementation(own)
 
 
