@@ -229,12 +229,12 @@ def _actor_critic_roles(
     stage: StageConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase, progress: ProgressFile
 ) -> dict[str, Any]:
     """What a trainer with a value model takes besides policy and reference: the reward model with its own tokenizer
-    and statistics, and the value model."""
+    and statistics, the value model, and where to show what it draws."""
 
     def load(role: Role, start: str | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         return load_model(stage.model, role, start, tokenizer, stage.peft, stage.seed)
 
-    roles: dict[str, Any] = {}
+    roles: dict[str, Any] = {"show_samples": progress.samples}
     layout = stage.trainer.get("roles", "separate")
     folder, start = weights.get("reward_model"), weights["value_model"]
     if folder:

@@ -1,7 +1,8 @@
 """Does every method learn? Trains each one and measures it on held-out rows; exits with 1 if any does not.
 
-    python scripts/learn.py            # everything, about 20 minutes on 2 CPU cores
-    python scripts/learn.py --short    # half the epochs, no hh-rlhf, a looser limit for the reward model
+    python scripts/learn.py                    # everything, about 25 minutes on 2 CPU cores
+    python scripts/learn.py --part functions   # one part of it
+    python scripts/learn.py --short            # half the epochs, neither hh-rlhf nor reward functions, looser limits
 
 On the quickstart world each preference method starts from the same SFT model and is compared with it by the world's own
 judge; a reward model is asked which of two answers is chosen. On real pairs (llms_from_scratch and hh-rlhf, from a
@@ -9,6 +10,10 @@ folder given with --data) each preference method starts from stories260K, a pret
 has to tell held-out pairs apart better than before. Where lengths differ as much as in hh-rlhf, plain log-probabilities
 mostly say which answer is shorter, so there each method is asked by the reward that it trains: DPO, IPO and KTO by the
 log-ratio to the reference, which at the start is a coin toss; ORPO and SimPO by the log-probability per token.
+
+PPO is trained on reward functions too, with three seeds each: the mean score of every fifth of a run has to be above
+that of the fifth before. On the quickstart world the function is the world's own judge; stories260K learns short
+sentences.
 """
 
 from __future__ import annotations
@@ -17,8 +22,9 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +45,14 @@ REAL = {
     "orpo": ("orpo.learning_rate=2e-3", "orpo.beta=2.0"),
     "simpo": ("simpo.learning_rate=2e-3",),
 }
+PARTS = ("quickstart", "functions", "llms", "hh")
+SEEDS = (0, 1, 2)
+NAMES = ("Lily", "Tom", "Ben", "Mia", "Sam", "Anna", "Max", "Sue", "Tim", "Lucy", "Jack", "Amy")
+BEGINNINGS = (
+    "Once upon a time, there was a child named {}.", "One day, {} went to the park.", "{} had a big red ball.",
+    "{} and a dog were friends.", "{} was very happy.", "It was a sunny day. {} wanted to play.",
+    "{} saw a bird in the tree.", "Mom gave {} a new toy.",
+)  # fmt: skip
 PLAIN, PER_TOKEN, LOG_RATIO = "preference_accuracy", "preference_accuracy_per_token", "reward_accuracy"
 OWN_REWARD = {"dpo": LOG_RATIO, "ipo": LOG_RATIO, "kto": LOG_RATIO, "orpo": PER_TOKEN, "simpo": PER_TOKEN}
 
@@ -68,6 +82,29 @@ class Learnt:
         )
 
 
+@dataclass(frozen=True)
+class Rising:
+    """Mean scores of a run of PPO, in equal parts one after the other."""
+
+    data: str
+    seed: int
+    means: list[float]
+
+    @property
+    def passed(self) -> bool:
+        return all(before < after for before, after in pairwise(self.means))
+
+    def __str__(self) -> str:
+        means = " ".join(f"{mean:.3f}" for mean in self.means)
+        verdict = "learnt" if self.passed else "DID NOT LEARN"
+        return f"{self.data:<24} ppo     seed {self.seed}, mean scores {means}: {verdict}"
+
+
+def short_sentences(prompts: list[str], completions: list[str]) -> list[float]:
+    """A reward function: sentences for each ten words."""
+    return [10 * sum(text.count(end) for end in ".!?") / max(len(text.split()), 1) for text in completions]
+
+
 def train(out: Path, *arguments: str) -> dict:
     """Runs a recipe into a folder and returns its summary; the log goes beside it."""
     command = [sys.executable, "-P", "-m", "alignctl", "train", *arguments, f"run_dir={out}", "--json"]
@@ -79,12 +116,16 @@ def train(out: Path, *arguments: str) -> dict:
     return json.loads(done.stdout)["stages"]
 
 
+def quickstart_model(out: Path, short: bool) -> str:
+    """The folder of the SFT model that the others start from."""
+    sft = ("sft.num_train_epochs=6",) if short else ()
+    return train(out / "sft", "recipe=sft_quickstart", "eval.prompts=0", *sft)["sft"]["model"]
+
+
 def quickstart_world(out: Path, short: bool) -> Iterator[Learnt]:
     """Each method from the same SFT model: wins against it, judged on held-out questions."""
     size = ("eval.prompts=150",) if short else ()
-    sft = ("sft.num_train_epochs=6",) if short else ()
-    start = train(out / "sft", "recipe=sft_quickstart", "eval.prompts=0", *sft)["sft"]["model"]
-    here = (f"model.path={start}", "model.scratch=null", *size)
+    here = (f"model.path={quickstart_model(out, short)}", "model.scratch=null", *size)
     for method, recipe in QUICKSTARTS.items():
         alone = (f"recipe={recipe}", f"stages=[{method}]", f"{method}.from=null", *here)
         more = ORPO_AFTER_SFT if method == "orpo" else ()
@@ -98,6 +139,34 @@ def quickstart_world(out: Path, short: bool) -> Iterator[Learnt]:
     scored = (f"ppo.reward_model={rm['model']}", *(("ppo.num_train_epochs=0.5",) if short else ()))
     ppo = train(out / "ppo", "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", *here, *scored)["ppo"]
     yield Learnt("quickstart", "ppo", "win rate", None, ppo["win_rate"], 0.65 if short else 0.75)
+
+
+def reward_functions(out: Path, data: Path, quickstart_sft: str) -> Iterator[Rising]:
+    """PPO on reward functions: scores rise from each fifth of a run to the next."""
+    out.mkdir(parents=True, exist_ok=True)
+    prompts = out / "prompts.jsonl"
+    rows = [{"prompt": beginning.format(name)} for name in NAMES for beginning in BEGINNINGS]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = (
+        "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null", "model.scratch=null",
+        "ppo.normalize_rewards=none", "ppo.kl_coef=0.05", "ppo.max_steps=20", "eval.prompts=0",
+    )  # fmt: skip
+    worlds = {
+        "quickstart": (f"model.path={quickstart_sft}", "ppo.reward_funcs=[alignctl.data.quickstart:reward]"),
+        "stories260K": (
+            f"model.path={data / 'models' / 'stories260K'}", f"data.path={prompts}", "data.eval_rows=0", "eval=default",
+            f"ppo.reward_funcs=[{Path(__file__).resolve()}:short_sentences]", "ppo.missing_eos_penalty=null",
+            "ppo.per_device_train_batch_size=48",
+        ),
+    }  # fmt: skip
+    for name, own in worlds.items():
+        for seed in SEEDS:
+            folder = out / f"{name}_{seed}"
+            train(folder, *common, *own, f"seed={seed}")
+            rows = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
+            scores = [row["score"] for row in rows]
+            part = len(scores) // 5
+            yield Rising(name, seed, [sum(scores[i : i + part]) / part for i in range(0, 5 * part, part)])
 
 
 def real_pairs(
@@ -124,23 +193,28 @@ def main() -> int:
         "--out", type=Path, default=Path("runs/learn"), help="folder of the runs; continued if it is there"
     )
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with the real rows")
+    parser.add_argument("--part", choices=PARTS, action="append", help="train only this; may be given several times")
     options = parser.parse_args()
     out = options.out / ("short" if options.short else "full")
     results = []
-    for learnt in everything(out, options.data, options.short):
+    for learnt in everything(out, options.data, options.short, options.part or PARTS):
         print(learnt, flush=True)
         results.append(learnt)
     return 0 if all(learnt.passed for learnt in results) else 1
 
 
-def everything(out: Path, data: Path, short: bool) -> Iterator[Learnt]:
+def everything(out: Path, data: Path, short: bool, parts: Sequence[str]) -> Iterator[Learnt | Rising]:
     """All runs, one after the other."""
-    yield from quickstart_world(out / "quickstart", short)
+    if "quickstart" in parts:
+        yield from quickstart_world(out / "quickstart", short)
     if not data.is_dir():
         print(f"no real rows at {data}")
         return
-    yield from real_pairs("llms_from_scratch_pref", out / "llms", data, (), dict.fromkeys(REAL, PLAIN))
-    if not short:
+    if "functions" in parts and not short:
+        yield from reward_functions(out / "functions", data, quickstart_model(out / "quickstart", short))
+    if "llms" in parts:
+        yield from real_pairs("llms_from_scratch_pref", out / "llms", data, (), dict.fromkeys(REAL, PLAIN))
+    if "hh" in parts and not short:
         # KTO cannot keep the end of a long dialogue, so it loses those that fill max_length before the answer.
         settings = ("data.limit=960", "data.eval_limit=400", "data.max_too_long=0.6")
         yield from real_pairs("hh_harmless_base", out / "hh", data, settings, OWN_REWARD)

@@ -186,6 +186,47 @@ def test_a_killed_worker_loses_nothing_that_was_saved(tmp_path, undisturbed):
     assert weights(stage / "model") == weights(undisturbed / "model")
 
 
+def test_ppo_killed_between_checkpoints_ends_as_if_it_had_not_been(tmp_path):
+    """The worker is killed after step 5, the last checkpoint is that of step 4."""
+    arguments = (
+        "recipe=rlhf_quickstart", *SMALL[1:3], *SMALL[5:], "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null",
+        "ppo.normalize_rewards=running", "ppo.reward_funcs=[rewards.py:reward]", "ppo.target_kl=1.0",
+        "ppo.per_device_train_batch_size=8", "ppo.response_length=8", "ppo.max_steps=8", "ppo.save_steps=2",
+        "eval.prompts=0", "run_dir=run",
+    )  # fmt: skip
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    once = "import os, signal\nfrom pathlib import Path\nmark, calls = Path('once'), []\n" + (
+        "def reward(prompts, completions):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 6 and mark.exists():\n"
+        "        mark.unlink()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return [len(completion[0]['content']) / 10 for completion in completions]\n"
+    )
+    for name in ("whole", "killed"):
+        (tmp_path / name / "rewards.py").write_text(once)
+    (tmp_path / "killed" / "once").touch()
+    whole, killed = (start(tmp_path / name, *arguments) for name in ("whole", "killed"))
+    assert whole.wait(180) == 0, whole.stderr.read()
+    _, err = killed.communicate(timeout=120)
+    assert killed.returncode == 1
+    assert "was killed by signal 9" in err
+    again = start(tmp_path / "killed", *arguments)
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "continues after step 4" in err
+    stages = [tmp_path / name / "run" / "ppo" for name in ("whole", "killed")]
+    assert weights(stages[0] / "model") == weights(stages[1] / "model")
+    rows = [
+        [{key: value for key, value in row.items() if "tokens_per_s" not in key} for row in metrics(stage)]
+        for stage in stages
+    ]
+    assert [row["step"] for row in rows[0]] == list(range(1, 9))
+    assert rows[0] == rows[1]
+    assert len({(stage / "samples_while_training.jsonl").read_text() for stage in stages}) == 1
+
+
 def test_a_killed_command_takes_its_worker_with_it(tmp_path):
     stage = tmp_path / "run" / "sft"
     run = start(tmp_path, *SFT, "run_dir=run")

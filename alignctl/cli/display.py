@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -55,7 +55,8 @@ class Display:
             self.say(f"{name}: {notice}")
         self._notices_said = len(notices)
         if self._live:
-            self._live.update(_live_row(name, progress))
+            samples = [_sample_line(sample, self._console.width) for sample in progress.get("samples", ())]
+            self._live.update(Group(_live_row(name, progress), *samples))
             return
         training = progress if "step" in progress else progress.get("trained")
         if training:
@@ -85,6 +86,17 @@ def _live_row(name: str, progress: dict[str, Any]) -> Table:
         f"{step}/{steps}{_facts(progress)}",
     )
     return row
+
+
+def _sample_line(sample: dict[str, Any], width: int) -> Text:
+    """A sample in one line: score, end of the prompt, beginning of the completion; without control characters."""
+    prompt, completion = (
+        "".join(char if char.isprintable() else " " for char in sample[part]) for part in ("prompt", "completion")
+    )
+    shown = prompt if len(prompt) <= width // 3 else f"...{prompt[-(width // 3) :]}"
+    line = Text(f"{sample['score']:>8.3g}  {shown} -> {completion}", style="dim")
+    line.truncate(width - 1)
+    return line
 
 
 def _facts(progress: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from alignctl.errors import AlignctlError, RequestError
 _SHOWN_BAD_ROWS = 5
 _DETECT_ROWS = 20
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
+_REASON = "alignctl: why not"  # a column for the time of reading; of a name that no source has
 _LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -52,6 +53,8 @@ class Rows:
 def read_split(settings: DataSettings, kind: str, seed: int, with_margin: bool = False) -> tuple[Rows, Rows | None]:
     """Reads training rows and held-out rows, preferences with their margin if it is wanted.
 
+    Prompts keep the other columns of their rows, for whoever scores the answers.
+
     Held-out rows come from `eval_path` or `eval_split`, else they are taken out of the training rows, whole prompts at
     a time, so that no prompt is on both sides.
 
@@ -81,7 +84,7 @@ def as_kind(rows: Rows, kind: str) -> Rows:
             f"the rows of {rows.ledger.source} are whole conversations or texts: there are no prompts to answer",
             "give rows with a column `prompt`",
         )
-    return replace(rows, dataset=rows.dataset.select_columns(["prompt"]))
+    return rows
 
 
 def _unpaired(rows: Rows) -> Rows:
@@ -129,9 +132,9 @@ def _plain_text(row: dict[str, Any], as_text: Any) -> dict[str, str]:
     # A completion follows its prompt after a space, unless the prompt ends a line.
     gap = "" if prompt.endswith("\n") else " "
     return {
-        key: prompt if key == "prompt" else gap + value[-1]["content"]
-        for key, value in row.items()
-        if is_messages(value)
+        key: prompt if key == "prompt" else gap + row[key][-1]["content"]
+        for key in ("prompt", "chosen", "rejected", "completion")
+        if key in row and is_messages(row[key])
     }
 
 
@@ -153,7 +156,7 @@ def _read(
         row_format = detect_format(raw.select(range(min(len(raw), _DETECT_ROWS))), kind, settings.format)
     except ValueError as error:
         raise RequestError(f"{path}: {error}") from error
-    rows = _convert(raw, row_format, path, _margin(raw, margin, path))
+    rows = _convert(raw, row_format, path, _margin(raw, margin, path), keep_others=kind == "prompts")
     if rows.ledger.skipped and settings.on_bad_row == "fail":
         raise RequestError(
             f"{path}: {describe_skipped(rows.ledger)}", "mend or remove them, or set `data.on_bad_row=skip`"
@@ -208,9 +211,11 @@ def _margin(raw: Dataset, margin: str | list[str] | None, source: str) -> list[s
     return columns
 
 
-def _convert(raw: Dataset, row_format: Format, source: str, margin: list[str]) -> Rows:
+def _convert(raw: Dataset, row_format: Format, source: str, margin: list[str], keep_others: bool) -> Rows:
+    """Rows in a trainer's form, with the columns that the format does not know if they are to be kept."""
     margin = margin if row_format.kind == "preferences" else []
     columns = _columns(raw, row_format, source, margin)
+    others = {name: kind for name, kind in raw.features.items() if keep_others and name not in columns}
     converted = raw.map(
         _convert_row,
         fn_kwargs={
@@ -218,13 +223,13 @@ def _convert(raw: Dataset, row_format: Format, source: str, margin: list[str]) -
             "columns": {k: v == _MESSAGES for k, v in columns.items()},
             "margin": margin,
         },
-        remove_columns=raw.column_names,
-        features=Features({"problem": Value("string")} | columns),
+        remove_columns=[name for name in raw.column_names if name not in others],
+        features=Features(others | {_REASON: Value("string")} | columns),
         desc=f"Reading {source}",
     )
-    problems = converted["problem"]
+    problems = converted[_REASON]
     skipped = {index + 1: problem for index, problem in enumerate(problems) if problem is not None}
-    kept = converted.remove_columns("problem")
+    kept = converted.remove_columns(_REASON)
     numbers = [number for number in range(1, len(raw) + 1) if number not in skipped]
     if skipped:
         kept = kept.select([number - 1 for number in numbers])
@@ -232,7 +237,7 @@ def _convert(raw: Dataset, row_format: Format, source: str, margin: list[str]) -
 
 
 def _convert_row(row: dict[str, Any], convert: Any, columns: dict[str, bool], margin: list[str]) -> dict[str, Any]:
-    """One converted row, or `problem` and empty columns. `columns` says which columns hold messages."""
+    """One converted row, or the reason why not and empty columns. `columns` says which columns hold messages."""
     try:
         if any(value is None for value in row.values()):
             row = {key: value for key, value in row.items() if value is not None}
@@ -242,12 +247,12 @@ def _convert_row(row: dict[str, Any], convert: Any, columns: dict[str, bool], ma
         for column, messages in columns.items():
             if is_messages(converted.get(column)) != messages:
                 raise BadRow(f"`{column}` is {'text' if messages else 'messages'}, unlike in the first row")
-        return {"problem": None, **converted}
+        return {_REASON: None, **converted}
     except KeyError as error:
         reason = f"the column {error} is missing or empty"
     except BadRow as error:
         reason = str(error)
-    return {"problem": reason} | dict.fromkeys(columns)
+    return {_REASON: reason} | dict.fromkeys(columns)
 
 
 def _difference(row: dict[str, Any], columns: list[str]) -> float:

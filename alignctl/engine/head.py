@@ -5,7 +5,7 @@ Knows no loss and no trainer; torch only.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ _LOGITS_CPU, _LOGITS_GPU = 2**24, 2**27
 
 
 class TokenScores(NamedTuple):
-    """What the head says of tokens, `[tokens]` each; the statistics are without gradient, and None unless asked for."""
+    """What the head says of tokens, `[tokens]` each; the statistics are None unless asked for, and without gradient but
+    for that of the entropy where it is wanted."""
 
     logps: Tensor
     """Natural-log probabilities, float32."""
@@ -30,7 +31,12 @@ class TokenScores(NamedTuple):
 
 
 def score_tokens(
-    model: nn.Module, hidden: Tensor, targets: Tensor, statistics: bool = False, temperature: float = 1.0
+    model: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    statistics: bool = False,
+    temperature: float = 1.0,
+    entropy_gradient: bool = False,
 ) -> TokenScores:
     """Scores tokens from the last hidden states of the positions before them.
 
@@ -42,6 +48,7 @@ def score_tokens(
         targets: Token ids `[tokens]`.
         statistics: Whether more than the log-probabilities is wanted.
         temperature: Logits are divided by it.
+        entropy_gradient: Whether the entropy, one of the statistics, has a gradient.
     """
     head = model.get_output_embeddings()
     chunk = max(
@@ -50,7 +57,7 @@ def score_tokens(
     again = torch.is_grad_enabled() and len(hidden) > chunk
     pieces = []
     for part in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        arguments = (model, head, *part, statistics, temperature)
+        arguments = (model, head, *part, statistics, temperature, entropy_gradient)
         if again:
             pieces.append(checkpoint(_score, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
@@ -59,7 +66,13 @@ def score_tokens(
 
 
 def _score(
-    model: nn.Module, head: nn.Module, hidden: Tensor, targets: Tensor, statistics: bool, temperature: float
+    model: nn.Module,
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    statistics: bool,
+    temperature: float,
+    entropy_gradient: bool,
 ) -> TokenScores:
     logits = _scaled(model, head(hidden)).float() / temperature
     normalizer = logits.logsumexp(-1)
@@ -69,13 +82,28 @@ def _score(
     with torch.no_grad():
         log_probs = logits - normalizer.unsqueeze(-1)
         probs = log_probs.exp()
-        return TokenScores(
-            logps,
-            entropy=-(probs * log_probs).sum(-1),
-            mean_logits=logits.mean(-1),
-            is_top1=logits.argmax(-1) == targets,
-            log_sum_sq_probs=probs.square_().sum(-1).log(),
-        )
+        entropy = -(probs * log_probs).sum(-1)
+        others = (logits.mean(-1), logits.argmax(-1) == targets, probs.square_().sum(-1).log())
+    if entropy_gradient:
+        entropy = _EntropyGradient.apply(logits, normalizer.detach(), entropy)
+    return TokenScores(logps, entropy, *others)
+
+
+class _EntropyGradient(torch.autograd.Function):
+    """The entropy of softmax(logits) with its gradient, dH/dz_i = -p_i (log p_i + H), of which the logits alone are
+    kept; autograd would keep probabilities and their logarithms besides."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, normalizer: Tensor, entropy: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, normalizer, entropy)
+        return entropy.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, normalizer, entropy = ctx.saved_tensors
+        log_probs = logits - normalizer.unsqueeze(-1)
+        gradient = log_probs.exp().mul_(log_probs.add_(entropy.unsqueeze(-1))).mul_(-grad.unsqueeze(-1))
+        return gradient, None, None
 
 
 def _scaled(model: nn.Module, logits: Tensor) -> Tensor:

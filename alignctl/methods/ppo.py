@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ _POSITIVE = (
     "temperature", "cliprange", "cliprange_value", "response_length", "max_prompt_length", "num_ppo_epochs",
     "num_mini_batches", "target_kl", "kl_horizon", "update_tokens", "rollout_tokens", "reward_clip",
 )  # fmt: skip
+_NOT_NEGATIVE = ("kl_coef", "entropy_coef", "vf_coef", "value_warmup_steps", "num_sample_completions")
+_COLOCATED = ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_enable_sleep_mode")
+_UP_TO_1 = ("gamma", "lam")
 
 
 def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
@@ -45,9 +49,29 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
         value = stage.get(key)
         if isinstance(value, (int, float)) and value <= 0:
             yield Problem(f"`{name}.{key}` must be greater than 0, got `{value}`")
+    for key in (*_NOT_NEGATIVE, *_UP_TO_1):
+        value = stage.get(key)
+        if isinstance(value, (int, float)) and (value < 0 or (key in _UP_TO_1 and value > 1)):
+            wanted = "from 0 to 1" if key in _UP_TO_1 else "at least 0"
+            yield Problem(f"`{name}.{key}` must be {wanted}, got `{value}`")
+    yield from _check_generation(name, stage)
     dual_clip = stage.get("dual_clip")
     if isinstance(dual_clip, (int, float)) and dual_clip <= 1:
         yield Problem(f"`{name}.dual_clip` must be greater than 1, got `{dual_clip}`", "3 is its paper's")
+
+
+def _check_generation(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether vLLM is there where it is asked for, and asked for where it is set up."""
+    wanted = stage.get("generation") == "vllm"
+    if wanted and importlib.util.find_spec("vllm") is None:
+        yield Problem(f"`{name}.generation=vllm` needs the package `vllm`", 'pip install "alignctl[vllm]"')
+    mode = stage.get("vllm_mode", "colocate")
+    for key in (key for key in stage if key.startswith("vllm_")):
+        needed = "colocate" if key in _COLOCATED else "server"
+        if not wanted:
+            yield Problem(f"`{name}.{key}` would have no effect without vLLM", f"set `{name}.generation=vllm`")
+        elif key != "vllm_mode" and needed != mode:
+            yield Problem(f"`{name}.{key}` would have no effect", f"it is for `{name}.vllm_mode={needed}`")
 
 
 METHOD = Method(

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignctl.engine.forward import bare
+from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.engine.layout import bins
 from alignctl.models.template import end_tokens
+
+# Of continuous batching: tokens of the cache that are given out together, and the most of a forward pass.
+_PAGE, _STEP_TOKENS = 32, 1024
 
 
 class Drawn(NamedTuple):
@@ -31,6 +34,7 @@ def draw_completions(
     max_new_tokens: int,
     temperature: float,
     max_tokens: int,
+    continuous: bool = False,
 ) -> Drawn:
     """One completion for each prompt, drawn from the policy's own distribution (no top-k or top-p) with torch's global
     random state.
@@ -38,6 +42,8 @@ def draw_completions(
     Args:
         prompts: Token ids.
         max_tokens: Of a batch, prompts padded to the longest, and completions as long as they may be.
+        continuous: Whether a completion that ends makes room for the next one at once; `max_tokens` is then what is
+            held at a time.
     """
     ends = end_tokens(policy, tokenizer)
     config = GenerationConfig(
@@ -50,25 +56,85 @@ def draw_completions(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    completions: list[list[int]] = [[]] * len(prompts)
-    sizes = [len(prompt) + max_new_tokens for prompt in prompts]
+    with _nothing_else(bare(policy)):
+        return as_drawn((_continuously if continuous else _in_batches)(policy, prompts, config, max_tokens), ends)
+
+
+def as_drawn(generated: Sequence[Sequence[int]], ends: Sequence[int]) -> Drawn:
+    """What was generated, without what follows the first end token."""
+    completions = [_until_end(list(tokens), ends) for tokens in generated]
+    return Drawn(completions, [bool(tokens) and tokens[-1] in ends for tokens in completions])
+
+
+def _in_batches(
+    policy: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, max_tokens: int
+) -> list[list[int]]:
+    """Completions, made together with those of prompts of about the same length until the last one has ended."""
+    generated: list[list[int]] = [[]] * len(prompts)
+    sizes = [len(prompt) + config.max_new_tokens for prompt in prompts]
     for batch in bins(sizes, max_tokens, padded=True):
         longest = max(len(prompts[index]) for index in batch)
         # Padded on the left, so that every completion starts at the same position.
-        input_ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
+        input_ids = torch.full((len(batch), longest), config.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
         for i, index in enumerate(batch):
             input_ids[i, longest - len(prompts[index]) :] = torch.tensor(list(prompts[index]))
             attention_mask[i, longest - len(prompts[index]) :] = 1
-        with _nothing_else(bare(policy)):
-            output = policy.generate(
-                input_ids=input_ids.to(policy.device),
-                attention_mask=attention_mask.to(policy.device),
-                generation_config=config,
-            )
+        output = policy.generate(
+            input_ids=input_ids.to(policy.device),
+            attention_mask=attention_mask.to(policy.device),
+            generation_config=config,
+        )
         for i, index in enumerate(batch):
-            completions[index] = _until_end(output[i, longest:].tolist(), ends)
-    return Drawn(completions, [bool(tokens) and tokens[-1] in ends for tokens in completions])
+            generated[index] = output[i, longest:].tolist()
+    return generated
+
+
+def _continuously(
+    policy: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, max_tokens: int
+) -> list[list[int]]:
+    """Completions by transformers' continuous batching, with a cache of `max_tokens` tokens, or what is needed."""
+    model = bare(policy)
+    blocks = [-(-(len(prompt) + config.max_new_tokens) // _PAGE) for prompt in prompts]
+    settings = ContinuousBatchingConfig(
+        page_size=_PAGE,
+        num_blocks=max(min(sum(blocks), max_tokens // _PAGE), max(blocks)) + 1,
+        max_batch_tokens=min(max_tokens, _STEP_TOKENS),
+        use_async_batching=False,
+        auto_switch_to_flash=False,  # which might be fetched from the Hub
+    )
+    with _plain_attention(model):
+        manager = model.init_continuous_batching(config, settings)
+        try:
+            # All before the start, so that the random numbers do not depend on how fast they come.
+            requests = manager.add_requests([list(prompt) for prompt in prompts])
+            manager.start()
+            found: dict[str, list[int]] = {}
+            while len(found) < len(requests):
+                result = manager.get_result(timeout=1)
+                if result is not None and result.error is not None:
+                    raise RuntimeError(f"continuous batching failed: {result.error}")
+                if result is not None:
+                    found[result.request_id] = result.generated_tokens
+                elif not manager.is_running():
+                    raise RuntimeError("continuous batching ended before all completions did")
+        finally:
+            manager.stop(hard_stop=True)
+            manager.destroy()
+    return [found[request] for request in requests]
+
+
+@contextmanager
+def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """With attention that continuous batching knows, where the model's is one for packed rows."""
+    own, packed = model.config._attn_implementation, takes_packed_rows(model)
+    if packed:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if packed:
+            model.set_attn_implementation(own)
 
 
 @contextmanager
@@ -82,7 +148,7 @@ def _nothing_else(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
+def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     """Tokens up to and with the first that ends the answer; what follows is padding."""
     stop = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[: stop + 1]

@@ -16,6 +16,7 @@ from alignctl.run.files import read_json_lines, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
 
 _PROGRESS_EVERY_S = 0.25
+_NUM_SAMPLES, _SHOWN = 2, 300  # samples in the progress, and characters of each
 # Keys of the trainer's logs that are not metrics.
 _NOT_METRICS = ("epoch", "total_flos")
 # In the log that sums up a call of `train`; a run that was continued has several.
@@ -62,8 +63,8 @@ class MetricsFile(TrainerCallback):
 
 
 class ProgressFile(TrainerCallback):
-    """Keeps progress.json current: step, steps in all, last metrics, tokens per second, seconds left; and of every
-    process what it is doing (see heartbeat.py)."""
+    """Keeps progress.json current: step, steps in all, last metrics and samples, tokens per second, seconds left. Says
+    of every process what it is doing (see heartbeat.py)."""
 
     def __init__(self, paths: StagePaths, key_metrics: tuple[str, ...], rank: int = 0):
         self._path, self._is_first = paths.progress, rank == 0
@@ -77,6 +78,7 @@ class ProgressFile(TrainerCallback):
         self._last: dict[str, Any] | None = None
         self._phase = ""
         self._notices: list[str] = []
+        self._samples: list[dict[str, Any]] = []
 
     def phase(self, name: str) -> None:
         """Says what the stage is doing when it is not training, and how training ended if it has."""
@@ -90,6 +92,14 @@ class ProgressFile(TrainerCallback):
         if text not in self._notices:
             self._notices.append(text)
             self.phase(self._phase)
+
+    def samples(self, rows: list[dict[str, Any]]) -> None:
+        """Takes what was drawn last: `prompt` and `completion`, text or messages, and `score`."""
+        self._samples = [
+            {"prompt": _text(row["prompt"])[-_SHOWN:], "completion": _text(row["completion"])[:_SHOWN]}
+            | {"score": row["score"]}
+            for row in rows[:_NUM_SAMPLES]
+        ]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -145,10 +155,16 @@ class ProgressFile(TrainerCallback):
             "step": state.global_step,
             "max_steps": state.max_steps,
             "metrics": self._metrics,
+            "samples": self._samples,
             "tokens_per_s": self._tokens_per_s,
             "seconds_left": (self._written - self._started) / done * left if done else None,
         }
         write_json(self._path, self._last)
+
+
+def _text(said: str | list[dict[str, str]]) -> str:
+    """What a prompt ends with, or a completion says."""
+    return said if isinstance(said, str) else said[-1]["content"]
 
 
 def _any_process(fact: bool, args: TrainingArguments) -> bool:

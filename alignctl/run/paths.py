@@ -48,6 +48,11 @@ class StagePaths:
         return self.root / "samples.jsonl"
 
     @property
+    def samples_while_training(self) -> Path:
+        """Completions that PPO drew and how they scored, one a line."""
+        return self.root / "samples_while_training.jsonl"
+
+    @property
     def evaluation_before(self) -> Path:
         """What was measured before training, kept for a run that is continued."""
         return self.root / "evaluation_before.json"

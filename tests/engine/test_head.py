@@ -51,6 +51,76 @@ def test_numbers_and_gradients_whatever_the_chunk(monkeypatch, chunk, tied):
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [3, 100])
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_the_entropy_s_gradient_is_that_of_the_full_logits(monkeypatch, chunk, cap):
+    from alignctl.engine import head
+
+    monkeypatch.setattr(head, "_LOGITS_CPU", 64 * chunk)
+    model = tiny()
+    model.config.final_logit_softcapping = cap
+    ids = torch.randint(0, 64, (2, 6))
+    targets, weights = ids[:, 1:].reshape(10), torch.arange(1.0, 11.0)
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1].reshape(10, 16)
+    scores = head.score_tokens(model, hidden, targets, True, temperature=0.1, entropy_gradient=True)
+    (scores.entropy * weights + scores.logps).sum().backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    model.zero_grad()
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1].reshape(10, 16)
+    logits = model.lm_head(hidden)
+    full = ((torch.tanh(logits / cap) * cap if cap else logits) / 0.1).log_softmax(-1)
+    entropy = -(full.exp() * full).sum(-1)
+    (entropy * weights + full.gather(1, targets[:, None]).squeeze(1)).sum().backward()
+    torch.testing.assert_close(scores.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.norm() > 0
+        # logits are float32 in the head
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_the_entropy_s_gradient_keeps_no_more_than_the_logits(monkeypatch, chunk):
+    """Bytes that autograd keeps: with the gradient of the entropy at most a few more per token."""
+    from alignctl.engine import head
+
+    monkeypatch.setattr(head, "_LOGITS_CPU", 64 * chunk)
+    model, kept = tiny(), []
+    for entropy_gradient in (False, True):
+        found = {}
+
+        def keep(tensor, found=found):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        hidden = torch.randn(10, 16, dtype=torch.double, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scores = head.score_tokens(model, hidden, torch.arange(10), True, entropy_gradient=entropy_gradient)
+        kept.append(sum(found.values()))
+        del scores
+    assert kept[1] <= kept[0] + 10 * 16  # bytes: less than the logits of one token
+
+
+def test_the_entropy_s_gradient_in_float64():
+    from alignctl.engine.head import _EntropyGradient
+
+    def entropy(logits):
+        log_probs = logits.detach().log_softmax(-1)
+        normalizer = logits.detach().logsumexp(-1)
+        return _EntropyGradient.apply(logits, normalizer, -(log_probs.exp() * log_probs).sum(-1))
+
+    assert torch.autograd.gradcheck(entropy, torch.randn(5, 7, dtype=torch.float64, requires_grad=True) * 3)
+
+
+def test_without_being_asked_for_the_entropy_has_no_gradient():
+    from alignctl.engine.head import score_tokens
+
+    model = tiny()
+    scores = score_tokens(model, torch.randn(4, 16, dtype=torch.double, requires_grad=True), torch.arange(4), True)
+    assert scores.logps.requires_grad
+    assert not scores.entropy.requires_grad
+
+
 def test_no_tokens_give_no_scores_and_keep_the_graph():
     from alignctl.engine.head import score_tokens
 

@@ -252,6 +252,20 @@ def test_the_kl_coefficient_is_adapted(small):
     assert trainer.kl_coef == pytest.approx(0.1 * 0.8**2)
 
 
+def test_an_entropy_bonus_is_taken_off_the_loss_and_keeps_the_entropy_up(small):
+    logs = []
+    for entropy_coef in (0.0, 2.0):
+        trainer = build(small, entropy_coef=entropy_coef, num_ppo_epochs=1, max_steps=4, learning_rate=1e-2)
+        torch.manual_seed(3)
+        trainer.train()
+        logs.append([log for log in trainer.state.log_history if "score" in log])
+    for log in logs[1]:
+        parts = log["loss/policy"] - 2.0 * log["entropy"] + 0.1 * log["loss/value"]
+        assert log["loss"] == pytest.approx(parts, abs=1e-4)  # the trainer rounds what it logs
+    assert logs[0][0]["entropy"] == pytest.approx(logs[1][0]["entropy"])
+    assert logs[1][-1]["entropy"] > logs[0][-1]["entropy"] + 1e-3
+
+
 def test_a_checkpoint_s_own_ways_of_generating_are_left_out(small):
     """They would draw from another distribution than the one that is scored."""
     trainer = build(small)
@@ -259,8 +273,8 @@ def test_a_checkpoint_s_own_ways_of_generating_are_left_out(small):
     for penalty in (1.0, 50.0):
         trainer.policy.generation_config.repetition_penalty = penalty
         torch.manual_seed(0)
-        rows = trainer.train_dataset[:4]
-        drawn.append(trainer._roll_out({"prompt_ids": rows["prompt_ids"], "prompt": rows["prompt"]}).completions)
+        rows = trainer.train_dataset.select(range(4)).to_list()
+        drawn.append(trainer._roll_out(trainer.data_collator(rows)).completions)
         assert trainer.policy.generation_config.repetition_penalty == penalty
     assert drawn[0] == drawn[1]
 

@@ -34,7 +34,27 @@ class PPOConfig(EngineConfig, TrainingArguments):
     temperature: float = 0.7
     """Of the drawn completions, > 0; log-probabilities are of the distribution at this temperature. TRL's default."""
     rollout_tokens: int = 65536
-    """Most tokens of a batch that is generated, prompts padded and completions at their longest."""
+    """Most tokens of a batch that is generated, prompts padded and completions at their longest; with continuous
+    batching, of all that are held at a time."""
+    generation: Literal["transformers", "continuous", "vllm"] = "transformers"
+    """What draws completions: transformers, batch by batch or with continuous batching, or vLLM."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """Whether vLLM runs on the GPUs of the training or is a server (`vllm serve`). This and what follows has TRL's
+    names and defaults."""
+    vllm_gpu_memory_utilization: float = 0.3
+    """Share of a GPU's memory for a vLLM on it."""
+    vllm_tensor_parallel_size: int = 1
+    """GPUs that a vLLM on them is divided among."""
+    vllm_enable_sleep_mode: bool = False
+    """Whether a vLLM on the GPUs of the training gives its memory back during the update."""
+    vllm_server_base_url: str | None = None
+    """Of the server, in place of host and port."""
+    vllm_server_host: str = "0.0.0.0"
+    vllm_server_port: int = 8000
+    vllm_server_timeout: float = 240.0
+    """Seconds to wait for the server."""
+    vllm_group_port: int = 51216
+    """Port over which weights go to the server."""
     update_tokens: int = 16384
     """Most tokens that a pass of the update holds; gradients of a mini-batch are summed over its passes."""
 
@@ -77,6 +97,9 @@ class PPOConfig(EngineConfig, TrainingArguments):
     """How far a value may move from that of the rollout; None for no limit."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
+    entropy_coef: float = 0.0
+    """Weight of the policy's entropy, in nats per token, which is taken off the loss: above 0 it keeps completions
+    diverse (arXiv:1707.06347, Eq. 9)."""
     value_warmup_steps: int = 0
     """First steps in which the value model learns alone."""
     remove_unused_columns: bool = False

@@ -31,7 +31,7 @@ class Scored(NamedTuple):
 
     logps: Tensor
     entropy: Tensor | None
-    """Of the policy at its temperature; None in a pass with gradients, where nobody asks for it."""
+    """Of the policy at its temperature; None in a pass with gradients where nobody asks for it."""
     values: Tensor
     """Of the state before each token."""
     last_values: Tensor
@@ -79,11 +79,14 @@ class ActorCritic(nn.Module):
         others = set(self.value_model.adapter_parameters()) if hasattr(self.value_model, "adapter_parameters") else ()
         return [parameter for parameter in self.policy.parameters() if parameter not in others]
 
-    def forward(self, batch: Batch, temperature: float, policy_learns: bool = True) -> Scored:
+    def forward(
+        self, batch: Batch, temperature: float, policy_learns: bool = True, entropy_gradient: bool = False
+    ) -> Scored:
         """What both say of the completions; a policy that does not learn gets no gradient from the values."""
         hidden = last_hidden(self.policy, batch.layout)
+        statistics = entropy_gradient or not torch.is_grad_enabled()
         scores = score_tokens(
-            bare(self.policy), hidden[batch.before], batch.targets, not torch.is_grad_enabled(), temperature
+            bare(self.policy), hidden[batch.before], batch.targets, statistics, temperature, entropy_gradient
         )
         places = torch.cat([batch.before, batch.last])
         if self.value_model is None:

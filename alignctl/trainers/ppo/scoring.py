@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from alignctl.data.formats import is_messages
 from alignctl.data.tokenizing import tokenize_completions
+from alignctl.engine.forward import bare
 from alignctl.engine.rewards import sequence_scores
 from alignctl.errors import AlignctlError, RequestError
 
 RewardFunction = Callable[..., Sequence[float]]
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class NotANumber(ValueError):
@@ -39,11 +43,16 @@ class Episodes:
     """The prompts as the rows have them, text or messages."""
     said: list[Any]
     """The completions in the same form."""
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """The other columns of the rows, by name."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RewardModel:
-    """A sequence classifier as a source of rewards."""
+    """A sequence classifier as a source of rewards.
+
+    Of a text that is longer than it can see it is given the end: the start of the prompt is left out.
+    """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -51,14 +60,32 @@ class RewardModel:
     policy_tokenizer: PreTrainedTokenizerBase
     max_tokens: int
     name: str = "reward_model"
+    cut_share: float = 0.0
+    """Of the texts given last, those that were cut."""
+
+    @cached_property
+    def same_tokens(self) -> bool:
+        """Whether it is given the policy's tokens as they are."""
+        one, other = self.tokenizer, self.policy_tokenizer
+        return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
 
     def __call__(self, episodes: Episodes) -> list[float]:
-        if _same_tokens(self.tokenizer, self.policy_tokenizer):
+        if self.same_tokens:
             prompts, completions = episodes.prompts, self._as_trained_on(episodes)
         else:
             prompts, completions = self._tokenize(episodes)
+        prompts, completions = self._cut(prompts, completions)
         longest = max(len(prompt) + len(said) for prompt, said in zip(prompts, completions, strict=True))
         return sequence_scores(self.model, prompts, completions, max(1, self.max_tokens // longest))
+
+    def _cut(self, prompts: list[list[int]], completions: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        limit = getattr(bare(self.model).config.get_text_config(), "max_position_embeddings", None) or math.inf
+        over = [max(len(p) + len(c) - limit, 0) for p, c in zip(prompts, completions, strict=True)]
+        self.cut_share = sum(map(bool, over)) / len(over)
+        return (
+            [prompt[cut:] for prompt, cut in zip(prompts, over, strict=True)],
+            [said[max(cut - len(p), 0) :] for p, said, cut in zip(prompts, completions, over, strict=True)],
+        )
 
     def _as_trained_on(self, episodes: Episodes) -> list[list[int]]:
         """Completions with what a chat template writes after the token that ends them, a line break for instance."""
@@ -88,8 +115,28 @@ class FunctionReward:
     function: RewardFunction
     name: str
 
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Whether the rows have what the function asks for.
+
+        Raises:
+            RequestError: They have not.
+        """
+        parameters = inspect.signature(self.function).parameters.values()
+        needed = [p.name for p in parameters if p.kind in _BY_NAME and p.default is p.empty]
+        missing = [f"`{name}`" for name in needed if name not in {*columns, "prompts", "completions"}]
+        if missing:
+            found = ", ".join(f"`{name}`" for name in columns)
+            raise RequestError(
+                f"the reward function `{self.name}` asks for {', '.join(missing)}, which the rows do not have",
+                f"beside `prompts` and `completions` there {f'are their columns {found}' if found else 'is nothing'}",
+            )
+
     def __call__(self, episodes: Episodes) -> list[float]:
-        rewards = self.function(prompts=episodes.asked, completions=episodes.said)
+        given = {**episodes.columns, "prompts": episodes.asked, "completions": episodes.said}
+        parameters = inspect.signature(self.function).parameters
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            given = {name: value for name, value in given.items() if name in parameters}
+        rewards = self.function(**given)
         if len(rewards) != len(episodes.completions):
             raise AlignctlError(
                 f"the reward function {self.name} gave {len(rewards)} numbers for {len(episodes.said)} completions"
@@ -176,10 +223,6 @@ def combine(
             scaled = (value - mean) / max(std, 1e-6)
             totals[index] += weight * (scaled if clip is None else min(max(scaled, -clip), clip))
     return totals
-
-
-def _same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
 
 
 def _after_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -11,10 +11,12 @@ import dataclasses
 import json
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -28,9 +30,11 @@ from alignctl.engine.layout import bins
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.models.adapters import Adapters, ScoreAdapter
 from alignctl.models.attention import put_packed_attention_on
-from alignctl.models.generation import draw_completions
+from alignctl.models.generation import Drawn, draw_completions
 from alignctl.models.sharding import whole_weights
 from alignctl.run.checkpoints import newest_checkpoint
+from alignctl.run.files import read_json_lines, write_json_lines
+from alignctl.run.paths import StagePaths
 from alignctl.trainers.head import why_not_scored_packed
 from alignctl.trainers.not_finite import ROW_NUMBER
 from alignctl.trainers.ppo.advantage import Experience, build_experience, moments
@@ -52,6 +56,7 @@ from alignctl.trainers.ppo.shared_base import share_base
 from alignctl.trainers.ppo.update import Sums, backward, mini_batches
 
 _STATE, _WEIGHTS = "ppo_state.json", "actor_critic.safetensors"
+_IDS = "prompt_ids"
 _CONSTANT_STEPS = 5  # rollouts of equal scores until training is stopped
 
 
@@ -74,8 +79,10 @@ class PPOTrainer(Trainer):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         eval_dataset: Dataset | None = None,
+        show_samples: Callable[[list[dict[str, Any]]], None] | None = None,
     ):
-        """`reward_adapter` is for `roles=shared_base`, `reward_model` for the others."""
+        """`reward_adapter` is for `roles=shared_base`, `reward_model` for the others; `show_samples` is given the
+        completions of each log that are kept, with their scores."""
         self.notices: list[str] = []
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
@@ -96,7 +103,7 @@ class PPOTrainer(Trainer):
         scaled = args.normalize_rewards == "statistics" and reward_statistics and not args.reward_funcs
         scale = (reward_statistics["mean"], reward_statistics["std"]) if scaled else (0.0, 1.0)
         actor_critic = ActorCritic(model, value_model, *scale)
-        self._check_length(model, args)
+        self._check_length(args, {"model": model, "value model": value_model, "reference": ref_model})
         self.ref_model, self.reward_model = ref_model, reward_model
         rows = self._tokenize(train_dataset, processing_class, args)
         super().__init__(
@@ -104,19 +111,20 @@ class PPOTrainer(Trainer):
             args=args,
             train_dataset=rows,
             processing_class=processing_class,
-            data_collator=lambda batch: {key: [row[key] for row in batch] for key in batch[0]},
+            data_collator=_collate,
             callbacks=callbacks,
         )
         for one in frozen:
             one.to(self.args.device)
         self.sources: list[RewardSource] = []
         if reward_model is not None:
-            self.sources.append(
-                RewardModel(
-                    reward_model, reward_processing_class or processing_class, processing_class, args.update_tokens
-                )
-            )
-        self.sources += [load_function(target) for target in args.reward_funcs]
+            theirs = reward_processing_class or processing_class
+            self.sources.append(RewardModel(reward_model, theirs, processing_class, args.update_tokens))
+            if self.sources[-1].same_tokens:
+                self._check_length(args, {"reward model": reward_model})
+        for target in args.reward_funcs:
+            self.sources.append(load_function(target))
+            self.sources[-1].check_columns(_others(rows.column_names))
         self._weights = args.reward_weights or [1.0] * len(self.sources)
         self._reward_statistics = reward_statistics
         if args.normalize_rewards == "statistics" and reward_statistics is None:
@@ -127,6 +135,11 @@ class PPOTrainer(Trainer):
             )
         if self.accelerator.num_processes > 1:  # else all of them would draw with the same random numbers
             torch.manual_seed(args.seed + 1_000_003 * self.accelerator.process_index)
+        self._vllm = None
+        if args.generation == "vllm":
+            from alignctl.trainers.ppo.vllm import VLLM
+
+            self._vllm = VLLM(actor_critic.policy, processing_class, self.accelerator, args)
         # What a checkpoint holds besides weights, optimizer and random states.
         self.kl_coef = args.kl_coef
         self.seen = {source.name: Moments() for source in self.sources}
@@ -134,6 +147,8 @@ class PPOTrainer(Trainer):
         self._last_kl = 0.0
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._samples: list[dict[str, Any]] = []
+        self._samples_written = False
+        self._show_samples = show_samples
 
     # Setting up
 
@@ -150,15 +165,18 @@ class PPOTrainer(Trainer):
         self.notices.append(f"engine: padded rows{why}" if padded else "engine: nothing padded")
 
     @staticmethod
-    def _check_length(model: PreTrainedModel, args: PPOConfig) -> None:
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    def _check_length(args: PPOConfig, models: dict[str, PreTrainedModel | None]) -> None:
+        """Whether all models that are given the policy's tokens can see the longest text there may be."""
         wanted = args.max_prompt_length + args.response_length
-        if limit and wanted > limit:
-            raise RequestError(
-                f"`max_prompt_length` and `response_length` are {wanted} tokens together, more than the model can see: "
-                f"{limit} tokens",
-                "make one of them smaller",
-            )
+        for name, model in models.items():
+            config = bare(model).config.get_text_config() if model is not None else None
+            limit = getattr(config, "max_position_embeddings", None)
+            if limit and wanted > limit:
+                raise RequestError(
+                    f"`max_prompt_length` and `response_length` are {wanted} tokens together, more than the {name} can "
+                    f"see: {limit} tokens",
+                    "make one of them smaller",
+                )
 
     def _tokenize(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> Dataset:
         found = [tokenize_prompt(tokenizer, prompt) for prompt in rows["prompt"]]
@@ -168,9 +186,8 @@ class PPOTrainer(Trainer):
                 f"all {len(found):,} prompts are longer than {args.max_prompt_length} tokens",
                 "raise `max_prompt_length`",
             )
-        wanted = [column for column in ("prompt", ROW_NUMBER) if column in rows.column_names]
-        chosen = rows.select(kept).select_columns(wanted)
-        return chosen.add_column("prompt_ids", [found[i] for i in kept])
+        columns = [name for name in rows.column_names if name != _IDS]
+        return rows.select(kept).select_columns(columns).add_column(_IDS, [found[i] for i in kept])
 
     # A step
 
@@ -196,18 +213,23 @@ class PPOTrainer(Trainer):
         return loss
 
     def _roll_out(self, inputs: dict[str, Any]) -> Episodes:
-        policy = self.policy
-        policy.eval()
+        self.policy.eval()
         with self.accelerator.autocast():
-            drawn = draw_completions(
-                policy, self.processing_class, inputs["prompt_ids"], self.args.response_length, self.args.temperature,
-                self.args.rollout_tokens,
-            )  # fmt: skip
+            drawn = self._draw(inputs[_IDS])
         said = [
             as_said(asked, self._text(prompt if isinstance(asked, str) else [], completion))
-            for asked, prompt, completion in zip(inputs["prompt"], inputs["prompt_ids"], drawn.completions, strict=True)
+            for asked, prompt, completion in zip(inputs["prompt"], inputs[_IDS], drawn.completions, strict=True)
         ]
-        return Episodes(inputs["prompt_ids"], drawn.completions, drawn.ended, inputs["prompt"], said)
+        return Episodes(inputs[_IDS], drawn.completions, drawn.ended, inputs["prompt"], said, inputs["columns"])
+
+    def _draw(self, prompts: list[list[int]]) -> Drawn:
+        if self._vllm is not None:
+            return self._vllm.draw(prompts)
+        args = self.args
+        return draw_completions(
+            self.policy, self.processing_class, prompts, args.response_length, args.temperature, args.rollout_tokens,
+            continuous=args.generation == "continuous",
+        )  # fmt: skip
 
     def _text(self, prompt: list[int], completion: list[int]) -> str:
         """A completion as it follows its prompt: decoded by itself it would lose a leading space."""
@@ -223,11 +245,8 @@ class PPOTrainer(Trainer):
         self.model.eval()
         with whole_weights(self.ref_model):
             scored, ref_logps = self._score_tokens(episodes)
-        try:
-            with whole_weights(self.reward_model):
-                rewards = score(self.sources, episodes)
-        except NotANumber as error:
-            raise AlignctlError(str(error), self._last_checkpoint()) from error
+        with whole_weights(self.reward_model):
+            rewards = self._score(episodes)
         scores = combine(rewards, self._weights, self._reward_moments(rewards), self.args.reward_clip)
         if self.args.missing_eos_penalty is not None:
             penalty = self.args.missing_eos_penalty
@@ -300,6 +319,22 @@ class PPOTrainer(Trainer):
 
     # Rewards
 
+    def _score(self, episodes: Episodes) -> dict[str, list[float]]:
+        """Rewards of each source; where one fails on any process, all of them stop, and none waits for another."""
+        rewards, failure = {}, None
+        try:
+            rewards = score(self.sources, episodes)
+        except Exception as error:  # a function of the user's may raise anything; it is raised again below
+            failure = error
+        failures = gather_object([failure and repr(failure)])
+        if isinstance(failure, NotANumber):
+            raise AlignctlError(str(failure), self._last_checkpoint()) from failure
+        if failure is not None:
+            raise failure
+        if first := next(filter(None, failures), None):
+            raise AlignctlError(f"another process could not score its completions: {first}", self._last_checkpoint())
+        return rewards
+
     def _reward_moments(self, rewards: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
         kind = self.args.normalize_rewards
         if kind == "statistics":
@@ -350,6 +385,9 @@ class PPOTrainer(Trainer):
             self._record(
                 f"rewards/{name}_std" if name != "score" else "score_std", float(everywhere.std(unbiased=False))
             )
+        for source in self.sources:
+            if isinstance(source, RewardModel) and not source.same_tokens:
+                self._record("reward_model_cut", self._mean(torch.tensor([source.cut_share], device=device)))
         for estimator in ("k1", "k2", "k3"):
             per_token = kl_estimates(experience.logps, experience.ref_logps, estimator) * mask
             self._record(f"kl/{estimator}", self._mean(per_token.sum(1)))
@@ -384,9 +422,8 @@ class PPOTrainer(Trainer):
         }  # fmt: skip
         for name, key in shown.items():
             self._record(key, means[name])
-        return torch.tensor(
-            policy_weight * means["policy_loss"] + self.args.vf_coef * means["value_loss"], device=self.args.device
-        )
+        moving = means["policy_loss"] - self.args.entropy_coef * means["entropy"]
+        return torch.tensor(policy_weight * moving + self.args.vf_coef * means["value_loss"], device=self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -394,13 +431,22 @@ class PPOTrainer(Trainer):
             logs["num_tokens"] = float(self._total_tokens)
             self._metrics.clear()
             if self.is_world_process_zero():
-                with Path(self.args.output_dir, "..", "samples_while_training.jsonl").open(
-                    "a", encoding="utf-8"
-                ) as file:
-                    for row in self._samples:
-                        file.write(json.dumps({"step": self.state.global_step} | row, ensure_ascii=False) + "\n")
+                self._write_samples()
             self._samples.clear()
         super().log(logs, start_time)
+
+    def _write_samples(self) -> None:
+        """Adds the samples to their file. Before the first ones, what training that is continued wrote after its
+        checkpoint is dropped: it is written again."""
+        step, path = self.state.global_step, StagePaths(Path(self.args.output_dir).parent).samples_while_training
+        if not self._samples_written:
+            write_json_lines(path, [row for row in read_json_lines(path) if row["step"] < step])
+            self._samples_written = True
+        with path.open("a", encoding="utf-8") as file:
+            for row in self._samples:
+                file.write(json.dumps({"step": step} | row, ensure_ascii=False) + "\n")
+        if self._show_samples:
+            self._show_samples(self._samples)
 
     # Checkpoints
 
@@ -442,3 +488,14 @@ class PPOTrainer(Trainer):
         state = json.loads(Path(checkpoint, _STATE).read_text(encoding="utf-8"))
         self.kl_coef, self._constant, self._total_tokens = state["kl_coef"], state["constant"], state["total_tokens"]
         self.seen = {name: Moments(**seen) for name, seen in state["seen"].items()}
+
+
+def _others(columns: Iterable[str]) -> list[str]:
+    """The columns of the rows that are not ours."""
+    return [name for name in columns if name not in ("prompt", _IDS, ROW_NUMBER)]
+
+
+def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows as lists; the other columns by themselves, since Trainer would take one called `labels` for its own."""
+    others = {name: [row[name] for row in rows] for name in _others(rows[0])}
+    return {name: [row[name] for row in rows] for name in ("prompt", _IDS)} | {"columns": others}

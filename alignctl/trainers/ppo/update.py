@@ -33,6 +33,7 @@ class Sums:
     ratio: Tensor
     kl: Tensor
     """k3 against the policy of the rollout."""
+    entropy: Tensor
 
 
 def mini_batches(count: int, parts: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -72,13 +73,13 @@ def backward(
     Args:
         lengths: Of prompts with their completions, in tokens.
         members: Numbers of the completions.
-        policy_weight: Of the policy's loss; 0 while only the value model learns.
+        policy_weight: Of the policy's loss and its entropy; 0 while only the value model learns.
     """
     own = experience.mask[members].sum()
     tokens = accelerator.reduce(own, "sum")
     passes = [[members[i] for i in part] for part in bins([lengths[m] for m in members], args.update_tokens, False)]
     passes = _as_many_everywhere(passes, accelerator)
-    sums = Sums(own, *(torch.zeros((), device=own.device) for _ in range(6)))
+    sums = Sums(own, *(torch.zeros((), device=own.device) for _ in range(7)))
     for number, part in enumerate(passes):
         mask = experience.mask[part]
         old_logps, old_values, advantages, returns = (
@@ -90,10 +91,13 @@ def backward(
         accelerator.sync_gradients = last
         by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         with nullcontext() if last or by_deepspeed else accelerator.no_sync(model):
-            scored = model(lay_out(part), args.temperature, policy_weight > 0)
+            scored = model(lay_out(part), args.temperature, policy_weight > 0, args.entropy_coef > 0)
             policy = policy_losses(scored.logps, old_logps, advantages, args.cliprange, args.dual_clip)
             value = value_losses(scored.values, old_values, returns, args.cliprange_value)
-            loss = policy_weight * policy.losses.sum() + args.vf_coef * value.losses.sum()
+            # arXiv:1707.06347, Eq. 9
+            entropy = scored.entropy.sum() if args.entropy_coef > 0 else torch.zeros_like(sums.entropy)
+            moving = policy.losses.sum() - args.entropy_coef * entropy
+            loss = policy_weight * moving + args.vf_coef * value.losses.sum()
             accelerator.backward(loss * accelerator.num_processes / tokens)
         with torch.no_grad():
             sums.policy_loss += policy.losses.sum()
@@ -102,4 +106,5 @@ def backward(
             sums.values_clipped += value.clipped.sum()
             sums.ratio += (scored.logps - old_logps).exp().sum()
             sums.kl += kl_estimates(old_logps, scored.logps, "k3").sum()
+            sums.entropy += entropy.detach()
     return sums

@@ -1,0 +1,68 @@
+"""Completions drawn by vLLM, through TRL's helper for it: the one place that touches either.
+
+Needs the extra `vllm`, and GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.generation.vllm_generation import VLLMGeneration
+
+from alignctl.errors import RequestError
+from alignctl.models.generation import Drawn, as_drawn
+from alignctl.models.template import end_tokens
+from alignctl.trainers.ppo.config import PPOConfig
+
+
+class VLLM:
+    """vLLM with the policy's weights, on the GPUs of the training or as a server of its own."""
+
+    def __init__(
+        self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, args: PPOConfig
+    ):
+        """Starts vLLM, or connects to its server.
+
+        Raises:
+            RequestError: The policy has no checkpoint that vLLM could load first.
+        """
+        if not policy.name_or_path:
+            raise RequestError(
+                "`generation=vllm` starts from a checkpoint, and the policy has random weights",
+                "train it first, or set `generation=transformers`",
+            )
+        self._ends = end_tokens(policy, tokenizer)
+        self._helper = VLLMGeneration(policy, accelerator, tokenizer, **helper_settings(args, self._ends))
+
+    def draw(self, prompts: Sequence[Sequence[int]]) -> Drawn:
+        """One completion for each prompt, after the policy's weights were handed over."""
+        self._helper.sync_weights()
+        _, completions, _, _ = self._helper.generate(prompts=list(map(list, prompts)), images=None, num_generations=1)
+        return as_drawn(completions, self._ends)
+
+
+def helper_settings(args: PPOConfig, ends: list[int]) -> dict[str, Any]:
+    """What TRL's helper is told: the policy's own distribution at the temperature, without top-k or top-p."""
+    return {
+        "mode": args.vllm_mode,
+        "server_base_url": args.vllm_server_base_url,
+        "server_host": args.vllm_server_host,
+        "server_port": args.vllm_server_port,
+        "server_timeout": args.vllm_server_timeout,
+        "group_port": args.vllm_group_port,
+        "tensor_parallel_size": args.vllm_tensor_parallel_size,
+        "gpu_memory_utilization": args.vllm_gpu_memory_utilization,
+        "enable_sleep_mode": args.vllm_enable_sleep_mode,
+        "max_model_length": args.max_prompt_length + args.response_length,
+        "max_num_seqs": args.per_device_train_batch_size * args.vllm_tensor_parallel_size,
+        "temperature": args.temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "max_completion_length": args.response_length,
+        "generation_kwargs": {"stop_token_ids": ends},
+    }

@@ -1,0 +1,117 @@
+"""What may draw PPO's completions: transformers in batches or continuously, and how vLLM would be called."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+from in_process import read, run_stages
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from alignctl.engine.forward import takes_packed_rows
+from alignctl.models.attention import put_packed_attention_on
+from alignctl.models.generation import draw_completions
+from alignctl.trainers.ppo.config import PPOConfig
+
+pytestmark = pytest.mark.train
+
+TEXTS = ["Once upon a time", "The", "Lily and Tom were in the park, and", "One day, a", "She said", "It was a big red"]
+
+
+@pytest.fixture
+def stories(shared_data):
+    folder = shared_data / "models" / "stories260K"
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token_id = 0
+    return model, tokenizer
+
+
+def drawn_both_ways(model, tokenizer, texts, count, temperature, **given):
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    for continuous in (False, True):
+        torch.manual_seed(0)
+        yield draw_completions(model, tokenizer, prompts, count, temperature, 4096, continuous=continuous, **given)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_both_ways_say_what_is_most_likely(stories, adapter, packed):
+    model, tokenizer = stories
+    if packed:
+        assert put_packed_attention_on(model, torch.device("cpu")) is None
+    before = model.config._attn_implementation
+    if adapter:
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(init_lora_weights=False, target_modules="all-linear")).eval()
+    in_batches, continuously = drawn_both_ways(model, tokenizer, TEXTS, 24, 1e-3)
+    assert continuously == in_batches
+    assert takes_packed_rows(model) == packed
+    bare = model.get_base_model() if adapter else model
+    assert bare.config._attn_implementation == before
+
+
+def test_completions_end_one_by_one(stories):
+    """A full stop ends a completion here; a cache of 64 tokens holds but a few of them at a time."""
+    model, tokenizer = stories
+    (stop,) = tokenizer(".", add_special_tokens=False)["input_ids"][-1:]
+    model.generation_config.eos_token_id = [stop, tokenizer.eos_token_id]
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS * 3]
+    roomy, narrow = (
+        draw_completions(model, tokenizer, prompts, 40, 1e-3, tokens, continuous=True) for tokens in (4096, 64)
+    )
+    assert roomy == draw_completions(model, tokenizer, prompts, 40, 1e-3, 4096)
+    assert narrow == roomy
+    assert sum(roomy.ended) >= 9
+    assert len({len(completion) for completion in roomy.completions}) >= 4
+
+
+def test_continuous_batching_draws_from_the_policy_s_distribution(stories):
+    """Shares of the next token among 1,500 draws are as far from the probabilities as chance has it."""
+    model, tokenizer = stories
+    prompt = tokenizer("One day, Lily")["input_ids"]
+    torch.manual_seed(0)
+    drawn = draw_completions(model, tokenizer, [prompt] * 1500, 1, 1.5, 65536, continuous=True)
+    shares = torch.bincount(torch.tensor(drawn.completions).flatten(), minlength=model.config.vocab_size) / 1500
+    with torch.no_grad():
+        probs = (model(torch.tensor([prompt])).logits[0, -1] / 1.5).softmax(-1)
+    expected = (2 * probs * (1 - probs) / (torch.pi * 1500)).sqrt().sum()  # of the distances, if it is right
+    assert (shares - probs).abs().sum() < 1.3 * expected
+    assert expected < 0.5 * (probs - (probs * 1.5).softmax(-1)).abs().sum()  # another distribution would be seen
+
+
+def test_a_stage_with_continuous_batching_is_ppo_and_repeats_itself(tmp_path):
+    arguments = (
+        "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null", "ppo.max_steps=2",
+        "ppo.normalize_rewards=none", "ppo.reward_funcs=[alignctl.data.quickstart:reward]", "data.limit=32",
+        "data.eval_limit=4", "eval.prompts=0", "ppo.per_device_train_batch_size=8", "ppo.response_length=8",
+        "ppo.generation=continuous", "ppo.num_ppo_epochs=1", "model.scratch.vocab_size=400",
+    )  # fmt: skip
+    first, second = (read(run_stages(tmp_path / name, *arguments) / "ppo" / "metrics.jsonl") for name in "ab")
+    facts = ("ratio", "kl/k1", "score", "entropy", "completion_length", "loss")
+    assert [[row[fact] for fact in facts] for row in first] == [[row[fact] for fact in facts] for row in second]
+    assert first[0]["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert first[0]["kl/k3"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_trl_s_helper_for_vllm_is_what_we_call():
+    """vLLM cannot be run on a CPU-only machine: this fails when TRL changes how its helper is called."""
+    from trl import GRPOConfig
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    from alignctl.trainers.ppo.vllm import helper_settings
+
+    args = PPOConfig(output_dir="unused", use_cpu=True)
+    settings = helper_settings(args, [2])
+    bound = inspect.signature(VLLMGeneration).bind("policy", "accelerator", "tokenizer", **settings)
+    assert list(bound.arguments)[:3] == ["model", "accelerator", "processing_class"]
+    inspect.signature(VLLMGeneration.sync_weights).bind("self")
+    inspect.signature(VLLMGeneration.generate).bind("self", prompts=[[1]], images=None, num_generations=1)
+    assert "Tuple of (prompt_ids, completion_ids, logprobs, logprob_token_ids)" in VLLMGeneration.generate.__doc__
+    theirs = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
+    ours = {field.name: field.default for field in dataclasses.fields(PPOConfig) if field.name.startswith("vllm_")}
+    assert ours
+    assert ours == {name: theirs[name] for name in ours}
