@@ -37,7 +37,7 @@ from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.stage_rehearsal import STEPS, longest, rehearsed, scratch, wants_rehearsal
 from alignctl.stage_rows import texts_of, trained_model, write_ledgers, write_rows
-from alignctl.stage_training import check_room, full_disk_explained, train
+from alignctl.stage_training import check_room, full_disk_explained, held_out_loss, train
 from alignctl.trainers.checkpointing import CompleteCheckpoints
 from alignctl.trainers.not_finite import ROW_NUMBER, StopsWhenNotFinite
 
@@ -145,7 +145,7 @@ def _work(
         with _random_state_kept(), whole_weights(trainer.model_wrapped, getattr(trainer, "ref_model", None)):
             evaluation = _measure(stage, method, trainer, tokenizer, held_out, reference)
             if trainer.eval_dataset and held_out.pairs is None:
-                evaluation.metrics["loss"] = trainer.evaluate()["eval_loss"]
+                evaluation.metrics["loss"] = held_out_loss(trainer)
         return evaluation
 
     before = None

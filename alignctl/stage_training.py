@@ -86,6 +86,20 @@ def _not_finite(error: NotFinite, trainer: Trainer, stage: StageConfig, paths: S
     )
 
 
+def held_out_loss(trainer: Trainer) -> float:
+    """Mean loss of the held-out rows.
+
+    Before training there is no engine of DeepSpeed's: transformers would make one for inference, which only ZeRO-3 has,
+    and which would stand in the way of the one to train with.
+    """
+    by_deepspeed = trainer.is_deepspeed_enabled
+    trainer.is_deepspeed_enabled = by_deepspeed and trainer.deepspeed is not None
+    try:
+        return trainer.evaluate()["eval_loss"]
+    finally:
+        trainer.is_deepspeed_enabled = by_deepspeed
+
+
 def check_room(trainer: Trainer, stage: StageConfig, paths: StagePaths) -> None:
     """Refuses what would fill the disk, before the first step.
 

@@ -186,3 +186,27 @@ def test_what_cannot_be_launched_is_refused(alignctl, arguments, expected):
     done = alignctl("train", "recipe=quickstart", *arguments, "--dry-run")
     assert done.code == 2
     assert expected in done.err
+
+
+def test_a_run_continues_on_other_processes_where_that_loses_nothing(tmp_path, alignctl):
+    """The global batch is the same in all of them, so it is one run."""
+    stage = tmp_path / "run" / "sft"
+    run = start(tmp_path, *SMALL, "distributed=zero2")
+    wait_for_step(stage, 6)
+    run.send_signal(signal.SIGTERM)
+    finish(run, 75, 30)
+    alone = [word for word in SMALL if not word.startswith(("launcher", "sft.per_device"))]
+    refused = alignctl("train", *alone, "sft.per_device_train_batch_size=16", "run_dir=run", folder=tmp_path)
+    assert refused.code == 2
+    assert "was written by 2 processes under ZeRO stage 2 and cannot be continued from by 1 process\n" in refused.err
+
+    again = tmp_path / "again"
+    again.mkdir()
+    run = start(again, *SMALL, "distributed=ddp")
+    wait_for_step(again / "run" / "sft", 6)
+    run.send_signal(signal.SIGTERM)
+    finish(run, 75, 30)
+    err = finish(start(again, *alone, "sft.per_device_train_batch_size=16"), 0)
+    assert "continues after step" in err
+    steps = [row[0] for row in result(again / "run" / "sft")[1]]
+    assert steps == list(range(1, STEPS + 1))

@@ -21,7 +21,15 @@ from alignctl.config.schema import RunSettings
 from alignctl.config.secrets import mask, mask_override
 from alignctl.errors import AlignctlError, Interrupted, Problem, RequestError, Stopped
 from alignctl.launch.local import check_machine, run_plan
-from alignctl.plan.freeze import absolute_paths, find_run, fingerprints, freeze, new_run_dir, refuse_other_run
+from alignctl.plan.freeze import (
+    absolute_paths,
+    find_run,
+    fingerprints,
+    freeze,
+    new_run_dir,
+    refuse_other_run,
+    refuse_other_shares,
+)
 from alignctl.plan.plan import RunPlan, make_plan
 from alignctl.run.state import is_done, locked
 
@@ -116,6 +124,7 @@ def _run(point: Prepared) -> None:
     """Freezes and runs one plan, or says that it is finished."""
     plan = point.plan
     refuse_other_run(plan, point.config)
+    refuse_other_shares(plan)
     if all(is_done(plan.paths.stage(stage.config.name)) for stage in plan.stages) and plan.paths.plan.exists():
         again = "" if point.config.get("run_dir") else " (`--new` runs it again)"
         click.echo(f"already finished: {plan.run_dir}{again}", err=True)

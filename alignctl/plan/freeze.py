@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from alignctl.config.flat import flatten
-from alignctl.config.schema import PATHS, ROLE_KEYS
+from alignctl.config.schema import PATHS, ROLE_KEYS, ZERO_STAGES
 from alignctl.config.secrets import mask
 from alignctl.errors import RequestError
 from alignctl.plan.deepspeed import deepspeed_config
@@ -20,6 +20,7 @@ from alignctl.run.files import read_json, write_json, write_text
 from alignctl.run.frozen import frozen_fingerprints
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
+from alignctl.run.state import is_done
 
 _NOT_THE_RESULT = ("run_dir", "log_every", "rehearse")
 
@@ -99,6 +100,35 @@ def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
                 f"{paths.root} holds a run whose stage `{name}` was begun otherwise: {'; '.join(changes)}",
                 "give another `run_dir`, or remove this one",
             )
+
+
+def refuse_other_shares(plan: RunPlan) -> None:
+    """Keeps a stage from continuing where it would lose the state of its optimizer without a word: under ZeRO every
+    process keeps a share of it, so there have to be as many of them, and the same stage of ZeRO.
+
+    Raises:
+        RequestError: Its newest checkpoint was written otherwise.
+    """
+    for stage in plan.stages:
+        checkpoint = newest_checkpoint(plan.paths.stage(stage.config.name).checkpoints)
+        if checkpoint is None or is_done(plan.paths.stage(stage.config.name)):
+            continue
+        now = {
+            "processes": stage.config.launcher.world_size,
+            "zero_stage": ZERO_STAGES.get(stage.config.distributed.type, 0),
+        }
+        then = checkpoint.kind
+        shared = then["zero_stage"] or now["zero_stage"]
+        if shared and then != now:
+            raise RequestError(
+                f"{checkpoint.path} was written by {_shares(then)} and cannot be continued from by {_shares(now)}",
+                "give the same `distributed` and the same number of processes as then, or another `run_dir`",
+            )
+
+
+def _shares(kind: Mapping[str, Any]) -> str:
+    stage = f" under ZeRO stage {kind['zero_stage']}" if kind["zero_stage"] else ""
+    return f"{kind['processes']} process{'es' if kind['processes'] > 1 else ''}{stage}"
 
 
 def _other_things(paths: RunPaths) -> bool:
