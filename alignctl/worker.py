@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
+from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError, FailedElsewhere
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
@@ -50,7 +50,8 @@ def main(run_dir: str, stage_name: str) -> int:
         return EXIT_STOPPED if saved else EXIT_INTERRUPTED
     except AlignctlError as error:
         problems = [{"message": problem.message, "hint": problem.hint} for problem in error.problems]
-        _leave_error(stage_paths, rank, error.exit_code, problems=problems)
+        elsewhere = isinstance(error, FailedElsewhere)
+        _leave_error(stage_paths, rank, error.exit_code, problems=problems, elsewhere=elsewhere)
         return error.exit_code
     except Exception:
         traceback.print_exc()

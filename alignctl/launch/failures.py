@@ -94,7 +94,7 @@ def _killed(paths: StagePaths) -> tuple[int, int] | None:
 def _first_error(paths: StagePaths) -> dict[str, Any] | None:
     """The error that came first: others follow from it, because their process waits for one that is gone."""
     errors = [error for file in paths.ranks.glob("*_error.json") if (error := read_json(file))]
-    return min(errors, key=lambda error: error["time"], default=None)
+    return min(errors, key=lambda error: (error.get("elsewhere", False), error["time"]), default=None)
 
 
 def _told(name: str, error: dict[str, Any], paths: StagePaths) -> AlignctlError:

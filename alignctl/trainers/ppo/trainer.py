@@ -27,7 +27,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.engine.forward import bare
 from alignctl.engine.layout import bins
-from alignctl.errors import AlignctlError, RequestError
+from alignctl.errors import AlignctlError, FailedElsewhere, RequestError
 from alignctl.models.adapters import Adapters, ScoreAdapter
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.generation import Drawn, draw_completions
@@ -332,7 +332,7 @@ class PPOTrainer(Trainer):
         if failure is not None:
             raise failure
         if first := next(filter(None, failures), None):
-            raise AlignctlError(f"another process could not score its completions: {first}", self._last_checkpoint())
+            raise FailedElsewhere(f"another process could not score its completions: {first}", self._last_checkpoint())
         return rewards
 
     def _reward_moments(self, rewards: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
