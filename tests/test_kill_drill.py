@@ -1,7 +1,7 @@
 """The promise: kill it anywhere, give the same command again, and the result is what it would have been, bit for bit.
 
 Real signals to real runs at random moments. ALIGNCTL_KILLS says how many moments are tried (5, or more at night), and
-ALIGNCTL_SEED which.
+ALIGNCTL_SEED which; every day has its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 KILLS = int(os.environ.get("ALIGNCTL_KILLS", 5))
-SEED = os.environ.get("ALIGNCTL_SEED") or str(int(time.time()))
+SEED = os.environ.get("ALIGNCTL_SEED") or time.strftime("%Y-%m-%d")
 MODEL = (
     "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "model.scratch.config.hidden_size=32",
     "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
