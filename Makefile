@@ -10,11 +10,11 @@ READY := $(VENV)/.ready-torch-$(TORCH)
 quickstart: $(READY) ## SFT and DPO of a tiny model, under 3 minutes after set-up
 	$(BIN)/alignctl train recipe=quickstart
 
-test: $(READY) ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(READY) ## the whole test suite, a file on each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
-test-fast: $(READY) ## what answers within a minute and a half
-	$(BIN)/python -m pytest -m "not slow and not train"
+test-fast: $(READY) ## what answers within a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile -m "not slow and not train"
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
