@@ -35,7 +35,11 @@ def settings(stage: str, steps: int, **given: object) -> tuple[str, ...]:
     return tuple(f"{stage}.{key}={value}" for key, value in every.items())
 
 
-FUNCTION = ("ppo.reward_model=null", "ppo.normalize_rewards=none", "ppo.reward_funcs=[alignctl.data.quickstart:reward]")
+FUNCTION = (
+    "ppo.reward_model=null", "ppo.normalize_rewards=none", "ppo.reward_funcs=[rewards.py:reward]",
+    "ppo.missing_eos_penalty=null",
+)  # fmt: skip
+REWARD = "def reward(completions, **columns):\n    return [len(str(completion)) % 7 for completion in completions]\n"
 RUNS = {
     "sft": ("recipe=sft_quickstart", *MODEL, *settings("sft", 24)),
     "sft, two processes": (
@@ -57,6 +61,7 @@ VICTIMS = ("worker", "launcher", "last rank")
 
 
 def start(folder: Path, arguments: tuple[str, ...]) -> subprocess.Popen:
+    (folder / "rewards.py").write_text(REWARD)
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "alignctl", "train", *arguments, "run_dir=run"],
         cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

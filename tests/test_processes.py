@@ -73,7 +73,7 @@ def gone(folder: Path, timeout_s: float = 10) -> bool:
     return not workers(folder)
 
 
-@pytest.fixture(scope="module", params=["ddp", "zero3"])
+@pytest.fixture(scope="module", params=["zero3"])
 def undisturbed(request, tmp_path_factory):
     """How several processes work together, and the result of a run that was left alone."""
     folder = tmp_path_factory.mktemp(request.param)

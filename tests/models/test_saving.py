@@ -43,7 +43,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer([row["prompt"][0]["content"] for row in demonstrations("train")[:50]], 96)
 
 
-@pytest.mark.parametrize("make", [llama, lambda: llama(tied=False), mixtral, adapter], ids=["llama", "untied", "mixtral", "adapter"])
+@pytest.mark.parametrize(
+    "make", [llama, lambda: llama(tied=False), mixtral, adapter], ids=["llama", "untied", "mixtral", "adapter"]
+)
 @pytest.mark.parametrize("shard", ["1GB", "15KB"])
 def test_what_is_whole_passes(tmp_path, make, shard):
     model = make()

@@ -130,4 +130,4 @@ def test_a_stop_in_the_rehearsal_leaves_nothing(tmp_path):
     given = arguments("sft", "rehearse=true")
     with pytest.raises(KeyboardInterrupt):
         run_stages(tmp_path, *given, signal=StopsAfter(1))
-    assert {path.name for path in (tmp_path / "sft").iterdir()} == {"progress.json"}
+    assert {path.name for path in (tmp_path / "sft").iterdir()} == {"progress.json", "ranks"}

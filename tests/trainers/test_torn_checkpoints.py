@@ -97,7 +97,7 @@ def test_without_a_sound_checkpoint_training_starts_anew(tmp_path, undisturbed, 
 def test_manifest_and_what_is_not_there(undisturbed):
     for checkpoint in complete_checkpoints(undisturbed / "checkpoints"):
         manifest = read(checkpoint.path / MANIFEST)
-        assert manifest["kind"] == {"processes": 1}
+        assert manifest["kind"] == {"processes": 1, "zero_stage": 0}
         assert manifest["files"].keys() >= {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
         assert not (checkpoint.path / "training_args.bin").exists()  # a pickle with the Hub's token
 
@@ -163,7 +163,7 @@ def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path, stopped):
     (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Runs(trace)))
     (checkpoint / MANIFEST).unlink()
     staged = checkpoint.rename(tmp_path / "staged")
-    publish(staged, checkpoint, 5, {"processes": 1})
+    publish(staged, checkpoint, 5, {"processes": 1, "zero_stage": 0})
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         run_stages(run, *SMALL)
     assert not trace.exists()
