@@ -47,6 +47,7 @@ cell:
   per_device_train_batch_size: 4
   bf16: false
 """
+CUT = "  max_length: 128\n"
 OWN = {"ppo": "  response_length: 8\n  max_prompt_length: 64\n  reward_funcs: ['alignctl.data.quickstart:reward']\n"}
 
 
@@ -63,7 +64,7 @@ class Cell:
     def jobs(self, folder: Path) -> list[dict]:
         """The run, and the run continued."""
         recipe = folder / f"{self.method}.yaml"
-        recipe.write_text(RECIPE.format(method=self.method) + OWN.get(self.method, ""), encoding="utf-8")
+        recipe.write_text(RECIPE.format(method=self.method) + OWN.get(self.method, CUT), encoding="utf-8")
         arguments = [f"recipe={recipe}", f"peft={self.peft}", f"distributed={self.distributed}"]
         if self.processes > 1:
             arguments.append(f"launcher.processes={self.processes}")
@@ -149,8 +150,9 @@ def page(found: dict[Cell, str]) -> str:
     lines = [
         "# What works together",
         "",
-        "Written by `python scripts/compat.py`: tiny models in one process and in two, on CPUs (gloo). resume: killed "
-        "after the second of four steps and continued, the same weights bit for bit.",
+        "Written by `python scripts/compat.py`: tiny models in one process and in two, on CPUs (gloo). load: by",
+        "transformers, every weight there. resume: as if killed after the second of four steps and continued, to the",
+        "same weights bit for bit.",
         "",
         f"Python {platform.python_version()}, {versions}.",
         "",
