@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -210,3 +211,23 @@ def test_a_run_continues_on_other_processes_where_that_loses_nothing(tmp_path, a
     assert "continues after step" in err
     steps = [row[0] for row in result(again / "run" / "sft")[1]]
     assert steps == list(range(1, STEPS + 1))
+
+
+def test_two_machines_are_the_same_command_with_their_numbers(tmp_path, undisturbed):
+    """Both are this one here; they meet at an address, and the first keeps the books."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [word for word in SMALL if not word.startswith("launcher")]
+    both += [
+        "distributed=zero3",
+        "launcher.processes=1",
+        "launcher.nodes=2",
+        f"launcher.rdzv_endpoint=127.0.0.1:{port}",
+    ]
+    second, first = (start(tmp_path, *both, f"launcher.node_rank={rank}") for rank in (1, 0))
+    finish(first, 0)
+    finish(second, 0)
+    weights, rows = result(tmp_path / "run" / "sft")
+    assert [row[0] for row in rows] == list(range(1, STEPS + 1))
+    assert (weights, rows) == undisturbed[1]

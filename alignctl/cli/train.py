@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,13 @@ def _run(point: Prepared) -> None:
         click.echo(f"already finished: {plan.run_dir}{again}", err=True)
         return
     check_machine(plan)
-    with locked(plan.paths), Display(point.config.get("log_every", RunSettings.log_every)) as display:
-        freeze(plan, point.config, sys.argv)
+    helps = any(stage.config.launcher.node_rank > 0 for stage in plan.stages)  # the first machine keeps the books
+    with (
+        nullcontext() if helps else locked(plan.paths),
+        Display(point.config.get("log_every", RunSettings.log_every)) as display,
+    ):
+        if not helps:
+            freeze(plan, point.config, sys.argv)
         display.say(f"{point.label + ': ' if point.label else ''}{plan.recipe} in {plan.run_dir}")
         for stage in plan.stages:
             if is_done(plan.paths.stage(stage.config.name)):

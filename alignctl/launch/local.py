@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from alignctl.config.schema import QUANTIZED
 from alignctl.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, LaunchError
 from alignctl.launch.failures import failure, stuck
-from alignctl.monitor.heartbeat import TRAINING
+from alignctl.monitor.heartbeat import EVALUATING, TRAINING
 from alignctl.monitor.stopping import STOPPING
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
@@ -196,7 +196,8 @@ def _is_stuck(paths: StagePaths, timeout_s: float) -> bool:
     """Whether all workers train and none has moved for too long; one that is stuck stops the others soon."""
     beats = _beats(paths)
     latest = time.time() - timeout_s
-    return bool(beats) and all(beat["doing"] == TRAINING and beat["time"] < latest for beat in beats)
+    moves = (TRAINING, EVALUATING)
+    return bool(beats) and all(beat["doing"] in moves and beat["time"] < latest for beat in beats)
 
 
 def _end_stuck(stage: StagePlan, paths: StagePaths, process: subprocess.Popen[bytes]) -> Exception:

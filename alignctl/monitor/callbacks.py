@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignctl.monitor.heartbeat import TRAINING, Heartbeat
+from alignctl.monitor.heartbeat import EVALUATING, TRAINING, Heartbeat
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.files import read_json_lines, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
@@ -117,7 +117,7 @@ class ProgressFile(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._heartbeat.beat("evaluating", state.global_step)
+        self._heartbeat.beat(EVALUATING, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._heartbeat.beat(TRAINING, state.global_step)

@@ -10,7 +10,7 @@ import time
 from alignctl.run.paths import StagePaths
 
 _BYTES = 512
-TRAINING = "training"
+TRAINING, EVALUATING = "training", "evaluating"
 
 
 class Heartbeat:
