@@ -66,10 +66,6 @@ class LaunchError(AlignctlError):
     exit_code = EXIT_LAUNCH
 
 
-class FailedElsewhere(AlignctlError):
-    """Another process of the run failed; its own error says more."""
-
-
 class Stopped(AlignctlError):
     """The run was stopped on request; a checkpoint is saved."""
 

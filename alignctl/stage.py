@@ -32,6 +32,7 @@ from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, load_tokenizer, save_finished
 from alignctl.models.sharding import start_deepspeed_on_cpu, undivided, whole_state, whole_weights
 from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
+from alignctl.monitor.heartbeat import Heartbeat, RehearsalHeartbeat
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import RunPaths, StagePaths
@@ -66,7 +67,8 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
 def _run(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSignal) -> None:
     method = methods()[stage.method]
     start = weights[method.trained]
-    progress = ProgressFile(paths, method.key_metrics, _rank())
+    heartbeat = Heartbeat(paths, _rank())
+    progress = ProgressFile(paths, method.key_metrics, heartbeat, is_first=_rank() == 0)
     progress.phase("reading data")
     rows, held_rows = read_split(stage.data, method.data_kind, stage.seed, with_margin=method.takes_margin)
     progress.phase("loading model")
@@ -74,7 +76,7 @@ def _run(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSi
     rows, held_rows = (part and write_rows(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
     args = _arguments(stage, method, paths)
     if wants_rehearsal(stage, paths, args, len(rows.dataset)):
-        _rehearse(stage, weights, tokenizer, args, rows, held_rows, paths, progress, signal)
+        _rehearse(stage, weights, tokenizer, args, rows, held_rows, paths, progress, heartbeat, signal)
     _work(stage, weights, tokenizer, rows, held_rows, paths, progress, StopOnRequest(signal))
 
 
@@ -87,6 +89,7 @@ def _rehearse(
     held_rows: Rows | None,
     paths: StagePaths,
     progress: ProgressFile,
+    heartbeat: Heartbeat,
     signal: StopSignal,
 ) -> None:
     """Does the whole stage in small, and says what that took.
@@ -100,7 +103,7 @@ def _rehearse(
     some = longest(rows, tokenizer, args)
     held = held_rows and longest(held_rows, tokenizer, args, count=2 * stage.eval.batch_size)
     with scratch(paths) as there, full_disk_explained(there), _random_state_kept():
-        quiet = ProgressFile(there, (), _rank())
+        quiet = ProgressFile(there, (), RehearsalHeartbeat(heartbeat), is_first=_rank() == 0)
         try:
             _work(rehearsed(stage), weights, tokenizer, some, held, there, quiet, StopOnRequest(signal), twice=True)
         except Stopped as error:
@@ -195,7 +198,10 @@ def _build_trainer(
     peft_config = build_peft_config(stage.peft, method.trained)
 
     def load(role: Role) -> PreTrainedModel:
-        return load_model(stage.model, role, weights[role], tokenizer, stage.peft, stage.seed)
+        model = load_model(stage.model, role, weights[role], tokenizer, stage.peft, stage.seed)
+        if not stage.trainer.get("torch_compile"):
+            model.get_input_embeddings().register_forward_pre_hook(lambda *_: progress.alive())
+        return model
 
     trained = load(method.trained)
     _check_length(stage, trained)
@@ -217,7 +223,7 @@ def _build_trainer(
         eval_dataset=held_rows.dataset if held_rows else None,
         processing_class=tokenizer,
         peft_config=peft_config,
-        callbacks=[MetricsFile(paths), progress, stop],
+        callbacks=[MetricsFile(paths), stop, progress],
         **roles,
     )
     for notice in getattr(trainer, "notices", ()):

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError, FailedElsewhere
+from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
@@ -46,12 +46,12 @@ def main(run_dir: str, stage_name: str) -> int:
         run_stage(stage, weights, stage_paths, stop)
         return 0
     except KeyboardInterrupt:
-        saved = newest_checkpoint(stage_paths.checkpoints)
-        return EXIT_STOPPED if saved else EXIT_INTERRUPTED
+        code = EXIT_STOPPED if newest_checkpoint(stage_paths.checkpoints) else EXIT_INTERRUPTED
+        _leave_error(stage_paths, rank, code)
+        return code
     except AlignctlError as error:
         problems = [{"message": problem.message, "hint": problem.hint} for problem in error.problems]
-        elsewhere = isinstance(error, FailedElsewhere)
-        _leave_error(stage_paths, rank, error.exit_code, problems=problems, elsewhere=elsewhere)
+        _leave_error(stage_paths, rank, error.exit_code, problems=problems)
         return error.exit_code
     except Exception:
         traceback.print_exc()

@@ -90,7 +90,7 @@ ALLOWED = {
     "plan": CONFIG_AND_TABLES | {"run"},
     # launch: of monitor only what knows no torch
     "launch": {"config", "errors", "monitor", "plan", "run"},
-    "agent": {"errors", "run"},
+    "agent": {"errors", "monitor", "run"},
     "models": {"config", "engine", "errors", "methods", "run"},
     "monitor": {"run"},
     "trainers": {"data", "engine", "errors", "models", "run"},

@@ -154,12 +154,61 @@ def test_the_error_of_a_rank_is_shown_and_not_what_follows_from_it(tmp_path):
     assert gone(tmp_path)
 
 
+def test_the_error_of_a_rank_is_shown_though_another_does_not_even_end(tmp_path):
+    """Which torchrun then kills: what it killed is not to blame."""
+    what = "raise KeyError('nobody home')\n    if calls == 3:\n        [time.sleep(9) for _ in range(400)]"
+    (tmp_path / "rewards.py").write_text(ON_RANK_1.format(what=what))
+    run = start(tmp_path, *PPO)
+    error = tmp_path / "run" / "ppo" / "ranks" / "rank_1_error.json"
+    while not error.exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    failed = time.monotonic()
+    err = finish(run, 1, 30)
+    assert time.monotonic() - failed < 25
+    assert "KeyError: 'nobody home'" in err
+    assert gone(tmp_path)
+
+
 def test_a_stuck_rank_is_named_with_what_it_was_doing(tmp_path):
     (tmp_path / "rewards.py").write_text(ON_RANK_1.format(what="time.sleep(3600)"))
     err = finish(start(tmp_path, *PPO, "launcher.stall_timeout=10"), 1, 90)
-    assert re.search(r"rank 1 on \S+ after step 2 made no step for 10 s", err)
+    assert re.search(r"rank 1 on \S+ after step 2 made no step for 10 s \(training\)", err)
     assert re.search(r'File "\S+rewards.py", line \d+ in reward', err), "where it was stuck"
     assert gone(tmp_path)
+
+
+def test_a_rank_that_is_stopped_is_named(tmp_path):
+    """It cannot say where it is; the others wait for it, and say so."""
+    run = start(tmp_path, *SMALL, "distributed=ddp", "launcher.stall_timeout=10")
+    wait_for_step(tmp_path / "run" / "sft", 5)
+    os.kill(beat(tmp_path / "run" / "sft", 0)["pid"], signal.SIGSTOP)
+    err = finish(run, 1, 60)
+    assert re.search(
+        r"rank 0 on \S+ after step \d+ made no step for 10 s .*, so .* it did not answer where it was", err
+    )
+    assert gone(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_to_every_process_at_once_is_one_request(tmp_path, number):
+    """As schedulers send it: to the command, to torchrun, to the workers."""
+    run = start(tmp_path, *SMALL, "distributed=ddp")
+    wait_for_step(tmp_path / "run" / "sft", 5)
+    for pid in [run.pid, *workers(tmp_path)]:
+        os.kill(pid, number)
+    err = finish(run, 75, 30)
+    assert "is saved\nhint: run the same command again" in err
+    assert gone(tmp_path)
+
+
+def test_torchrun_alone_cannot_be_asked_to_stop(tmp_path):
+    run = start(tmp_path, *SMALL, "distributed=ddp", "sft.num_train_epochs=2")
+    wait_for_step(tmp_path / "run" / "sft", 3)
+    (agent,) = (pid for pid in workers(tmp_path) if b"alignctl.agent" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        os.kill(agent, number)
+    finish(run, 0)
 
 
 @pytest.mark.parametrize(
@@ -213,19 +262,40 @@ def test_a_run_continues_on_other_processes_where_that_loses_nothing(tmp_path, a
     assert steps == list(range(1, STEPS + 1))
 
 
-def test_two_machines_are_the_same_command_with_their_numbers(tmp_path, undisturbed):
-    """Both are this one here; they meet at an address, and the first keeps the books."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def test_a_failure_on_one_machine_ends_the_others(tmp_path):
+    """The worker of the first does not wait for the other machine, so that nothing but the files tells it."""
+    what = "raise KeyError('nobody home')\n    if calls == 3:\n        [time.sleep(9) for _ in range(400)]"
+    (tmp_path / "rewards.py").write_text(ON_RANK_1.format(what=what))
+    both = [word for word in PPO if word != "launcher.processes=2"]
+    both += ["launcher.processes=1", "launcher.nodes=2", f"launcher.rdzv_endpoint=127.0.0.1:{free_port()}"]
+    first, second = (start(tmp_path, *both, f"launcher.node_rank={rank}") for rank in (0, 1))
+    told = finish(second, 1, 90)
+    failed = time.monotonic()
+    assert "KeyError: 'nobody home'" in told
+    assert "KeyError: 'nobody home'" in finish(first, 1, 40)
+    assert time.monotonic() - failed < 30
+    assert gone(tmp_path)
+
+
+def test_two_machines_are_the_same_command_with_their_numbers(tmp_path, undisturbed):
+    """Both are this one here; they meet at an address, and the first keeps the books."""
     both = [word for word in SMALL if not word.startswith("launcher")]
     both += [
         "distributed=zero3",
         "launcher.processes=1",
         "launcher.nodes=2",
-        f"launcher.rdzv_endpoint=127.0.0.1:{port}",
+        f"launcher.rdzv_endpoint=127.0.0.1:{free_port()}",
     ]
-    second, first = (start(tmp_path, *both, f"launcher.node_rank={rank}") for rank in (1, 0))
+    second = start(tmp_path, *both, "launcher.node_rank=1")
+    time.sleep(3)
+    assert not (tmp_path / "run").exists(), "only the first writes"
+    first = start(tmp_path, *both, "launcher.node_rank=0")
     finish(first, 0)
     finish(second, 0)
     weights, rows = result(tmp_path / "run" / "sft")

@@ -21,7 +21,7 @@ from alignctl.config.compose import Request, compose, expand_sweep, read_request
 from alignctl.config.schema import RunSettings
 from alignctl.config.secrets import mask, mask_override
 from alignctl.errors import AlignctlError, Interrupted, Problem, RequestError, Stopped
-from alignctl.launch.local import check_machine, run_plan
+from alignctl.launch.local import check_machine, run_plan, wait_for_first
 from alignctl.plan.freeze import (
     absolute_paths,
     find_run,
@@ -136,7 +136,9 @@ def _run(point: Prepared) -> None:
         nullcontext() if helps else locked(plan.paths),
         Display(point.config.get("log_every", RunSettings.log_every)) as display,
     ):
-        if not helps:
+        if helps:
+            wait_for_first(plan)
+        else:
             freeze(plan, point.config, sys.argv)
         display.say(f"{point.label + ': ' if point.label else ''}{plan.recipe} in {plan.run_dir}")
         for stage in plan.stages:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_LAUNCH,
     EXIT_REQUEST,
@@ -18,6 +20,7 @@ from alignctl.errors import (
     RequestError,
     Stopped,
 )
+from alignctl.launch.watching import Workers
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
@@ -29,45 +32,69 @@ _AGAIN = "run the same command again to continue"
 _KINDS: dict[int, type[AlignctlError]] = {EXIT_REQUEST: RequestError, EXIT_LAUNCH: LaunchError}
 
 
-def failure(name: str, code: int, paths: StagePaths, log: Path) -> AlignctlError:
-    """What to raise for a stage that did not end well.
+def ended(code: int, workers: Workers, asked: bool, paths: StagePaths) -> int:
+    """With what exit code of the command's a stage ended.
 
     Args:
         code: Exit code of the process that was started, below 0 where a signal ended it.
-        log: What that process printed.
+        asked: Whether a stop was requested.
+    """
+    if code == EXIT_DONE:
+        return code
+    if workers.killed() and not asked:
+        return EXIT_FAILED
+    if error := workers.first_error():
+        return int(error["exit_code"])
+    if asked:  # ended before it could say so
+        return EXIT_STOPPED if newest_checkpoint(paths.checkpoints) else EXIT_INTERRUPTED
+    return code
+
+
+def failure(name: str, code: int, workers: Workers, paths: StagePaths, log: Path) -> AlignctlError:
+    """What to raise for a stage that did not end well.
+
+    Args:
+        code: What `ended` says.
+        log: What the process that was started printed.
     """
     if code == EXIT_STOPPED:
         checkpoint = newest_checkpoint(paths.checkpoints)
         return Stopped(f"stage `{name}`, step {checkpoint.step if checkpoint else 0} is saved", _AGAIN)
     if code == EXIT_INTERRUPTED:
         return Interrupted(f"stage `{name}`, before it had anything to save", _AGAIN)
-    killed = _killed(paths)
-    if killed is not None:
+    if killed := workers.killed():
         rank, number = killed
         place = _place(read_json(paths.rank(rank)) or {"rank": rank})
         return AlignctlError(f"stage `{name}`: {place} was killed by signal {number}{_meaning(number)}", _AGAIN)
-    if error := _first_error(paths):
+    if error := workers.first_error():
         return _told(name, error, paths)
     how = f"was killed by signal {-code}{_meaning(-code)}" if code < 0 else f"failed with exit code {code}"
     tail = _end_of(log)
     return AlignctlError(f"stage `{name}` {how}; the end of {log}:\n\n{tail}\n", _AGAIN if code < 0 else None)
 
 
-def stuck(name: str, beats: list[dict[str, Any]], timeout_s: float, paths: StagePaths) -> AlignctlError:
+def stuck(
+    name: str, beats: list[dict[str, Any]], asked: list[int], timeout_s: float, paths: StagePaths
+) -> AlignctlError:
     """What to raise for a stage in which nothing moved any more, with where the process that is to blame was.
 
-    That is one that does not wait for the others, by the stacks the processes wrote to their logs; else the one that
-    has done nothing for longest.
+    That is one that did not even answer; else one that does not wait for the others, by the stacks the processes wrote
+    to their logs; else the one that has done nothing for longest.
 
     Args:
         beats: What each process said last.
+        asked: Process ids of those that were asked where they are.
     """
     stacks = {beat["rank"]: _stack(_log(paths, beat["rank"])) for beat in beats}
-    own = [beat for beat in beats if stacks[beat["rank"]] and _WAITS not in stacks[beat["rank"]]]
-    blamed = min(own or beats, key=lambda beat: beat["time"])
+    silent = [beat for beat in beats if beat["pid"] in asked and not stacks[beat["rank"]]]
+    busy = [beat for beat in beats if stacks[beat["rank"]] and _WAITS not in stacks[beat["rank"]]]
+    blamed = min(silent or busy or beats, key=lambda beat: beat["time"])
+    where = stacks[blamed["rank"]]
     return AlignctlError(
-        f"stage `{name}`: {_place(blamed)} made no step for {timeout_s:,} s, so the stage was ended; it was in\n\n"
-        f"{stacks[blamed['rank']] or '(its log does not say)'}\n",
+        f"stage `{name}`: {_place(blamed)} made no step for {timeout_s:,} s ({blamed['doing']}), so the stage was "
+        + (
+            f"ended; it was in\n\n{where}\n" if where else "ended; it did not answer where it was, as if it was stopped"
+        ),
         f"{_AGAIN}; `launcher.stall_timeout` is how long a step may take. All logs: {paths.logs(paths.last_attempt())}",
     )
 
@@ -79,22 +106,6 @@ def _stack(log: Path) -> str:
     frames = lines[asked[-1] + 1 :] if asked else []
     end = next((number for number, line in enumerate(frames) if not line.startswith("  File ")), len(frames))
     return "\n".join(frames[: min(end, _FRAMES)])
-
-
-def _killed(paths: StagePaths) -> tuple[int, int] | None:
-    """The process that a signal ended, and which, where there is one: the others fail because of it. Not SIGTERM,
-    which torchrun sends to those that are left."""
-    for file in sorted(paths.ranks.glob("node_*_exit_codes.json")):
-        for rank, code in (read_json(file) or {}).items():
-            if code < 0 and -code != signal.SIGTERM:
-                return int(rank), -code
-    return None
-
-
-def _first_error(paths: StagePaths) -> dict[str, Any] | None:
-    """The error that came first: others follow from it, because their process waits for one that is gone."""
-    errors = [error for file in paths.ranks.glob("*_error.json") if (error := read_json(file))]
-    return min(errors, key=lambda error: (error.get("elsewhere", False), error["time"]), default=None)
 
 
 def _told(name: str, error: dict[str, Any], paths: StagePaths) -> AlignctlError:

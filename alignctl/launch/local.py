@@ -5,29 +5,31 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 from alignctl.config.schema import QUANTIZED
-from alignctl.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, LaunchError
-from alignctl.launch.failures import failure, stuck
-from alignctl.monitor.heartbeat import EVALUATING, TRAINING
-from alignctl.monitor.stopping import STOPPING
+from alignctl.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError, LaunchError
+from alignctl.launch.failures import ended, failure, stuck
+from alignctl.launch.watching import Workers, send
+from alignctl.monitor.stopping import SAME_REQUEST_S, STOPPING
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
-from alignctl.run.files import read_json
+from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import StagePaths
+from alignctl.run.process import PARENT
 from alignctl.run.state import State, is_done, write_stage_state, write_state
 
 _POLL_S = 0.1
 _PATIENCE_S = 10  # from the second request to stop until everything is killed
-_STATES: dict[int, State] = {EXIT_DONE: "done", EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
+_LAST_WORDS_S = 15  # from the first worker's end until everything is killed; torchrun waits 10 for the others
+_FIRST_S = 15 * 60  # how long the first of several machines may take to begin; torchrun waits as long
+_STATES: dict[int, State] = {EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
 
 
 class Watcher(Protocol):
@@ -72,6 +74,22 @@ def check_machine(plan: RunPlan) -> None:
             )
 
 
+def wait_for_first(plan: RunPlan) -> None:
+    """Waits until the first of several machines has begun, for one that only helps and so writes nothing.
+
+    Raises:
+        LaunchError: It has not.
+    """
+    until = time.monotonic() + _FIRST_S
+    while not plan.paths.plan.exists():
+        if time.monotonic() > until:
+            raise LaunchError(
+                f"the machine with `launcher.node_rank=0` has not begun: there is no {plan.paths.plan}",
+                "start the same command there, with a `run_dir` that both see",
+            )
+        time.sleep(_POLL_S)
+
+
 def run_plan(plan: RunPlan, watcher: Watcher) -> None:
     """Runs every stage that is not done; a stage that was begun continues from its newest complete checkpoint.
 
@@ -100,14 +118,14 @@ def _run_stage(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     alone = stage.config.distributed.type == "none"
     log = paths.logs(attempt) / ("rank_0.log" if alone else "torchrun.log")
     try:
-        code = _wait(stage, paths, log, watcher)
-    except BaseException:
-        write_stage_state(plan.paths, name, "failed", seconds=round(time.monotonic() - began, 1))
+        _wait(stage, paths, log, watcher)
+    except BaseException as error:
+        seconds = round(time.monotonic() - began, 1)
+        state = _STATES.get(error.exit_code, "failed") if isinstance(error, AlignctlError) else "failed"
+        write_stage_state(plan.paths, name, state, seconds=seconds)
         raise
     seconds = time.monotonic() - began
-    write_stage_state(plan.paths, name, _STATES.get(code, "failed"), seconds=round(seconds, 1))
-    if code != EXIT_DONE:
-        raise failure(name, code, paths, log)
+    write_stage_state(plan.paths, name, "done", seconds=round(seconds, 1))
     watcher.finished(stage, seconds)
 
 
@@ -119,59 +137,75 @@ def _help(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     watcher.started(stage, None)
     began = time.monotonic()
-    code = _wait(stage, paths, log, watcher)
-    if code != EXIT_DONE:
-        raise failure(stage.config.name, code, paths, log)
+    _wait(stage, paths, log, watcher)
     watcher.finished(stage, time.monotonic() - began)
 
 
-def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> int:
-    """Starts the process of a stage and waits for it, passing signals on. Returns its exit code."""
+def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> None:
+    """Starts the process of a stage and waits for it, passing signals on.
+
+    Raises:
+        AlignctlError: It did not end well, or was stopped.
+    """
+    workers = Workers(paths)
     with log.open("ab") as output:
         process = subprocess.Popen(
             stage.command,
-            env=os.environ | stage.environment,
+            env=os.environ | stage.environment | {PARENT: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C reaches it through us alone, once
         )
     seen = None
-    with _passed_on(process, paths) as received:
+    with _passed_on(process, workers) as received:
         while process.poll() is None:
             progress = read_json(paths.progress)
             if progress and progress != seen:
                 watcher.progress(stage, progress)
                 seen = progress
-            if len(received) > 1 and time.monotonic() > received[1] + _PATIENCE_S:
+            workers.look()
+            out_of_patience = len(received) > 1 and time.monotonic() > received[1] + _PATIENCE_S
+            if out_of_patience or workers.failed_for_s() > _LAST_WORDS_S:
                 process.kill()
-            if _is_stuck(paths, stage.config.launcher.stall_timeout):
-                raise _end_stuck(stage, paths, process)
+            if workers.stuck(stage.config.launcher.stall_timeout):
+                raise _end_stuck(stage, paths, workers, process)
             time.sleep(_POLL_S)
     if (progress := read_json(paths.progress)) and progress != seen:
         watcher.progress(stage, progress)
-    code = process.returncode
-    if received and code not in _STATES and not list(paths.ranks.glob("*_error.json")):  # ended before it could say so
-        return EXIT_STOPPED if newest_checkpoint(paths.checkpoints) else EXIT_INTERRUPTED
-    return code
+    code = ended(process.returncode, workers, bool(received), paths)
+    if code != EXIT_DONE:
+        if stage.config.launcher.nodes > 1:
+            _tell_others(stage, paths)
+        raise failure(stage.config.name, code, workers, paths, log)
+
+
+def _tell_others(stage: StagePlan, paths: StagePaths) -> None:
+    """Has the other machines end their part; torchrun has done it where it could."""
+    codes = paths.exit_codes(stage.config.launcher.node_rank)
+    if not codes.exists():
+        write_json(codes, {})
 
 
 @contextmanager
-def _passed_on(process: subprocess.Popen[bytes], paths: StagePaths) -> Iterator[list[float]]:
-    """Passes requests to stop on to the workers: the first asks them to save, the second to stop, the third kills.
+def _passed_on(process: subprocess.Popen[bytes], workers: Workers) -> Iterator[list[float]]:
+    """Passes requests to stop on to the workers: the first asks them to save, the second to stop, the third kills; so
+    does the first before there are any.
 
     Yields when they came, by the monotonic clock.
     """
     received: list[float] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(time.monotonic())
-        if len(received) > 2:
-            process.kill()
+        now = time.monotonic()
+        if received and now < received[-1] + SAME_REQUEST_S:
             return
-        for pid in _workers(paths) or [process.pid]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM if pid == process.pid and number == signal.SIGUSR1 else number)
+        received.append(now)
+        pids = workers.children_of(process.pid)
+        if pids and len(received) < 3:
+            send(pids, number)
+        else:
+            process.kill()
 
     before = {number: signal.signal(number, pass_on) for number in STOPPING}
     try:
@@ -181,31 +215,13 @@ def _passed_on(process: subprocess.Popen[bytes], paths: StagePaths) -> Iterator[
             signal.signal(number, handler)
 
 
-def _beats(paths: StagePaths) -> list[dict[str, Any]]:
-    """What each worker of the attempt said last."""
-    files = [file for file in paths.ranks.glob("rank_*.json") if not file.stem.endswith("_error")]
-    return [beat for file in sorted(files) if (beat := read_json(file))]
-
-
-def _workers(paths: StagePaths) -> list[int]:
-    """Process ids of the workers on this machine."""
-    return [beat["pid"] for beat in _beats(paths) if beat["host"] == socket.gethostname()]
-
-
-def _is_stuck(paths: StagePaths, timeout_s: float) -> bool:
-    """Whether all workers train and none has moved for too long; one that is stuck stops the others soon."""
-    beats = _beats(paths)
-    latest = time.time() - timeout_s
-    moves = (TRAINING, EVALUATING)
-    return bool(beats) and all(beat["doing"] in moves and beat["time"] < latest for beat in beats)
-
-
-def _end_stuck(stage: StagePlan, paths: StagePaths, process: subprocess.Popen[bytes]) -> Exception:
+def _end_stuck(stage: StagePlan, paths: StagePaths, workers: Workers, process: subprocess.Popen[bytes]) -> Exception:
     """Ends a stage that is stuck, after its workers on this machine wrote down where they are."""
-    for pid in _workers(paths):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR2)
+    asked = workers.children_of(process.pid)
+    send(asked, signal.SIGUSR2)
     time.sleep(1)
     process.kill()  # the workers die with it
     process.wait()
-    return stuck(stage.config.name, _beats(paths), stage.config.launcher.stall_timeout, paths)
+    if stage.config.launcher.nodes > 1:
+        _tell_others(stage, paths)
+    return stuck(stage.config.name, workers.beats(), asked, stage.config.launcher.stall_timeout, paths)

@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignctl.monitor.heartbeat import EVALUATING, TRAINING, Heartbeat
+from alignctl.monitor.heartbeat import EVALUATING, SAVING, TRAINING, Heartbeat, RehearsalHeartbeat
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.files import read_json_lines, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
@@ -66,9 +66,15 @@ class ProgressFile(TrainerCallback):
     """Keeps progress.json current: step, steps in all, last metrics and samples, tokens per second, seconds left. Says
     of every process what it is doing (see heartbeat.py)."""
 
-    def __init__(self, paths: StagePaths, key_metrics: tuple[str, ...], rank: int = 0):
-        self._path, self._is_first = paths.progress, rank == 0
-        self._heartbeat = Heartbeat(paths, rank)
+    def __init__(
+        self,
+        paths: StagePaths,
+        key_metrics: tuple[str, ...],
+        heartbeat: Heartbeat | RehearsalHeartbeat,
+        is_first: bool = True,
+    ):
+        self._path, self._is_first = paths.progress, is_first
+        self._heartbeat = heartbeat
         self._key_metrics = key_metrics
         self._metrics: dict[str, float] = {}
         self._tokens_per_s: float | None = None
@@ -92,6 +98,10 @@ class ProgressFile(TrainerCallback):
         if text not in self._notices:
             self._notices.append(text)
             self.phase(self._phase)
+
+    def alive(self) -> None:
+        """Says that the process goes on with what it does."""
+        self._heartbeat.alive()
 
     def samples(self, rows: list[dict[str, Any]]) -> None:
         """Takes what was drawn last: `prompt` and `completion`, text or messages, and `score`."""
@@ -140,7 +150,7 @@ class ProgressFile(TrainerCallback):
             self._tokens_then = now
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._heartbeat.beat(TRAINING, state.global_step)
+        self._heartbeat.beat(SAVING if control.should_save else TRAINING, state.global_step)
         last = state.global_step >= state.max_steps
         if state.is_world_process_zero and (last or time.monotonic() - self._written > _PROGRESS_EVERY_S):
             self._write(state)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import threading
 
+PARENT = "ALIGNCTL_PARENT"
+"""Variable of the environment with the process id of whoever starts a process of a run."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -14,3 +17,5 @@ def die_with_parent() -> None:
     """Asks Linux to end this process when the one that started it is killed, so that none trains on unseen."""
     if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):  # it was killed before we could ask
+            os._exit(1)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -27,7 +26,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.engine.forward import bare
 from alignctl.engine.layout import bins
-from alignctl.errors import AlignctlError, FailedElsewhere, RequestError
+from alignctl.errors import AlignctlError, RequestError
 from alignctl.models.adapters import Adapters, ScoreAdapter
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.generation import Drawn, draw_completions
@@ -320,20 +319,11 @@ class PPOTrainer(Trainer):
     # Rewards
 
     def _score(self, episodes: Episodes) -> dict[str, list[float]]:
-        """Rewards of each source; where one fails on any process, all of them stop, and none waits for another."""
-        rewards, failure = {}, None
+        """Rewards of each source. A process that fails here does not ask the others: whoever started them ends them."""
         try:
-            rewards = score(self.sources, episodes)
-        except Exception as error:  # a function of the user's may raise anything; it is raised again below
-            failure = error
-        failures = gather_object([failure and repr(failure)])
-        if isinstance(failure, NotANumber):
-            raise AlignctlError(str(failure), self._last_checkpoint()) from failure
-        if failure is not None:
-            raise failure
-        if first := next(filter(None, failures), None):
-            raise FailedElsewhere(f"another process could not score its completions: {first}", self._last_checkpoint())
-        return rewards
+            return score(self.sources, episodes)
+        except NotANumber as error:
+            raise AlignctlError(str(error), self._last_checkpoint()) from error
 
     def _reward_moments(self, rewards: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
         kind = self.args.normalize_rewards

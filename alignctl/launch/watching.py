@@ -1,0 +1,98 @@
+"""The workers of a stage as the process that started those of one machine sees them. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from alignctl.monitor.heartbeat import is_slow
+from alignctl.run.files import read_json
+from alignctl.run.paths import StagePaths
+
+_LOOK_EVERY_S = 1.0
+_SLOW = 10  # times the time without a sign of life, for what may take long
+
+
+class Workers:
+    """Looks at what workers leave in a stage's folder: what they do (heartbeat.py) and why they ended.
+
+    What was there before counts for nothing: several machines share the folder, and an earlier attempt may have left
+    files in it. How long a worker has said nothing is counted in looks at its file, not by anybody's clock, so that a
+    machine that slept, or one whose clock is wrong, makes no worker stuck.
+    """
+
+    def __init__(self, paths: StagePaths):
+        self._paths = paths
+        self._before = {file: _version(file) for file in paths.ranks.glob("*.json")}
+        self._looked = time.monotonic()
+        self._beats: dict[Path, dict[str, Any]] = {}
+        self._silent_s: dict[Path, float] = {}
+        self._failed_s = 0.0
+
+    def beats(self) -> list[dict[str, Any]]:
+        """What each worker of the attempt said last, on whatever machine it is."""
+        return [beat for file in self._new("rank_*.json") if (beat := read_json(file)) and "doing" in beat]
+
+    def children_of(self, pid: int) -> list[int]:
+        """Process ids of the workers that a process is or started."""
+        return [beat["pid"] for beat in self.beats() if pid in (beat["pid"], beat["parent"])]
+
+    def look(self) -> None:
+        """Takes note of what has changed; to be called often."""
+        now = time.monotonic()
+        if now < self._looked + _LOOK_EVERY_S:
+            return
+        passed, self._looked = min(now - self._looked, 2 * _LOOK_EVERY_S), now
+        for file in self._new("rank_*.json"):
+            beat = read_json(file)
+            if beat and "doing" in beat:
+                moved = beat != self._beats.get(file)
+                self._silent_s[file] = 0.0 if moved else self._silent_s[file] + passed
+                self._beats[file] = beat
+        self._failed_s += passed if self._has_failed() else 0
+
+    def stuck(self, timeout_s: float) -> bool:
+        """Whether none has given a sign of life for that long; one that is stuck stops the others soon."""
+        limit = timeout_s * (_SLOW if any(is_slow(beat["doing"]) for beat in self._beats.values()) else 1)
+        return bool(self._silent_s) and min(self._silent_s.values()) >= limit
+
+    def failed_for_s(self) -> float:
+        """How long it has been known that a worker ended before its time, on whatever machine."""
+        return self._failed_s
+
+    def killed(self) -> tuple[int, int] | None:
+        """Rank of a worker that a signal ended, and the signal, if there is one: the others fail because of it."""
+        for file in self._new("node_*_exit_codes.json"):
+            for rank, code in (read_json(file) or {}).items():
+                if code < 0:
+                    return int(rank), -code
+        return None
+
+    def first_error(self) -> dict[str, Any] | None:
+        """Why the first worker ended that did not end well: others follow from it, because they wait for one that is
+        gone. That it was asked to stop is a reason, too."""
+        errors = [error for file in self._new("rank_*_error.json") if (error := read_json(file))]
+        return min(errors, key=lambda error: error["time"], default=None)
+
+    def _has_failed(self) -> bool:
+        return bool(self._new("*_exit_codes.json") or self._new("rank_*_error.json"))
+
+    def _new(self, pattern: str) -> list[Path]:
+        files = sorted(self._paths.ranks.glob(pattern))
+        return [file for file in files if _version(file) != self._before.get(file)]
+
+
+def _version(file: Path) -> int | None:
+    with suppress(OSError):
+        return file.stat().st_mtime_ns
+    return None
+
+
+def send(pids: list[int], number: int) -> None:
+    """Sends a signal to those that are still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
