@@ -46,7 +46,7 @@ class Display:
     def finished(self, stage: StagePlan, seconds: float) -> None:
         if self._live:
             self._live.update("", refresh=True)
-        self.say(f"{stage.config.name}: done in {_duration(seconds)}")
+        self.say(f"{stage.config.name}: done in {duration(seconds)}")
 
     def progress(self, stage: StagePlan, progress: dict[str, Any]) -> None:
         name = stage.config.name
@@ -105,11 +105,12 @@ def _facts(progress: dict[str, Any]) -> str:
     if progress["tokens_per_s"]:
         facts.append(f"{progress['tokens_per_s']:,.0f} tokens/s")
     if progress["seconds_left"] is not None:
-        facts.append(f"{_duration(progress['seconds_left'])} left")
+        facts.append(f"{duration(progress['seconds_left'])} left")
     return "".join(f"  {fact}" for fact in facts)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -59,6 +59,82 @@ def train(
 
 
 @cli.command()
+@_overrides
+@_recipe_dir
+@click.option("--dry-run", is_flag=True, help="Check, plan, print the jobs and their scripts, and stop.")
+@click.option("-m", "--multirun", is_flag=True, help="Submit every combination of overrides like `dpo.beta=0.05,0.1`.")
+@click.option("--new", is_flag=True, help="Start a new run even if the same command was run before.")
+@_json
+def submit(
+    overrides: tuple[str, ...],
+    recipe_dirs: tuple[Path, ...],
+    dry_run: bool,
+    multirun: bool,
+    new: bool,
+    as_json: bool,
+) -> None:
+    """Submit a recipe to SLURM: `train` with `launcher=slurm`, where no launcher of SLURM's is named."""
+    from alignctl.cli.train import train_command
+
+    train_command(overrides, recipe_dirs, dry_run=dry_run, multirun=multirun, new=new, as_json=as_json, on_slurm=True)
+
+
+_run = click.argument("run", type=click.Path(path_type=Path))
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--all", "every", is_flag=True, help="All runs below runs/.")
+@_json
+def status(runs: tuple[Path, ...], every: bool, as_json: bool) -> None:
+    """Say what runs are doing: stage, step, loss, time left, and why a job waits."""
+    from alignctl.cli.status import status_command
+
+    status_command(runs, every, as_json)
+
+
+@cli.command()
+@_run
+@click.option("--stage", help="Of this stage; else of the one that runs or ran last.")
+@click.option("--rank", type=int, help="Of this process of its last attempt.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the stage ends.")
+def logs(run: Path, stage: str | None, rank: int | None, follow: bool) -> None:
+    """Print what a run printed."""
+    from alignctl.cli.runs import logs_command
+
+    logs_command(run, stage, rank, follow)
+
+
+@cli.command()
+@_run
+def cancel(run: Path) -> None:
+    """Stop a run; what is saved stays."""
+    from alignctl.cli.runs import cancel_command
+
+    cancel_command(run)
+
+
+@cli.command()
+@_run
+def resume(run: Path) -> None:
+    """Go on with a run that was stopped, cancelled or failed, with what is not done of it."""
+    from alignctl.cli.runs import resume_command
+
+    resume_command(run)
+
+
+@cli.command(hidden=True)
+@_run
+@click.argument("stage")
+@click.option("--meet", required=True, help="HOST:PORT where the machines of the job find each other.")
+def node(run: Path, stage: str, meet: str) -> None:
+    """Run this machine's part of a stage: what a SLURM job starts on each of its machines."""
+    from alignctl.cli.node import node_command
+
+    node_command(run, stage, meet)
+
+
+@cli.command()
 @_recipe_dir
 @_json
 def recipes(recipe_dirs: tuple[Path, ...], as_json: bool) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
 from alignctl.cli.display import Display
+from alignctl.cli.submit import print_jobs, submit_plans
 from alignctl.cli.tables import print_comparison, print_plan, print_summary, run_summary
 from alignctl.config.checks import find_problems
 from alignctl.config.compose import Request, compose, expand_sweep, read_request, swept
@@ -22,6 +24,7 @@ from alignctl.config.schema import RunSettings
 from alignctl.config.secrets import mask, mask_override
 from alignctl.errors import AlignctlError, Interrupted, Problem, RequestError, Stopped
 from alignctl.launch.local import check_machine, run_plan, wait_for_first
+from alignctl.launch.queue import check_slurm_here
 from alignctl.plan.freeze import (
     absolute_paths,
     find_run,
@@ -30,8 +33,10 @@ from alignctl.plan.freeze import (
     new_run_dir,
     refuse_other_run,
     refuse_other_shares,
+    share_stages,
 )
-from alignctl.plan.plan import RunPlan, make_plan
+from alignctl.plan.plan import RunPlan, make_plan, shared_stages
+from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, locked
 
 RUNS = Path("runs")
@@ -46,6 +51,8 @@ class Prepared:
     """What sets it apart from the other points of a sweep; empty for a single run."""
     config: dict[str, Any]
     plan: RunPlan
+    shared: Mapping[str, RunPaths] = field(default_factory=dict)
+    """Stages that a point before does for this one, too, and its run."""
 
 
 def train_command(
@@ -55,15 +62,25 @@ def train_command(
     multirun: bool,
     new: bool,
     as_json: bool,
+    on_slurm: bool = False,
 ) -> None:
-    """Checks everything, then runs it."""
+    """Checks everything, then runs it, or submits it where the launcher is SLURM's.
+
+    Args:
+        on_slurm: Whether it has to be; the plain one is taken where none is named.
+    """
     request = read_request(overrides, recipe_dirs)
+    if on_slurm and compose(request)[0].get("launcher", {}).get("type") != "slurm":
+        request = dataclasses.replace(request, overrides=(*request.overrides, "launcher=slurm"))
     if not any(override.startswith("recipe=") for override in overrides):
         click.echo(f"no recipe named: recipe={request.recipe.name}", err=True)
     points = expand_sweep(request) if multirun else [request]
     prepared = _prepare(request, points, new)
     if dry_run:
         _print_plans(prepared, multirun, as_json)
+        return
+    if any(_on_slurm(point.plan) for point in prepared):
+        _submit(prepared, as_json)
         return
     finished, failed = [], []
     for point in prepared:
@@ -98,10 +115,12 @@ def _prepare(request: Request, points: Sequence[Request], new: bool) -> list[Pre
             problems.append(Problem("`--new` makes a folder, but `run_dir` names one", "give another `run_dir`"))
     if problems:
         raise RequestError.from_problems(list(dict.fromkeys(problems)))
-    return [
+    planned = [
         _plan(request.recipe.name, label if len(points) > 1 else "", absolute_paths(config), new)
         for label, config in composed
     ]
+    shared = shared_stages([point.plan for point in planned])
+    return [dataclasses.replace(point, shared=others) for point, others in zip(planned, shared, strict=True)]
 
 
 def _plan(recipe: str, label: str, config: dict[str, Any], new: bool) -> Prepared:
@@ -121,14 +140,39 @@ def _folder_name(label: str) -> str:
     return name if name == label.replace(" ", "_") else f"{name}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
-def _run(point: Prepared) -> None:
-    """Freezes and runs one plan, or says that it is finished."""
+def _on_slurm(plan: RunPlan) -> bool:
+    return any(stage.config.launcher.type == "slurm" for stage in plan.stages)
+
+
+def _is_finished(point: Prepared) -> bool:
+    """Whether nothing is left to do, which is said then. What is there has to be this run."""
     plan = point.plan
     refuse_other_run(plan, point.config)
     refuse_other_shares(plan)
-    if all(is_done(plan.paths.stage(stage.config.name)) for stage in plan.stages) and plan.paths.plan.exists():
-        again = "" if point.config.get("run_dir") else " (`--new` runs it again)"
-        click.echo(f"already finished: {plan.run_dir}{again}", err=True)
+    if not plan.paths.plan.exists() or not all(is_done(plan.paths.stage(stage.config.name)) for stage in plan.stages):
+        return False
+    again = "" if point.config.get("run_dir") else " (`--new` runs it again)"
+    click.echo(f"already finished: {plan.run_dir}{again}", err=True)
+    return True
+
+
+def _submit(prepared: Sequence[Prepared], as_json: bool) -> None:
+    """Freezes plans and submits them together."""
+    check_slurm_here()
+    left = [point for point in prepared if not _is_finished(point)]
+    with ExitStack() as locks:
+        for point in left:
+            locks.enter_context(locked(point.plan.paths))
+            freeze(point.plan, point.config, sys.argv)
+            share_stages(point.plan, point.shared)
+        if left:
+            submit_plans([point.plan for point in left], as_json)
+
+
+def _run(point: Prepared) -> None:
+    """Freezes and runs one plan, or says that it is finished."""
+    plan = point.plan
+    if _is_finished(point):
         return
     check_machine(plan)
     helps = any(stage.config.launcher.node_rank > 0 for stage in plan.stages)  # the first machine keeps the books
@@ -140,6 +184,7 @@ def _run(point: Prepared) -> None:
             wait_for_first(plan)
         else:
             freeze(plan, point.config, sys.argv)
+            share_stages(plan, point.shared)
         display.say(f"{point.label + ': ' if point.label else ''}{plan.recipe} in {plan.run_dir}")
         for stage in plan.stages:
             if is_done(plan.paths.stage(stage.config.name)):
@@ -149,11 +194,13 @@ def _run(point: Prepared) -> None:
 
 def _print_plans(prepared: Sequence[Prepared], multirun: bool, as_json: bool) -> None:
     if as_json:
-        plans = [{"config": mask(point.config), "plan": mask(point.plan.to_dict())} for point in prepared]
-        click.echo(json.dumps(plans if multirun else plans[0], indent=2))
+        shown = [{"config": mask(point.config), "plan": mask(point.plan.to_dict())} for point in prepared]
+        click.echo(json.dumps(shown if multirun else shown[0], indent=2))
         return
     for point in prepared:
         print_plan(point.plan)
+    if any(_on_slurm(point.plan) for point in prepared):
+        print_jobs([point.plan for point in prepared])
     click.echo("\nDry run: nothing was written. Without `--dry-run` this starts.")
 
 

@@ -79,7 +79,7 @@ def _tracker(tracker: Any) -> Iterator[Problem]:
 def check_secrets(config: Mapping[str, Any]) -> Iterator[Problem]:
     """Values that look like a token: they would be masked in the run directory, and the worker would miss them."""
     for key, value in flatten(config).items():
-        if looks_secret(value):
+        if any(map(looks_secret, value if isinstance(value, list) else [value])):
             yield Problem(f"`{key}` holds what looks like a token", "put it in the environment, for example HF_TOKEN")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignctl.config.schema import QUANTIZED, ZERO_STAGES
-from alignctl.config.stages import merged_section
+from alignctl.config.slurm_checks import check_slurm, check_stage_launchers
+from alignctl.config.stages import merged_section, stage_launcher
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import config_fields
 from alignctl.config.value_checks import check_value
@@ -39,43 +40,15 @@ def check_launch(config: Mapping[str, Any], stages: list[str]) -> Iterator[Probl
     """Whether the processes that are asked for fit how they are to work together."""
     distributed, launcher = (_mapping(config.get(key)) for key in ("distributed", "launcher"))
     kind = distributed.get("type", "none")
-    gpus, processes = launcher.get("gpus_per_node"), launcher.get("processes")
-    nodes = launcher.get("nodes", 1)
-    if any(not isinstance(value, (int, type(None))) for value in (gpus, processes, nodes)):
-        return  # reported with its key
-    if gpus and processes:
-        yield Problem(
-            "`launcher.gpus_per_node` and `launcher.processes` exclude each other: the second is for CPUs",
-            "set `launcher.processes=null`",
-        )
-    if kind == "none" and (nodes or 1) * (gpus or processes or 1) > 1:
-        yield Problem(
-            f"`launcher` asks for {(nodes or 1) * (gpus or processes or 1)} processes, and `distributed` is none",
-            "set `distributed=ddp`, or `distributed=zero3` for a model that does not fit one GPU",
-        )
-    if kind != "none" and not (gpus or processes):
-        yield Problem(
-            f"`distributed={kind}` needs to know how many processes there are",
-            "set `launcher.gpus_per_node=8`, for example, or `launcher.processes=2` on a machine without GPUs",
-        )
-    if (nodes or 1) > 1 and not launcher.get("rdzv_endpoint"):
-        yield Problem(
-            "`launcher.nodes` is more than 1: the machines have to find each other",
-            "set `launcher.rdzv_endpoint=HOST:29500` of the first, and start the same command on each with its own "
-            "`launcher.node_rank`",
-        )
-    if (nodes or 1) > 1 and not config.get("run_dir"):
-        yield Problem(
-            "`launcher.nodes` is more than 1: they need one run directory that all of them see", "set `run_dir`"
-        )
-    if isinstance(rank := launcher.get("node_rank", 0), int) and rank >= (nodes or 1):
-        yield Problem(f"`launcher.node_rank={rank}`, but there are {nodes} machines, counted from 0")
-    if kind == "fsdp2" and processes:
-        yield Problem("`distributed=fsdp2` needs GPUs", "set `distributed=zero3`, which runs on CPUs too")
+    yield from check_stage_launchers(launcher, stages)
     if kind in ZERO_STAGES and importlib.util.find_spec("deepspeed") is None:
         yield Problem(f"`distributed={kind}` needs the package `deepspeed`", "pip install deepspeed")
     yield from _deepspeed(kind, distributed.get("config") or {})
+    own = _mapping(launcher.get("stages"))
     for name in stages:
+        where = f"launcher.stages.{name}" if name in own else "launcher"
+        yield from _processes(config, kind, stage_launcher(config, name), where)
+        yield from check_slurm(stage_launcher(config, name), where)
         peft = merged_section(config, name, "peft").get("type")
         if peft in QUANTIZED and ZERO_STAGES.get(kind) == 3:
             yield Problem(
@@ -83,6 +56,49 @@ def check_launch(config: Mapping[str, Any], stages: list[str]) -> Iterator[Probl
                 "4 bits",
                 "set `distributed=zero2`, or `peft=lora`",
             )
+
+
+def _processes(config: Mapping[str, Any], kind: Any, launcher: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Whether the processes of one stage fit together and find each other."""
+    gpus, processes = launcher.get("gpus_per_node"), launcher.get("processes")
+    nodes = launcher.get("nodes", 1)
+    if any(not isinstance(value, (int, type(None))) for value in (gpus, processes, nodes)):
+        return  # reported with its key
+    if gpus and processes:
+        yield Problem(
+            f"`{where}.gpus_per_node` and `{where}.processes` exclude each other: the second is for CPUs",
+            f"set `{where}.{'gpus_per_node' if launcher.get('type') == 'slurm' else 'processes'}=null`",
+        )
+    if kind == "none" and (nodes or 1) * (gpus or processes or 1) > 1:
+        yield Problem(
+            f"`{where}` asks for {(nodes or 1) * (gpus or processes or 1)} processes, and `distributed` is none",
+            "set `distributed=ddp`, or `distributed=zero3` for a model that does not fit one GPU",
+        )
+    if kind != "none" and not (gpus or processes):
+        yield Problem(
+            f"`distributed={kind}` needs to know how many processes there are",
+            "set `launcher.gpus_per_node=8`, for example, or `launcher.processes=2` on a machine without GPUs",
+        )
+    if isinstance(rank := launcher.get("node_rank", 0), int) and rank >= (nodes or 1):
+        yield Problem(f"`launcher.node_rank={rank}`, but there are {nodes} machines, counted from 0")
+    if (nodes or 1) > 1 and launcher.get("type", "local") == "local":
+        yield from _machines(config, launcher, where)
+    if kind == "fsdp2" and processes:
+        yield Problem("`distributed=fsdp2` needs GPUs", "set `distributed=zero3`, which runs on CPUs too")
+
+
+def _machines(config: Mapping[str, Any], launcher: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Whether several machines on which the same command is started find each other."""
+    if not launcher.get("rdzv_endpoint"):
+        yield Problem(
+            f"`{where}.nodes` is more than 1: the machines have to find each other",
+            "set `launcher.rdzv_endpoint=HOST:29500` of the first, and start the same command on each with its own "
+            "`launcher.node_rank`, or let SLURM do it with `launcher=slurm`",
+        )
+    if not config.get("run_dir"):
+        yield Problem(
+            f"`{where}.nodes` is more than 1: they need one run directory that all of them see", "set `run_dir`"
+        )
 
 
 def _deepspeed(kind: str, given: Any) -> Iterator[Problem]:

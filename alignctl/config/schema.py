@@ -107,9 +107,9 @@ class DistributedSettings:
 
 @dataclass
 class LauncherSettings:
-    """Section `launcher`: where processes run."""
+    """Section `launcher`: where processes run. From `partition` on, fields are SLURM's."""
 
-    type: Literal["local"] = "local"
+    type: Literal["local", "slurm"] = "local"
     nodes: int = 1
     """Machines."""
     gpus_per_node: int | None = None
@@ -122,6 +122,33 @@ class LauncherSettings:
     """Which of the machines this is; the one with 0 writes the run directory, which all of them see."""
     stall_timeout: int = 1800
     """Seconds without an optimizer step, while training, after which a run counts as stuck and is ended."""
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Other settings of this section for single stages: `launcher.stages.sft.nodes=1`."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | int | None = None
+    """Limit of a job, as sbatch takes it: MINUTES, HH:MM:SS, D-HH:MM:SS. None: the partition's own."""
+    mem: str | None = None
+    """Memory on each machine, as sbatch takes it: `200G`; `0` is all of it. None: the partition's own."""
+    cpus_per_process: int | None = None
+    """CPU cores for each process. None: what SLURM gives."""
+    job_name: str | None = None
+    """Begins the name of every job; None takes the recipe's."""
+    signal_seconds: int = 120
+    """Seconds before the limit at which a job saves and goes back into the queue: longer than a step and a save."""
+    max_requeues: int = 50
+    """How often a job may go back into the queue; with 0 one that is preempted or out of time is over."""
+    setup: str | list[str] = field(default_factory=list)
+    """Shell commands that prepare the environment of a job: `module load cuda`."""
+    container: list[str] = field(default_factory=list)
+    """Words before the command that each machine runs: `[apptainer, exec, --nv, image.sif]`."""
+    python: str | None = None
+    """The interpreter on the machines of a job; None: the one that runs this command."""
+    srun: list[str] = field(default_factory=list)
+    """More options of srun, such as pyxis' `--container-image=...`."""
+    extra: list[str] = field(default_factory=list)
+    """More options of sbatch, as they are: `[--constraint=h100, --exclude=node7]`."""
 
     @property
     def processes_per_node(self) -> int:
@@ -172,6 +199,9 @@ MINIMUM = {
     "launcher.processes": 1,
     "launcher.node_rank": 0,
     "launcher.stall_timeout": 10,
+    "launcher.cpus_per_process": 1,
+    "launcher.signal_seconds": 10,
+    "launcher.max_requeues": 0,
 }
 """Least values of settings that are numbers."""
 
@@ -187,6 +217,18 @@ ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
 _LORA = "peft.tuners.lora.config:LoraConfig"
 PEFT_CLASSES = {"none": None, "lora": _LORA, "qlora": _LORA}
 """Values of `peft.type` and the peft class whose fields the section takes."""
+
+NOT_ON_SLURM = {
+    "rdzv_endpoint": "a job's machines find each other",
+    "node_rank": "SLURM says which machine is which",
+}
+"""Fields of `launcher` that a user sets for several machines without SLURM."""
+
+ONLY_ON_SLURM = (
+    "partition", "account", "qos", "time", "mem", "cpus_per_process", "job_name", "signal_seconds", "max_requeues",
+    "setup", "container", "python", "srun", "extra",
+)  # fmt: skip
+"""Fields of `launcher` that only SLURM knows."""
 
 QUANTIZED = ("qlora",)
 """Values of `peft.type` that hold the weights beside the adapter in 4 bits."""

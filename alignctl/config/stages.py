@@ -77,7 +77,7 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
         seed=config.get("seed", RunSettings.seed),
         peft=merged_section(config, name, "peft"),
         distributed=DistributedSettings(**config.get("distributed") or {}),
-        launcher=LauncherSettings(**config.get("launcher") or {}),
+        launcher=LauncherSettings(**stage_launcher(config, name)),
         report_to=TrackerSettings(**config.get("tracker") or {}).report_to,
         rehearse=config.get("rehearse", RunSettings.rehearse),
         trainer={key: value for key, value in stage.items() if key not in STAGE_KEYS},
@@ -102,6 +102,14 @@ def merged_section(config: Mapping[str, Any], stage: str, section: str) -> dict[
     if section == "data" and "path" in own:
         common = {key: value for key, value in common.items() if key not in _DATA_IDENTITY}
     return common | own
+
+
+def stage_launcher(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The section `launcher` as one stage has it: the run's, overridden by `launcher.stages.STAGE`."""
+    common = _mapping(config.get("launcher"))
+    return {key: value for key, value in common.items() if key != "stages"} | _mapping(
+        _mapping(common.get("stages")).get(stage)
+    )
 
 
 def first_stage(config: Mapping[str, Any], name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from alignctl.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlE
 from alignctl.launch.failures import ended, failure, stuck
 from alignctl.launch.watching import Workers, send
 from alignctl.monitor.stopping import SAME_REQUEST_S, STOPPING
-from alignctl.plan.plan import RunPlan, StagePlan
+from alignctl.plan.plan import RunPlan, StagePlan, workers_command
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import StagePaths
@@ -99,19 +100,39 @@ def run_plan(plan: RunPlan, watcher: Watcher) -> None:
     """
     for stage in plan.stages:
         if not is_done(plan.paths.stage(stage.config.name)):
-            (_run_stage if stage.config.launcher.node_rank == 0 else _help)(plan, stage, watcher)
+            run_stage(plan, stage, watcher)
     if all(stage.config.launcher.node_rank == 0 for stage in plan.stages):
         write_state(plan.paths, "done")
 
 
-def _run_stage(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
+def run_stage(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
+    """Runs this machine's part of a stage: of several machines the first keeps the books.
+
+    Raises:
+        Stopped, Interrupted, AlignctlError: As `run_plan`.
+    """
+    (_lead if stage.config.launcher.node_rank == 0 else _help)(plan, stage, watcher)
+
+
+def part_of_job(stage: StagePlan, run_dir: str, node_rank: int, meet: str) -> StagePlan:
+    """A stage of a SLURM job as one of its machines runs it.
+
+    Args:
+        meet: HOST:PORT where the machines find each other.
+    """
+    launcher = dataclasses.replace(stage.config.launcher, node_rank=node_rank, rdzv_endpoint=meet)
+    config = dataclasses.replace(stage.config, launcher=launcher)
+    return dataclasses.replace(stage, config=config, command=workers_command(config, Path(run_dir)))
+
+
+def _lead(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     name = stage.config.name
     paths = plan.paths.stage(name)
     attempt = paths.last_attempt() + 1
     paths.logs(attempt).mkdir(parents=True)
     shutil.rmtree(paths.ranks, ignore_errors=True)
     paths.progress.unlink(missing_ok=True)
-    write_stage_state(plan.paths, name, "running", attempts=attempt)
+    write_stage_state(plan.paths, name, "running", attempts=attempt, error=None)
     checkpoint = newest_checkpoint(paths.checkpoints)
     watcher.started(stage, checkpoint.step if checkpoint else None)
     began = time.monotonic()
@@ -122,7 +143,7 @@ def _run_stage(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     except BaseException as error:
         seconds = round(time.monotonic() - began, 1)
         state = _STATES.get(error.exit_code, "failed") if isinstance(error, AlignctlError) else "failed"
-        write_stage_state(plan.paths, name, state, seconds=seconds)
+        write_stage_state(plan.paths, name, state, seconds=seconds, error=str(error) if state == "failed" else None)
         raise
     seconds = time.monotonic() - began
     write_stage_state(plan.paths, name, "done", seconds=round(seconds, 1))

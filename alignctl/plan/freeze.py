@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,10 @@ from alignctl.config.schema import PATHS, ROLE_KEYS, ZERO_STAGES
 from alignctl.config.secrets import mask
 from alignctl.errors import RequestError
 from alignctl.plan.deepspeed import deepspeed_config
-from alignctl.plan.plan import RunPlan
+from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_text
-from alignctl.run.frozen import frozen_fingerprints
+from alignctl.run.frozen import frozen_fingerprints, read_stage
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
 from alignctl.run.state import is_done
@@ -80,6 +81,35 @@ def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> 
     if deepspeed is not None:
         write_json(paths.deepspeed, deepspeed)
     write_json(paths.plan, mask(plan.to_dict()))  # last: a directory with a plan is a run
+
+
+def share_stages(plan: RunPlan, shared: Mapping[str, RunPaths]) -> None:
+    """Gives a run the stages that another run does for it, as links, where it has none of its own."""
+    for name, owner in shared.items():
+        folder, other = plan.paths.stage(name).root, owner.stage(name).root
+        if not folder.exists():
+            other.mkdir(exist_ok=True)
+            folder.symlink_to(os.path.relpath(other, folder.parent))
+
+
+def read_plan(paths: RunPaths) -> RunPlan:
+    """The plan of a run, as it was frozen.
+
+    Raises:
+        RequestError: There is no run.
+    """
+    frozen = read_json(paths.plan)
+    if frozen is None:
+        raise RequestError(
+            f"{paths.root} is not a run directory", "runs are folders below runs/: `alignctl status --all`"
+        )
+    stages = [
+        StagePlan(
+            **stage | {"config": read_stage(paths, stage["config"]["name"])[0], "command": tuple(stage["command"])}
+        )
+        for stage in frozen["stages"]
+    ]
+    return RunPlan(frozen["recipe"], str(paths.root), tuple(stages))
 
 
 def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class StagePlan:
     global_batch_size: int
     """Sequences (pairs for preferences) per optimizer step, on all processes together."""
     command: tuple[str, ...]
-    """Starts its worker."""
+    """Starts its workers."""
     environment: dict[str, str]
     """Set for its worker on top of what is there."""
     output: str
@@ -75,6 +75,20 @@ def make_plan(config: Mapping[str, Any], recipe: str, run_dir: Path) -> RunPlan:
     return RunPlan(recipe, str(run_dir), tuple(stages.values()))
 
 
+def shared_stages(plans: Sequence[RunPlan]) -> list[dict[str, RunPaths]]:
+    """Of each plan the stages that a plan before it has, too, with the same result, and that run: SFT of a sweep over
+    DPO's beta is the same in all points."""
+    first: dict[str, RunPaths] = {}
+    shared: list[dict[str, RunPaths]] = []
+    for plan in plans:
+        shared.append({})
+        for stage in plan.stages:
+            owner = first.setdefault(stage.fingerprint, plan.paths)
+            if owner != plan.paths:
+                shared[-1][stage.config.name] = owner
+    return shared
+
+
 def _start(stage: StageConfig, paths: RunPaths) -> str:
     if stage.start_from:
         return str(paths.stage(stage.start_from).model)
@@ -111,7 +125,14 @@ def _global_batch_size(stage: StageConfig) -> int:
 
 
 def _command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:
-    """Starts the worker, or torchrun with as many as the launcher asks for."""
+    """What starts a stage: on SLURM, on each machine of its job, whatever starts its workers there."""
+    if stage.launcher.type == "slurm":
+        return (stage.launcher.python or sys.executable, "-P", "-m", "alignctl", "node", str(run_dir), stage.name)
+    return workers_command(stage, run_dir)
+
+
+def workers_command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:
+    """Starts the worker, or torchrun with as many as the launcher asks for on this machine."""
     python, launcher = (sys.executable, "-P", "-m"), stage.launcher
     if stage.distributed.type == "none":
         return (*python, "alignctl.worker", str(run_dir), stage.name)

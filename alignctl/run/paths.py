@@ -89,6 +89,24 @@ class StagePaths:
         """With what the processes of a machine ended, as far as they failed."""
         return self.ranks / f"node_{node}_exit_codes.json"
 
+    def ended(self, node: int) -> Path:
+        """There once a machine of a SLURM job has ended its part by itself, however well."""
+        return self.ranks / f"node_{node}_ended"
+
+    @property
+    def script(self) -> Path:
+        """What SLURM runs for this stage."""
+        return self.root / "job.sh"
+
+    @property
+    def array_script(self) -> Path:
+        """What SLURM runs for this stage of several points of a sweep."""
+        return self.root / "array.sh"
+
+    def job_log(self, pattern: str) -> Path:
+        """What a SLURM job printed; `pattern` as sbatch knows them, or a job's id."""
+        return self.root / "logs" / f"job_{pattern}.log"
+
     def logs(self, attempt: int) -> Path:
         return self.root / "logs" / f"attempt_{attempt}"
 

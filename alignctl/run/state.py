@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,11 @@ from alignctl.errors import LaunchError
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import RunPaths, StagePaths
 
-State = Literal["waiting", "running", "done", "failed", "stopped", "interrupted"]
+State = Literal["waiting", "queued", "running", "done", "failed", "stopped", "interrupted", "cancelled"]
 
 
 def read_status(paths: RunPaths) -> dict[str, Any]:
-    """The status of a run: {state, updated, stages: {name: {state, attempts, seconds}}}."""
+    """The status of a run: {state, updated, stages: {name: {state, attempts, seconds, error, job}}}."""
     return read_json(paths.status) or {"state": "waiting", "stages": {}}
 
 
@@ -63,3 +63,13 @@ def locked(paths: RunPaths) -> Iterator[None]:
                 f"another alignctl is working on {paths.root}", "wait for it, stop it, or give another `run_dir`"
             ) from error
         yield
+
+
+def is_held(paths: RunPaths) -> bool:
+    """Whether a process on this machine works on a run."""
+    with suppress(OSError), Path(paths.lock).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,106 @@
+"""`alignctl logs`, `cancel` and `resume`: runs that were started or submitted before. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from alignctl.cli.display import Display
+from alignctl.cli.submit import submit_plans
+from alignctl.cli.tables import print_summary, run_summary
+from alignctl.config.schema import RunSettings
+from alignctl.errors import LaunchError, RequestError
+from alignctl.launch.local import check_machine, run_plan
+from alignctl.launch.queue import cancel_jobs
+from alignctl.launch.report import report
+from alignctl.plan.freeze import read_plan, refuse_other_shares
+from alignctl.run.paths import RunPaths
+from alignctl.run.state import is_done, is_held, locked, read_status, write_stage_state
+
+_FOLLOW_S = 0.5
+_ALIVE = ("queued", "running")
+
+
+def logs_command(run: Path, stage: str | None, rank: int | None, follow: bool) -> None:
+    """Prints what a stage's job printed, or one of its processes in the last attempt."""
+    plan = read_plan(RunPaths(run.resolve()))
+    names = [one.config.name for one in plan.stages]
+    if stage is not None and stage not in names:
+        raise RequestError(f"the run has no stage `{stage}`", f"its stages are {', '.join(names)}")
+    begun = [name for name in names if plan.paths.stage(name).last_attempt()]
+    name = stage or (begun or names[:1])[-1]
+
+    def goes_on() -> bool:
+        (now,) = report([plan])
+        return follow and next(one for one in now.stages if one.name == name).state in _ALIVE
+
+    while not (log := _log(plan.paths, name, rank)).exists():
+        if not goes_on():
+            raise RequestError(f"there is no {log} (yet)", "see `alignctl status`, or wait for it with `--follow`")
+        time.sleep(_FOLLOW_S)
+    for text in _texts(log, goes_on):
+        click.echo(text, nl=False)
+
+
+def _log(paths: RunPaths, stage: str, rank: int | None) -> Path:
+    """The log of a stage's job if nothing else is asked for, else that of a process of the last attempt."""
+    job = read_status(paths)["stages"].get(stage, {}).get("job")
+    if rank is None and job:
+        return Path(job["log"])
+    folder = paths.stage(stage)
+    return folder.logs(max(folder.last_attempt(), 1)) / f"rank_{rank or 0}.log"
+
+
+def _texts(log: Path, goes_on: Callable[[], bool]) -> Iterator[str]:
+    with log.open(encoding="utf-8", errors="replace") as file:
+        more = True
+        while more:
+            more = goes_on()  # asked before reading: nothing that is printed until then is missed
+            while text := file.read(2**16):
+                yield text
+            if more:
+                time.sleep(_FOLLOW_S)
+
+
+def cancel_command(run: Path) -> None:
+    """Ends a run: its jobs, or the command that runs it on this machine. What is saved stays."""
+    paths = RunPaths(run.resolve())
+    (now,) = report([read_plan(paths)])
+    alive = [stage for stage in now.stages if stage.job and stage.state in _ALIVE and not stage.shared]
+    if alive:
+        cancel_jobs([stage.job for stage in alive if stage.job])
+        for stage in alive:
+            if stage.state == "queued":
+                write_stage_state(paths, stage.name, "cancelled")
+        listed = ", ".join(f"{stage.name} (job {stage.job})" for stage in alive)
+        click.echo(f"cancelled: {listed}\nhint: `alignctl resume {shlex.quote(str(run))}` goes on", err=True)
+    elif is_held(paths):
+        os.kill(read_status(paths)["pid"], signal.SIGTERM)
+        click.echo("asked to save and to stop", err=True)
+    else:
+        raise LaunchError(f"{paths.root} is not at work: {now.state}", "there is nothing to cancel")
+
+
+def resume_command(run: Path) -> None:
+    """Goes on with a run as it was frozen: submits what is not done, or runs it on this machine."""
+    paths = RunPaths(run.resolve())
+    plan = read_plan(paths)
+    if all(is_done(paths.stage(stage.config.name)) for stage in plan.stages):
+        click.echo(f"already finished: {plan.run_dir}", err=True)
+        return
+    refuse_other_shares(plan)
+    if plan.stages[0].config.launcher.type == "slurm":
+        with locked(paths):
+            submit_plans([plan])
+        return
+    check_machine(plan)
+    with locked(paths), Display(RunSettings.log_every) as display:
+        display.say(f"{plan.recipe} in {plan.run_dir}")
+        run_plan(plan, display)
+    print_summary(run_summary(plan))

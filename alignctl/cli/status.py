@@ -1,0 +1,75 @@
+"""`alignctl status`: what runs are doing. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from alignctl.cli.display import duration
+from alignctl.cli.train import RUNS
+from alignctl.errors import RequestError
+from alignctl.launch.report import RunReport, StageReport, report
+from alignctl.plan.freeze import read_plan
+from alignctl.run.paths import RunPaths
+
+_OF_A_STAGE = ("job", "step", "loss", "left", "")
+
+
+def status_command(run_dirs: Sequence[Path], every: bool, as_json: bool) -> None:
+    """Of the runs that are named, every stage; of all below runs/, the stage each is at."""
+    if every == bool(run_dirs):
+        raise RequestError("name runs, or all of them", "`alignctl status RUN` or `alignctl status --all`")
+    folders = [run.resolve() for run in run_dirs] or sorted(plan.parent for plan in RUNS.resolve().glob("**/plan.json"))
+    reports = report([read_plan(RunPaths(folder)) for folder in folders])
+    if as_json:
+        found = [run.to_dict() for run in reports]
+        click.echo(json.dumps(found[0] if len(run_dirs) == 1 else found, indent=2))
+    elif every:
+        _print_all(reports)
+    else:
+        for run in reports:
+            _print_run(run)
+
+
+def _print_run(run: RunReport) -> None:
+    click.echo(f"{run.recipe} in {run.run_dir}: {run.state}")
+    _print_table(("stage", "state", *_OF_A_STAGE), [[stage.name, stage.state, *_facts(stage)] for stage in run.stages])
+    for stage in run.stages:
+        if stage.error:
+            click.echo(f"\n{stage.error}")
+
+
+def _print_all(reports: Sequence[RunReport]) -> None:
+    if not reports:
+        click.echo(f"no runs below {RUNS}/")
+        return
+    rows = [[os.path.relpath(run.run_dir), run.state, run.current.name, *_facts(run.current)] for run in reports]
+    _print_table(("run", "state", "stage", *_OF_A_STAGE), rows)
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no width of its own
+    console.print(table)
+
+
+def _facts(stage: StageReport) -> list[str]:
+    """Job, step, loss, time until it is done and until its job's limit, and what else there is to say."""
+    step = f"{stage.step}/{stage.max_steps}" if stage.step is not None else ""
+    loss = f"{stage.metrics['loss']:.4g}" if "loss" in stage.metrics else ""
+    left = [duration(stage.seconds_left)] if stage.seconds_left is not None else []
+    left += [f"of the job {stage.time_left}"] if stage.time_left else []
+    shared = [f"done in {os.path.relpath(stage.shared)}"] if stage.shared else []
+    return [stage.job or "", step, loss, ", ".join(left), "; ".join([*shared, *([stage.note] if stage.note else [])])]

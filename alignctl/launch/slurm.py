@@ -1,0 +1,178 @@
+"""Runs the stages of plans as SLURM jobs: one job a stage, each after the one before it. Torch-free.
+
+Points of a sweep share the stages in which they do not differ; stages of several points that wait for the same job are
+one array.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignctl.errors import AlignctlError, LaunchError
+from alignctl.launch.queue import cancel_jobs, job_states, release, sbatch_command, submit_job
+from alignctl.launch.slurm_script import job_name, render_array_script, render_script, sbatch_options
+from alignctl.plan.plan import RunPlan, StagePlan, shared_stages
+from alignctl.run.files import write_text
+from alignctl.run.paths import RunPaths
+from alignctl.run.state import is_done, read_status, write_stage_state
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that is to be submitted."""
+
+    parts: tuple[tuple[RunPlan, StagePlan], ...]
+    """The stages it runs; several are an array, one for each point of a sweep."""
+    after: tuple[int, int] | None
+    """The job that has to succeed before it: which of those in the list, and which part of it."""
+    options: tuple[str, ...]
+    """Of sbatch."""
+
+    @property
+    def script(self) -> Path:
+        plan, stage = self.parts[0]
+        folder = plan.paths.stage(stage.config.name)
+        return folder.script if len(self.parts) == 1 else folder.array_script
+
+    def part_id(self, job_id: str, part: int) -> str:
+        """SLURM's name of one of its parts."""
+        return job_id if len(self.parts) == 1 else f"{job_id}_{part}"
+
+
+def plan_jobs(plans: Sequence[RunPlan]) -> list[Job]:
+    """The jobs of all stages that are not done. A job comes after those it waits for."""
+    jobs: list[Job] = []
+    place: dict[tuple[str, str], tuple[int, int]] = {}  # of each stage of each run
+    shared = shared_stages(plans)
+    for position in range(max(len(plan.stages) for plan in plans)):
+        groups: dict[tuple[object, ...], list[tuple[RunPlan, StagePlan]]] = {}
+        for plan, others in zip(plans, shared, strict=True):
+            if position >= len(plan.stages):
+                continue
+            stage = plan.stages[position]
+            name = stage.config.name
+            before = plan.stages[position - 1].config.name if position else None
+            if name in others:
+                if (owner := (str(others[name].root), name)) in place:
+                    place[plan.run_dir, name] = place[owner]
+            elif not is_done(plan.paths.stage(name)):
+                _refuse_foreign(plan, name)
+                after = place.get((plan.run_dir, before)) if before else None
+                groups.setdefault((after, repr(stage.config.launcher), job_name(plan.recipe, stage)), []).append(
+                    (plan, stage)
+                )
+        for (after, _, name), parts in groups.items():
+            for part, (plan, stage) in enumerate(parts):
+                place[plan.run_dir, stage.config.name] = len(jobs), part
+            jobs.append(Job(tuple(parts), after, tuple(_options(name, parts))))
+    return jobs
+
+
+def _refuse_foreign(plan: RunPlan, name: str) -> None:
+    """Leaves a stage to the run that does it for several.
+
+    Raises:
+        LaunchError: It is not done, and that run is not among those that are submitted.
+    """
+    folder = plan.paths.stage(name).root
+    if folder.is_symlink():
+        owner = folder.resolve().parent
+        raise LaunchError(
+            f"stage `{name}` of {plan.run_dir} is done in {owner} for several runs, and is not finished",
+            f"`alignctl resume {shlex.quote(str(owner))}` first, or see its `alignctl status`",
+        )
+
+
+def _options(name: str, parts: Sequence[tuple[RunPlan, StagePlan]]) -> list[str]:
+    plan, stage = parts[0]
+    several = len(parts) > 1
+    log = plan.paths.stage(stage.config.name).job_log("%A_%a" if several else "%j")
+    array = [f"--array=0-{len(parts) - 1}"] if several else []
+    return [*sbatch_options(stage.config.launcher, name, log), *array]
+
+
+def scripts(job: Job) -> dict[Path, str]:
+    """The scripts of a job, the one that is submitted first."""
+    own = {
+        (paths := plan.paths.stage(stage.config.name)).script: render_script(stage, plan.run_dir, paths)
+        for plan, stage in job.parts
+    }
+    if len(job.parts) == 1:
+        return own
+    return {job.script: render_array_script(job.parts[0][1].config.name, list(own))} | own
+
+
+def commands(jobs: Sequence[Job], ids: Sequence[str] = ()) -> list[str]:
+    """What submits the jobs, as one would type it; a job that has no id yet is called after its stage."""
+    names = [*ids, *(f"JOB_OF_{job.parts[0][1].config.name.upper()}" for job in jobs[len(ids) :])]
+    return [shlex.join(sbatch_command([*_dependency(job, jobs, names), *job.options], str(job.script))) for job in jobs]
+
+
+def _dependency(job: Job, jobs: Sequence[Job], ids: Sequence[str]) -> list[str]:
+    if job.after is None:
+        return []
+    index, part = job.after
+    # Without the second option a job whose predecessor failed waits for ever.
+    return [f"--dependency=afterok:{jobs[index].part_id(ids[index], part)}", "--kill-on-invalid-dep=yes"]
+
+
+def submit(jobs: Sequence[Job]) -> list[str]:
+    """Submits jobs and notes their ids in the status of their runs. Those that wait for no other are held until all are
+    submitted and noted. Returns the ids.
+
+    Raises:
+        LaunchError: SLURM refused one of them; then none stays in the queue.
+    """
+    ids: list[str] = []
+    try:
+        for job in jobs:
+            for plan, stage in job.parts:
+                plan.paths.stage(stage.config.name).job_log("").parent.mkdir(parents=True, exist_ok=True)
+            for path, text in scripts(job).items():
+                write_text(path, text)
+            options = [*_dependency(job, jobs, ids), *job.options]
+            ids.append(submit_job(options if job.after else ["--hold", *options], str(job.script)))
+        _note(jobs, ids)
+        release([job_id for job, job_id in zip(jobs, ids, strict=True) if job.after is None])
+    except (AlignctlError, KeyboardInterrupt):
+        cancel_jobs(ids)
+        for job in jobs[: len(ids)]:
+            for plan, stage in job.parts:
+                write_stage_state(plan.paths, stage.config.name, "cancelled")
+        raise
+    return ids
+
+
+def _note(jobs: Sequence[Job], ids: Sequence[str]) -> None:
+    typed = commands(jobs, ids)
+    for job, job_id, command in zip(jobs, ids, typed, strict=True):
+        for part, (plan, stage) in enumerate(job.parts):
+            own_plan, own_stage = job.parts[0]
+            own = job.part_id(job_id, part)
+            log = own_plan.paths.stage(own_stage.config.name).job_log(own)
+            facts = {"id": own, "command": command, "log": str(log)}
+            write_stage_state(plan.paths, stage.config.name, "queued", job=facts, error=None)
+
+
+def job_ids(paths: RunPaths) -> dict[str, str]:
+    """Stages of a run that were submitted, in order, and the id of the last job of each."""
+    return {name: stage["job"]["id"] for name, stage in read_status(paths)["stages"].items() if stage.get("job")}
+
+
+def refuse_if_queued(paths: RunPaths) -> None:
+    """Keeps a run from being submitted twice.
+
+    Raises:
+        LaunchError: Jobs of it wait or run.
+    """
+    ids = job_ids(paths)
+    active = {job: found for job, found in job_states(list(ids.values())).items() if found.active}
+    if active:
+        listed = ", ".join(f"{job} ({found.state.lower()})" for job, found in active.items())
+        raise LaunchError(
+            f"{paths.root} is in the queue: {listed}",
+            f"see `alignctl status {shlex.quote(str(paths.root))}`, or end it with `alignctl cancel`",
+        )

@@ -1,0 +1,148 @@
+"""The script that a SLURM job runs, and the options it is submitted with: pure functions. Torch-free.
+
+There is one template for all sites. No setting is written into it unquoted but `launcher.setup`, which is shell code.
+Options of sbatch are words of a command line, not `#SBATCH` lines, in which a quote in a path would be trouble.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignctl.config.schema import LauncherSettings
+from alignctl.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+from alignctl.plan.plan import StagePlan
+from alignctl.run.paths import StagePaths
+
+_PORTS = 10_000, 20_000  # first, and how many: below those that systems give away themselves
+_OTHERS_END_S = 60  # from the end of one machine's part to that of the others; alignctl ends them within 30
+_NOTICE_S = 120  # on top of SlurmdTimeout, for SLURM to notice that a machine is gone
+
+_TEMPLATE = """\
+#!/bin/bash
+# Stage {stage} of {run}; written by alignctl.
+set -euo pipefail
+
+asked='' caught='' step=''
+trap 'asked=${{asked:-USR1}} caught=1; [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true' USR1
+trap 'asked=TERM caught=1' TERM  # cancelled, preempted or out of time: SLURM tells the step itself
+
+{setup}# Where the machines of this job meet: on the first, at a port of this job's own.
+machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=$(scontrol -o show node "${{machines%%$'\\n'*}}")
+first=${{first##* NodeAddr=}} first=${{first%% *}}
+port=$(({first_port} + SLURM_JOB_ID % {ports}))
+
+code={interrupted}
+if [[ -z $asked ]]; then
+    {srun} --meet="$first:$port" &
+    step=$!
+    while caught='' code=0; do
+        wait "$step" || code=$?
+        [[ -n $caught ]] && ((code > 128)) || break  # else it was the signal that ended waiting
+    done
+fi
+
+requeues=${{SLURM_RESTART_COUNT:-0}}
+if [[ $asked == USR1 && ( $code == {stopped} || $code == {interrupted} ) ]]; then
+    if ((requeues < {max_requeues})); then
+        echo "saved in time; back into the queue, for the $((requeues + 1)). time"
+        scontrol requeue "$SLURM_JOB_ID"
+    else
+        echo "saved in time, but not into the queue again: launcher.max_requeues={max_requeues}"
+    fi
+elif [[ $code != 0 && $code != {stopped} && -z $asked ]]; then
+    for ((machine = 0; machine < {nodes}; machine++)); do
+        [[ ! -e {ranks}/node_${{machine}}_ended ]] || continue
+        echo "machine $machine of this job ended without a word; SLURM requeues the job once it sees that it is gone"
+        timeout=$(scontrol show config | sed -n 's/^SlurmdTimeout *= \\([0-9]*\\) .*/\\1/p')
+        sleep $((${{timeout:-300}} + {notice})) & wait $! || true
+        break
+    done
+fi
+exit "$code"
+"""
+
+_ARRAY_TEMPLATE = """\
+#!/bin/bash
+# Stage {stage} of several points of a sweep; written by alignctl.
+set -euo pipefail
+scripts=(
+{scripts}
+)
+exec bash "${{scripts[SLURM_ARRAY_TASK_ID]}}"
+"""
+
+
+def render_script(stage: StagePlan, run_dir: str, paths: StagePaths) -> str:
+    """The script of one stage's job. It starts alignctl on each machine of the job, has it save when SLURM says that
+    time is running out, goes back into the queue then, and ends with alignctl's exit code."""
+    launcher = stage.config.launcher
+    setup = "\n".join([launcher.setup] if isinstance(launcher.setup, str) else launcher.setup)
+    return _TEMPLATE.format(
+        stage=stage.config.name,
+        run=_one_line(run_dir),
+        setup=f"set +u  # of which modules and environments know nothing\n{setup}\nset -u\n\n" if setup else "",
+        srun=shlex.join([*_srun(launcher), *launcher.container, *stage.command]),
+        first_port=_PORTS[0],
+        ports=_PORTS[1],
+        ranks=shlex.quote(str(paths.ranks)),
+        nodes=launcher.nodes,
+        max_requeues=launcher.max_requeues,
+        stopped=EXIT_STOPPED,
+        interrupted=EXIT_INTERRUPTED,
+        notice=_NOTICE_S,
+    )
+
+
+def render_array_script(stage: str, scripts: Sequence[Path]) -> str:
+    """The script of an array: the job with number N runs the N-th of some scripts."""
+    return _ARRAY_TEMPLATE.format(stage=stage, scripts="\n".join(shlex.quote(str(script)) for script in scripts))
+
+
+def sbatch_options(launcher: LauncherSettings, name: str, log: Path) -> list[str]:
+    """Options of sbatch for a stage, one word each; dependencies are not among them.
+
+    Args:
+        name: Of the job.
+        log: What the job prints goes there; sbatch's patterns (`%j`) in its last part.
+    """
+    cpus = launcher.cpus_per_process and launcher.cpus_per_process * launcher.processes_per_node
+    given = {
+        "job-name": name,
+        "nodes": launcher.nodes,
+        "ntasks-per-node": 1,
+        "gres": launcher.gpus_per_node and f"gpu:{launcher.gpus_per_node}",
+        "cpus-per-task": cpus,
+        "mem": launcher.mem,
+        "partition": launcher.partition,
+        "account": launcher.account,
+        "qos": launcher.qos,
+        "time": launcher.time,
+        "signal": f"B:USR1@{launcher.signal_seconds}",
+        "output": str(log.parent).replace("%", "%%") + "/" + log.name,
+        "open-mode": "append",
+    }
+    options = [f"--{option}={value}" for option, value in given.items() if value is not None]
+    return [*options, "--requeue" if launcher.max_requeues else "--no-requeue", *launcher.extra]
+
+
+def job_name(recipe: str, stage: StagePlan) -> str:
+    """Of a stage's job: letters, digits and a few signs, whatever the recipe is called."""
+    return re.sub(r"[^\w.,+@=-]+", "_", f"{stage.config.launcher.job_name or recipe}-{stage.config.name}")
+
+
+def _srun(launcher: LauncherSettings) -> list[str]:
+    """One task on each machine: alignctl, which starts the workers there."""
+    cpus = launcher.cpus_per_process and launcher.cpus_per_process * launcher.processes_per_node
+    return [
+        "srun", f"--nodes={launcher.nodes}", f"--ntasks={launcher.nodes}", "--ntasks-per-node=1",
+        *([f"--cpus-per-task={cpus}"] if cpus else []), "--kill-on-bad-exit=0", f"--wait={_OTHERS_END_S}",
+        *launcher.srun,
+    ]  # fmt: skip
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# A real SLURM of two nodes on this machine, for tests and for trying things out: munged, slurmctld and two slurmd with
+# private ports, keys and folders; nothing under /etc is touched, nothing else on the machine is seen.
+#
+#   eval "$(scripts/slurm_test_cluster.sh up [FOLDER] [PID])"   # then sbatch, squeue and alignctl use it
+#   scripts/slurm_test_cluster.sh down FOLDER
+#
+# `up` installs Debian's packages where they are missing and it may (root, apt-get), and exits with 77 and the reason
+# where it may not. With a PID the cluster goes down with that process, however that one ends. Each node has 4 CPUs and 4
+# GPUs that exist in name only.
+set -euo pipefail
+
+NODES=2 CPUS=4 GPUS=4
+
+cannot() {
+    echo "no SLURM here: $1" >&2
+    exit 77
+}
+
+install() {
+    command -v slurmctld slurmd sbatch munged >/dev/null && return
+    [[ $(id -u) == 0 ]] || cannot "packages slurm-wlm and munge are missing, and only root may install them"
+    command -v apt-get >/dev/null || cannot "packages slurm-wlm and munge are missing, and there is no apt-get"
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >&2 ||
+        cannot "apt-get could not install slurm-wlm and munge"
+}
+
+free_ports() {
+    python3 - "$1" <<'PYTHON'
+import socket, sys
+held = [socket.socket() for _ in range(int(sys.argv[1]))]
+for one in held:
+    one.bind(("127.0.0.1", 0))
+print(*(one.getsockname()[1] for one in held))
+PYTHON
+}
+
+configure() {
+    local folder=$1 host user ports node
+    host=$(hostname -s)
+    user=$(id -un)
+    read -ra ports < <(free_ports $((NODES + 2)))
+    mkdir -p "$folder/state"
+    for ((gpu = 0; gpu < GPUS; gpu++)); do ln -sf /dev/null "$folder/nvidia$gpu"; done
+    (umask 077 && head -c 128 /dev/urandom >"$folder/munge.key")
+    cat >"$folder/slurm.conf" <<CONF
+ClusterName=alignctl
+SlurmctldHost=$host(127.0.0.1)
+SlurmUser=$user
+SlurmdUser=$user
+AuthType=auth/munge
+AuthInfo=socket=$folder/munge.sock,cred_expire=5
+SlurmctldPort=${ports[0]}
+SlurmdPort=${ports[1]}
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/slurmd-%n.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/slurmd-%n.log
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool-%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0,batch_sched_delay=0
+EnforcePartLimits=ALL
+ReturnToService=2
+MpiDefault=none
+MailProg=/bin/true
+SlurmdParameters=config_overrides
+KillWait=20
+MinJobAge=3600
+SlurmdTimeout=10
+GresTypes=gpu
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP
+CONF
+    for ((node = 1; node <= NODES; node++)); do
+        mkdir -p "$folder/spool-n$node"
+        echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[node + 1]} CPUs=$CPUS RealMemory=8000" \
+            "Gres=gpu:$GPUS State=UNKNOWN" >>"$folder/slurm.conf"
+    done
+    # Links to /dev/null: SLURM counts them as cards and sets CUDA_VISIBLE_DEVICES.
+    echo "NodeName=n[1-$NODES] Name=gpu File=$folder/nvidia[0-$((GPUS - 1))] Flags=nvidia_gpu_env" >"$folder/gres.conf"
+}
+
+start() { # NAME COMMAND...: in the background, its process id in FOLDER/NAME.own
+    local name=$1
+    shift
+    setsid "$@" </dev/null >"$folder/$name.out" 2>&1 &
+    echo $! >"$folder/$name.own"
+}
+
+wait_for() { # SECONDS WHAT COMMAND...
+    local until=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@"; do
+        if ((SECONDS > until)); then
+            cat "$folder"/*.out >&2
+            stop "$folder"
+            cannot "$what"
+        fi
+        sleep 0.05
+    done
+}
+
+all_idle() { [[ $(sinfo -h -N -o %T | grep -c '^idle$') == "$NODES" ]]; }
+
+belongs() { # PID FOLDER: whether a process is one of this cluster's jobs, or runs one
+    local its
+    its=$(tr '\0' '\n' <"/proc/$1/environ" 2>/dev/null) || return 1
+    grep -qxF "SLURM_CONF=$2/slurm.conf" <<<"$its" || return 1
+    grep -q '^SLURM_JOB_ID=' <<<"$its" || [[ $(<"/proc/$1/comm") == slurmstepd* ]]
+}
+
+stop() { # FOLDER: everything this cluster started, by process id; steps outlive their slurmd
+    local signal own process
+    for signal in TERM KILL; do
+        for own in "$1"/*.own; do
+            [[ ! -e $own ]] || kill -$signal "$(<"$own")" 2>/dev/null || true
+        done
+        for process in /proc/[0-9]*; do
+            ! belongs "${process#/proc/}" "$1" || kill -$signal "${process#/proc/}" 2>/dev/null || true
+        done
+        sleep 0.5
+    done
+    rm -f "$1"/*.own
+}
+
+up() { # [FOLDER] [PID]
+    install
+    folder=$(realpath -m "${1:-$(mktemp -d)}")
+    configure "$folder"
+    export SLURM_CONF=$folder/slurm.conf
+    start munged munged -F -f --socket="$folder/munge.sock" --key-file="$folder/munge.key" \
+        --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
+    wait_for 20 "munged did not start" test -S "$folder/munge.sock"
+    start slurmctld slurmctld -D -c -f "$SLURM_CONF"
+    for ((node = 1; node <= NODES; node++)); do start "slurmd-n$node" slurmd -D -N "n$node" -f "$SLURM_CONF"; done
+    wait_for 30 "the nodes did not come up" all_idle
+    [[ -z ${2:-} ]] || setsid "$0" guard "$folder" "$2" </dev/null >/dev/null 2>&1 &
+    echo "export SLURM_CONF=$SLURM_CONF"
+}
+
+guard() { # FOLDER PID
+    while kill -0 "$2" 2>/dev/null && [[ -e $1/slurmctld.own ]]; do sleep 1; done
+    stop "$1"
+}
+
+case ${1:-} in
+up) shift && up "$@" ;;
+down) stop "$(realpath "${2:?which folder?}")" ;;
+guard) guard "$2" "$3" ;;
+install) install ;;
+*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+esac
