@@ -85,12 +85,14 @@ CONF
     echo "NodeName=n[1-$NODES] Name=gpu File=$folder/nvidia[0-$((GPUS - 1))] Flags=nvidia_gpu_env" >"$folder/gres.conf"
 }
 
-start() { # NAME COMMAND...: in the background, its process id in FOLDER/NAME.own
+start() { # NAME COMMAND...: in the background, its process id in folder/NAME.own
     local name=$1
     shift
     setsid "$@" </dev/null >"$folder/$name.out" 2>&1 &
     echo $! >"$folder/$name.own"
 }
+
+start_node() { start "slurmd-$1" slurmd -D -N "$1" -f "$folder/slurm.conf"; }
 
 wait_for() { # SECONDS WHAT COMMAND...
     local until=$((SECONDS + $1)) what=$2
@@ -137,9 +139,9 @@ up() { # [FOLDER] [PID]
         --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
     wait_for 20 "munged did not start" test -S "$folder/munge.sock"
     start slurmctld slurmctld -D -c -f "$SLURM_CONF"
-    for ((node = 1; node <= NODES; node++)); do start "slurmd-n$node" slurmd -D -N "n$node" -f "$SLURM_CONF"; done
+    for ((node = 1; node <= NODES; node++)); do start_node "n$node"; done
     wait_for 30 "the nodes did not come up" all_idle
-    [[ -z ${2:-} ]] || setsid "$0" guard "$folder" "$2" </dev/null >/dev/null 2>&1 &
+    if [[ -n ${2:-} ]]; then setsid "$0" guard "$folder" "$2" </dev/null >/dev/null 2>&1 & fi
     echo "export SLURM_CONF=$SLURM_CONF"
 }
 
@@ -153,5 +155,6 @@ up) shift && up "$@" ;;
 down) stop "$(realpath "${2:?which folder?}")" ;;
 guard) guard "$2" "$3" ;;
 install) install ;;
+start-node) folder=$(realpath "$2") && export SLURM_CONF=$folder/slurm.conf && start_node "$3" ;;
 *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
 esac

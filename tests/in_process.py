@@ -17,8 +17,10 @@ from alignctl.run.frozen import read_stage
 class NeverStops(StopSignal):
     """A signal that is never given; the test process keeps its own handlers."""
 
+    requested = False
+
     def __init__(self) -> None:
-        self.requested = self.waits = False
+        self.waits = False
 
 
 def run_stages(run_dir: Path, *arguments: str, signal: StopSignal | None = None) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignctl.config.compose import CONF_DIR
-from alignctl.config.schema import SECTIONS, annotations
+from alignctl.config.schema import SECTIONS, LauncherSettings, annotations
 from alignctl.data.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +76,8 @@ def test_pages_name_what_exists():
     for section, settings in SECTIONS.items():
         table = recipes.partition(f"| key of `{section}` |")[2].partition("\n\n")[0]
         assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(annotations(settings)), section
+    keys = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", (ROOT / "docs" / "slurm.md").read_text(), re.MULTILINE)
+    assert re.findall(r"\w+", " ".join(keys)) == list(annotations(LauncherSettings))
     for group, options in re.findall(r"^\| `(\w+)` \| (`[^|]*) \|$", recipes, re.MULTILINE):
         listed = set(re.findall(r"`(\w+)`", options))
         assert listed == {path.stem for path in (CONF_DIR / group).glob("*.yaml")}, group

@@ -16,9 +16,9 @@ from alignctl.plan.plan import StagePlan
 class Display:
     """Watches a run. Use as a context manager, so that the terminal is given back whatever happens."""
 
-    def __init__(self, every: int):
-        """Takes the optimizer steps between two plain lines."""
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, every: int, quiet: bool = False):
+        """Takes the optimizer steps between two plain lines, and whether it is to say nothing."""
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         terminal = self._console.is_terminal
         self._live = Live(console=self._console, transient=True, refresh_per_second=8) if terminal else None
         self._every = every

@@ -23,7 +23,8 @@ def node_command(run_dir: Path, stage_name: str, meet: str) -> None:
     stage = part_of_job(planned, plan.run_dir, machine, meet)
     ended = plan.paths.stage(stage_name).ended(machine)
     try:
-        with Display(OmegaConf.load(plan.paths.config).get("log_every", RunSettings.log_every)) as display:
+        every = OmegaConf.load(plan.paths.config).get("log_every", RunSettings.log_every)
+        with Display(every, quiet=machine > 0) as display:
             run_stage(plan, stage, display)
     finally:
         ended.parent.mkdir(parents=True, exist_ok=True)

@@ -129,7 +129,7 @@ class LauncherSettings:
     qos: str | None = None
     time: str | int | None = None
     """Limit of a job, as sbatch takes it: MINUTES, HH:MM:SS, D-HH:MM:SS. None: the partition's own."""
-    mem: str | None = None
+    mem: str | int | None = None
     """Memory on each machine, as sbatch takes it: `200G`; `0` is all of it. None: the partition's own."""
     cpus_per_process: int | None = None
     """CPU cores for each process. None: what SLURM gives."""

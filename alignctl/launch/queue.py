@@ -17,6 +17,8 @@ ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEU
           "STOPPED", "RESV_DEL_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING", "STAGE_OUT")  # fmt: skip
 """States of jobs that have not ended."""
 
+_UNKNOWN = "Invalid job id"  # what squeue and scancel say of one that SLURM has forgotten
+
 
 @dataclass(frozen=True)
 class JobState:
@@ -42,10 +44,9 @@ def job_states(ids: Sequence[str]) -> dict[str, JobState]:
     """
     if not ids or shutil.which("squeue") is None:
         return {}
-    # One id that is not known fails the whole call, several do not.
-    asked = ",".join([*dict.fromkeys(job.partition("_")[0] for job in ids), "0"])
+    asked = ",".join(dict.fromkeys(job.partition("_")[0] for job in ids))
     answer = _run("squeue", "--noheader", "--array", "--states=all", f"--jobs={asked}", "--format=%i|%T|%L|%r")
-    if answer.returncode:
+    if answer.returncode and _UNKNOWN not in answer.stderr:
         raise LaunchError(f"squeue does not answer: {_said(answer)}")
     found = {}
     for line in answer.stdout.splitlines():
@@ -102,7 +103,7 @@ def cancel_jobs(ids: Sequence[str]) -> None:
     """
     if ids:
         answer = _run("scancel", *ids)
-        if answer.returncode and "Invalid job id" not in answer.stderr:
+        if answer.returncode and _UNKNOWN not in answer.stderr:
             raise LaunchError(f"SLURM does not cancel: {_said(answer)}")
 
 

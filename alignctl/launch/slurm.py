@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignctl.errors import AlignctlError, LaunchError
 from alignctl.launch.queue import cancel_jobs, job_states, release, sbatch_command, submit_job
@@ -43,31 +44,32 @@ class Job:
 
 
 def plan_jobs(plans: Sequence[RunPlan]) -> list[Job]:
-    """The jobs of all stages that are not done. A job comes after those it waits for."""
+    """The jobs of all stages that are not done. A job comes after those it waits for.
+
+    Raises:
+        LaunchError: A stage is another run's to do, which is not among these.
+    """
     jobs: list[Job] = []
-    place: dict[tuple[str, str], tuple[int, int]] = {}  # of each stage of each run
+    place: dict[tuple[str, str], tuple[int, int]] = {}  # of each stage of each run: its job, and which part of it
     shared = shared_stages(plans)
     for position in range(max(len(plan.stages) for plan in plans)):
-        groups: dict[tuple[object, ...], list[tuple[RunPlan, StagePlan]]] = {}
-        for plan, others in zip(plans, shared, strict=True):
-            if position >= len(plan.stages):
-                continue
-            stage = plan.stages[position]
+        here = [(plan, plan.stages[position], others) for plan, others in zip(plans, shared, strict=True)
+                if position < len(plan.stages)]  # fmt: skip
+        groups: dict[Any, list[tuple[RunPlan, StagePlan]]] = {}
+        for plan, stage, others in here:
             name = stage.config.name
-            before = plan.stages[position - 1].config.name if position else None
-            if name in others:
-                if (owner := (str(others[name].root), name)) in place:
-                    place[plan.run_dir, name] = place[owner]
-            elif not is_done(plan.paths.stage(name)):
+            if name not in others and not is_done(plan.paths.stage(name)):
                 _refuse_foreign(plan, name)
-                after = place.get((plan.run_dir, before)) if before else None
-                groups.setdefault((after, repr(stage.config.launcher), job_name(plan.recipe, stage)), []).append(
-                    (plan, stage)
-                )
-        for (after, _, name), parts in groups.items():
-            for part, (plan, stage) in enumerate(parts):
-                place[plan.run_dir, stage.config.name] = len(jobs), part
-            jobs.append(Job(tuple(parts), after, tuple(_options(name, parts))))
+                before = plan.stages[position - 1].config.name if position else name
+                group = place.get((plan.run_dir, before)), repr(stage.config.launcher), job_name(plan.recipe, stage)
+                groups.setdefault(group, []).append((plan, stage))
+        for (after, _, job), parts in groups.items():
+            place |= {(plan.run_dir, stage.config.name): (len(jobs), part) for part, (plan, stage) in enumerate(parts)}
+            jobs.append(Job(tuple(parts), after, tuple(_options(job, parts))))
+        for plan, stage, others in here:
+            name = stage.config.name
+            if name in others and (owned := place.get((str(others[name].root), name))):
+                place[plan.run_dir, name] = owned
     return jobs
 
 

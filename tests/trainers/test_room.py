@@ -80,10 +80,6 @@ def test_other_failures_keep_their_traceback(tmp_path):
         def requested(self):
             raise RuntimeError("a bug")
 
-        @requested.setter
-        def requested(self, value):
-            pass
-
     with pytest.raises(RuntimeError, match="a bug"):
         run_stages(tmp_path, *SFT, signal=Breaks())
 

@@ -1,0 +1,150 @@
+"""Scripts and options of SLURM jobs against recorded text, and with values that would hurt a shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from alignctl.config.checks import find_problems
+from alignctl.config.compose import compose, expand_sweep, read_request
+from alignctl.launch.slurm import commands, plan_jobs, scripts
+from alignctl.plan.plan import make_plan
+
+RECORDED = Path(__file__).parent / "recorded"
+PYTHON = "launcher.python=/opt/python"
+
+
+def plans(*arguments: str, run_dir: str = "/runs/mine"):
+    """Of every point of a request, checked."""
+    made = []
+    for number, point in enumerate(expand_sweep(read_request(arguments))):
+        config, problems = compose(point)
+        assert not problems + find_problems(config)
+        made.append(make_plan(config, point.recipe.name, Path(run_dir + (f"/{number}" if number else ""))))
+    return made
+
+
+def rendered(*arguments: str) -> str:
+    """What would be submitted, as `--dry-run` prints it."""
+    jobs = plan_jobs(plans(*arguments))
+    text = []
+    for job, command in zip(jobs, commands(jobs), strict=True):
+        text += [f"$ {command}", *(f"# {path}\n{script}" for path, script in scripts(job).items())]
+    return "\n".join(text)
+
+
+SITES = {
+    "generic": ("recipe=quickstart", "launcher=slurm", PYTHON, "launcher.time=02:00:00"),
+    "two_machines": (
+        "recipe=rlhf_quickstart", "launcher=slurm", PYTHON, "launcher.nodes=2", "launcher.gpus_per_node=8",
+        "distributed=zero3", "launcher.partition=gpu", "launcher.account=ours", "launcher.qos=high", "launcher.mem=0",
+        "+launcher.stages.sft={nodes: 1, gpus_per_node: 4}", 'launcher.extra=["--constraint=h100"]',
+    ),
+    "preemptible": ("recipe=quickstart", "launcher=slurm_preemptible", PYTHON),
+    "apptainer": ("recipe=quickstart", "launcher=slurm_apptainer", 'launcher.srun=["--mpi=none"]'),
+    "sweep": ("recipe=quickstart", "launcher=slurm", PYTHON, "dpo.beta=0.1,0.2,0.5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_as_recorded(site):
+    """After a change that is meant: ALIGNCTL_RECORD=1 writes the text anew, to be read before it is committed."""
+    file, text = RECORDED / f"{site}.txt", rendered(*SITES[site])
+    if os.environ.get("ALIGNCTL_RECORD"):
+        file.write_text(text)
+    assert text == file.read_text()
+    for path, script in scripts_of(site).items():
+        assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0, path
+
+
+def scripts_of(site: str) -> dict[Path, str]:
+    return {path: text for job in plan_jobs(plans(*SITES[site])) for path, text in scripts(job).items()}
+
+
+def test_stages_of_a_sweep_that_are_the_same_run_once():
+    """Two learning rates of SFT, three betas of DPO: two jobs of SFT in an array, and after each an array of three."""
+    jobs = plan_jobs(
+        plans("recipe=quickstart", "launcher=slurm", "sft.learning_rate=1e-3,2e-3", "dpo.beta=0.1,0.2,0.5")
+    )
+    assert [[stage.config.name for _, stage in job.parts] for job in jobs] == [["sft"] * 2, ["dpo"] * 3, ["dpo"] * 3]
+    assert [job.after for job in jobs] == [None, (0, 0), (0, 1)]
+    assert "--dependency=afterok:7_1 " in commands(jobs, ["7", "8", "9"])[2]
+
+
+NASTY = "a b'c\"d$(touch hurt)`touch hurt`%j\n;touch hurt;#"
+
+
+def test_nothing_in_a_value_reaches_the_shell(tmp_path):
+    """The script is run, with commands in place of SLURM's that write down the words they get."""
+    run_dir = str(tmp_path / NASTY)
+    words = ["recipe=quickstart", "launcher=slurm", "stages=[sft]"]
+    config, _ = compose(read_request(words))
+    config["launcher"] |= {
+        "container": ["apptainer", NASTY], "python": f"/opt/{NASTY}", "job_name": NASTY, "srun": [f"--x={NASTY}"],
+        "partition": NASTY, "extra": [f"--comment={NASTY}"], "setup": ["export READY=yes"],
+    }  # fmt: skip
+    assert not find_problems(config)
+    (job,) = plan_jobs([make_plan(config, "quickstart", Path(run_dir))])
+    commands_folder = tmp_path / "bin"
+    commands_folder.mkdir()
+    for name in ("srun", "scontrol"):
+        (commands_folder / name).write_text(
+            f'#!/bin/bash\nprintf "%s\\0" {name} "$@" >>"$WORDS"\n[[ {name} != scontrol ]] || echo n1 NodeAddr=first\n'
+        )
+        (commands_folder / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash"], input=scripts(job)[job.script], text=True, capture_output=True, cwd=tmp_path, check=False,
+        env={"PATH": f"{commands_folder}:/usr/bin:/bin", "WORDS": str(tmp_path / "words"), "SLURM_JOB_ID": "12",
+             "SLURM_JOB_NODELIST": "n[1-2]"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ran = (tmp_path / "words").read_text().split("\0")
+    srun = ran[ran.index("srun") :]
+    assert srun[srun.index(f"--x={NASTY}") :][:3] == [f"--x={NASTY}", "apptainer", NASTY]
+    assert srun[srun.index(f"/opt/{NASTY}") :][1:7] == ["-P", "-m", "alignctl", "node", run_dir, "sft"]
+    assert srun[-2] == "--meet=first:10012"
+    assert not list(tmp_path.rglob("hurt"))
+    (command,) = commands([job])
+    assert f"--partition={NASTY}" in shlex.split(command), "one word each"
+    output = next(word for word in shlex.split(command) if word.startswith("--output="))
+    assert output.endswith("%%j\n;touch hurt;#/sft/logs/job_%j.log"), "a percent sign of the folder's is not a pattern"
+
+
+def test_dry_run_needs_no_slurm(alignctl):
+    done = alignctl("submit", "recipe=sft_dpo_llama3", "launcher.partition=gpu", "--dry-run")
+    assert done.code == 0, done.err
+    assert "$ sbatch --parsable --dependency=afterok:JOB_OF_SFT --kill-on-invalid-dep=yes" in done.out
+    assert done.out.count("#!/bin/bash") == 2
+    done = alignctl("submit", "recipe=sft_dpo_llama3", "--dry-run", "--json")
+    assert json.loads(done.out)["plan"]["stages"][0]["config"]["launcher"]["type"] == "slurm"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["launcher.partition=gpu"], "`launcher.partition` would have no effect: only SLURM knows it"),
+        (["launcher=slurm", "launcher.gpus_per_node=null"], "`launcher` does not say what a job needs"),
+        (["launcher=slurm", "+launcher.node_rank=1"], "SLURM says which machine is which"),
+        (["launcher=slurm", "launcher.time=soon"], "`launcher.time=soon` is not a time"),
+        (["launcher=slurm", "launcher.time=90"], 'quote it in YAML: "04:00:00"'),
+        (["launcher=slurm", "launcher.time=00:02:00"], "a job would save before it works"),
+        (["launcher=slurm", 'launcher.extra=["--dependency=afterok:1"]'], "is not to be given: it follows from stages"),
+        (["launcher=slurm", "launcher.extra=[-pgpu]"], "it follows from launcher.partition"),
+        (["launcher=slurm", "launcher.extra=[h100]"], "`h100` is not an option"),
+        (["launcher=slurm", "launcher.partitoin=gpu"], "did you mean `launcher.partition`"),
+        (["launcher=slurm", "+launcher.stages.stf.nodes=1"], "did you mean `sft`"),
+        (["launcher=slurm", "+launcher.stages.sft.node=1"], "did you mean `launcher.stages.sft.nodes`"),
+        (["launcher=slurm", "+launcher.stages.sft.nodes=2"], "`launcher.stages.sft` asks for 2 processes"),
+        (["launcher=slurm", 'launcher.setup=["export HF_TOKEN=hf_abcdefghijklmnopqrstuvwxyz"]'], "looks like a token"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_makes_no_sense_is_refused(alignctl, arguments, expected):
+    done = alignctl("train", "recipe=quickstart", *arguments, "--dry-run")
+    assert done.code == 2, done.out
+    assert expected in done.err

@@ -1,0 +1,263 @@
+"""Runs as jobs of a real SLURM here: chains, preemption, crashes, lost machines, sweeps, and what is said of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, wait_until
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+TINY = (
+    "recipe=quickstart", "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "log_every=1", "rehearse=false",
+    "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
+    "sft.max_steps=80", "sft.logging_steps=1", "sft.save_steps=20", "sft.per_device_train_batch_size=4",
+    "dpo.max_steps=4", "dpo.logging_steps=1", "dpo.save_steps=2", "dpo.per_device_train_batch_size=4",
+)  # fmt: skip
+ONE = ("launcher=slurm", "launcher.gpus_per_node=null", "launcher.processes=1", "launcher.cpus_per_process=1")
+TWO = (*ONE, "launcher.nodes=2", "distributed=ddp")
+LONG = "sft.max_steps=200000"  # never done before something happens to it
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    yield cluster
+    cluster.down()
+
+
+@pytest.fixture
+def alignctl(cluster, tmp_path):
+    """Runs `alignctl ARGUMENTS` as on a login node; every job of the test is gone afterwards."""
+
+    def run(*arguments: str, code: int = 0, folder: Path = tmp_path) -> str:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "alignctl", *arguments], cwd=folder, capture_output=True, text=True,
+            env=cluster.env | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    yield run
+    cluster.run("scancel", "--user", str(os.getuid()))
+    wait_until(lambda: "idle" in set(cluster.run("sinfo", "-h", "-o", "%T").split()), 60, "jobs do not end")
+
+
+def states(alignctl, run: str) -> dict[str, str]:
+    found = json.loads(alignctl("status", run, "--json"))
+    return {name: stage["state"] for name, stage in found["stages"].items()} | {"run": found["state"]}
+
+
+def wait_for_state(alignctl, run: str, wanted: str, timeout_s: float = 150) -> dict[str, str]:
+    now: dict[str, str] = {}
+
+    def there() -> bool:
+        now.update(states(alignctl, run))
+        assert now["run"] == wanted or now["run"] in ("queued", "running"), alignctl("status", run)
+        return now["run"] == wanted
+
+    wait_until(there, timeout_s, f"{run} is not {wanted}")
+    return now
+
+
+def wait_for_step(stage: Path, step: int, timeout_s: float = 90) -> None:
+    def there() -> bool:
+        try:
+            return len((stage / "metrics.jsonl").read_text().splitlines()) >= step
+        except OSError:
+            return False
+
+    wait_until(there, timeout_s, f"{stage} did not reach step {step}")
+
+
+def job(run: Path, stage: str) -> str:
+    return json.loads((run / "status.json").read_text())["stages"][stage]["job"]["id"]
+
+
+def outcome(run: Path, stage: str) -> tuple[str, list]:
+    """Hash of a stage's weights, and what was logged."""
+    rows = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+    weights = hashlib.sha256((run / stage / "model" / "model.safetensors").read_bytes()).hexdigest()
+    return weights, [[row["step"], row.get("loss"), row.get("grad_norm")] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run of two processes on this machine, without SLURM."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    subprocess.run(
+        [sys.executable, "-P", "-m", "alignctl", "train", *TINY, "distributed=ddp", "launcher.processes=2"]
+        + ["run_dir=run"],
+        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=200,
+    )  # fmt: skip
+    return folder / "run"
+
+
+def test_a_chain_on_two_machines_gives_what_two_processes_here_give(alignctl, cluster, tmp_path, undisturbed):
+    said = alignctl("submit", *TINY, *TWO, "run_dir=run")
+    run = tmp_path / "run"
+    first, second = job(run, "sft"), job(run, "dpo")
+    assert f"submitted: sft is job {first}, dpo is job {second}\nsee `alignctl status run`" in said
+    assert "is in the queue" in alignctl("train", *TINY, *TWO, "run_dir=run", code=3)
+    assert re.search(rf"dpo +queued +{second} .*waits: Dependency", alignctl("status", "run"))
+    assert wait_for_state(alignctl, "run", "done") == {"sft": "done", "dpo": "done", "run": "done"}
+    assert cluster.facts(first)["NumNodes"] == "2"
+    for stage in ("sft", "dpo"):
+        assert outcome(run, stage) == outcome(undisturbed, stage)
+    hosts = {json.loads(path.read_text())["host"] for path in (run / "sft" / "ranks").glob("rank_?.json")}
+    assert len(list((run / "sft" / "logs" / "attempt_1").glob("rank_*.log"))) == 2, hosts
+    assert re.search(r"sft +done +\d+ +80/80 ", alignctl("status", "run"))
+    assert "sft: step 80/80" in alignctl("logs", "run", "--stage", "sft")
+    assert "train_runtime" in alignctl("logs", "run", "--stage", "sft", "--rank", "0")
+    assert "already finished" in alignctl("resume", "run")
+    recorded = json.loads((run / "status.json").read_text())["stages"]["dpo"]["job"]["command"]
+    assert recorded.startswith(f"sbatch --parsable --dependency=afterok:{first} --kill-on-invalid-dep=yes ")
+
+
+def test_preempted_by_signal_and_by_requeue_it_ends_as_if_nothing_had_been(alignctl, cluster, tmp_path, undisturbed):
+    """Told to save as before the end of its time; then put back by SLURM, as if another job needed the machines."""
+    run = tmp_path / "run"
+    alignctl("submit", *TINY, *TWO, "stages=[sft]", "run_dir=run")
+    own = job(run, "sft")
+    wait_for_step(run / "sft", 5)
+    cluster.run("scancel", "--batch", "--signal=USR1", own)
+    wait_until(lambda: cluster.facts(own).get("Restarts") == "1", 30, "not requeued")
+    stage = json.loads(alignctl("status", "run", "--json"))["stages"]["sft"]
+    assert stage["state"] == "queued"
+    assert re.search(r"step \d+ is saved; waits: ", stage["note"])
+    wait_for_step(run / "sft", len((run / "sft" / "metrics.jsonl").read_text().splitlines()) + 5)
+    cluster.run("scontrol", "requeue", own)
+    wait_for_state(alignctl, "run", "done")
+    assert outcome(run, "sft") == outcome(undisturbed, "sft")
+    assert cluster.facts(own)["Restarts"] == "2"
+    said = alignctl("logs", "run")
+    assert said.count("back into the queue") == 1, "SLURM's own requeue needs none of ours"
+    assert said.count("continues after step") == 2
+    assert json.loads((run / "status.json").read_text())["stages"]["sft"]["attempts"] == 3
+
+
+def test_a_lost_machine_sends_the_job_back_and_it_continues(alignctl, cluster, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    alignctl("submit", *TINY, *TWO, "stages=[sft]", "run_dir=run", "sft.save_steps=20")
+    own = job(run, "sft")
+    wait_for_step(run / "sft", 25)
+    cluster.kill_node("n2")
+    wait_until(lambda: cluster.facts(own).get("Restarts") == "1", 90, "SLURM did not requeue it")
+    assert "machine 1 of this job ended without a word" in alignctl("logs", "run")
+    cluster.start_node("n2")
+    wait_for_state(alignctl, "run", "done")
+    assert outcome(run, "sft") == outcome(undisturbed, "sft")
+
+
+def test_a_crash_ends_the_chain_and_is_shown(alignctl, cluster, tmp_path):
+    """It is not put back into the queue. Once its cause is gone, what is not done is submitted again."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Say a.", "completion": "a"}\n' * 64)
+    alignctl(
+        "submit", *TINY, *ONE, "sft.data.path=rows.jsonl", "sft.data.eval_rows=0", "sft.eval.judge=null",
+        'launcher.setup=["export KEY=value", "sleep 2"]', "run_dir=run",
+    )  # fmt: skip
+    (tmp_path / "rows.jsonl").rename(tmp_path / "away")
+    assert wait_for_state(alignctl, "run", "failed") == {"sft": "failed", "dpo": "cancelled", "run": "failed"}
+    first = job(tmp_path / "run", "sft")
+    assert cluster.facts(first)["JobState"] == "FAILED"
+    assert cluster.facts(first)["ExitCode"] == "2:0"
+    assert cluster.facts(first)["Restarts"] == "0"
+    assert "rows.jsonl" in alignctl("status", "run"), "why"
+    (tmp_path / "away").rename(tmp_path / "rows.jsonl")
+    said = alignctl("resume", "run")
+    assert f"sft is job {job(tmp_path / 'run', 'sft')}" in said
+    wait_for_state(alignctl, "run", "done")
+
+
+def test_cancelled_it_saves_and_is_resumed(alignctl, cluster, tmp_path):
+    run = tmp_path / "run"
+    alignctl("submit", *TINY, *ONE, "sft.max_steps=400", "run_dir=run")
+    wait_for_step(run / "sft", 10)
+    alignctl("cancel", "run")
+    found = wait_for_state(alignctl, "run", "cancelled", 40)
+    assert found == {"sft": "cancelled", "dpo": "cancelled", "run": "cancelled"}
+    assert set(cluster.queue()[one] for one in (job(run, "sft"), job(run, "dpo"))) == {"CANCELLED"}
+    step = int(re.search(r"sft +cancelled .*step (\d+) is saved", alignctl("status", "run")).group(1))
+    assert step >= 10
+    assert "there is nothing to cancel" in alignctl("cancel", "run", code=3)
+    alignctl("resume", "run")
+    wait_for_step(run / "sft", step + 5)
+    assert f"continues after step {step}" in alignctl("logs", "run", "--stage", "sft")
+    cluster.run("scancel", job(run, "sft"))  # not by our command
+    found = wait_for_state(alignctl, "run", "cancelled", 40)
+    assert found["dpo"] == "cancelled", "what waited for it"
+    rows = [json.loads(line)["step"] for line in (run / "sft" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(1, len(rows) + 1))
+
+
+def test_out_of_time_without_requeue_it_is_stopped(alignctl, cluster, tmp_path):
+    """At the real end of a job's time: SLURM's signal comes up to a minute earlier than asked for."""
+    alignctl(
+        "submit", *TINY, *ONE, LONG, "launcher.time=00:01:30", "launcher.signal_seconds=20", "launcher.max_requeues=0",
+        "run_dir=run",
+    )  # fmt: skip
+    found = wait_for_state(alignctl, "run", "stopped", 120)
+    assert found["dpo"] == "cancelled"
+    assert "not into the queue again: launcher.max_requeues=0" in alignctl("logs", "run", "--stage", "sft")
+    assert cluster.facts(job(tmp_path / "run", "sft"))["ExitCode"] == "75:0"
+
+
+def test_a_sweep_is_an_array_after_one_shared_stage(alignctl, cluster, tmp_path):
+    said = alignctl("train", *TINY, *ONE, "dpo.beta=0.1,0.5", "-m", "run_dir=sweep", "sft.max_steps=12")
+    low, high = (tmp_path / "sweep" / f"dpo.beta={beta}" for beta in (0.1, 0.5))
+    array = job(low, "dpo").partition("_")[0]
+    assert (job(low, "dpo"), job(high, "dpo")) == (f"{array}_0", f"{array}_1")
+    assert said.count("sft is job") == 1, "one for both"
+    for run in ("sweep/dpo.beta=0.1", "sweep/dpo.beta=0.5"):
+        wait_for_state(alignctl, run, "done")
+    assert (high / "sft").resolve() == (low / "sft").resolve()
+    assert outcome(low, "dpo") != outcome(high, "dpo")
+    assert cluster.facts(job(high, "dpo"))["Dependency"] != "", "known to SLURM"
+    assert "done in sweep/dpo.beta=0.1" in alignctl("status", "sweep/dpo.beta=0.5")
+    shutil.copytree(tmp_path / "sweep", tmp_path / "runs")
+    assert alignctl("status", "--all").count(" done ") == 2
+
+
+def test_what_slurm_refuses_leaves_nothing_in_the_queue(alignctl, cluster, tmp_path):
+    before = set(cluster.queue())
+    said = alignctl("submit", *TINY, *ONE, "+launcher.stages.dpo.partition=nope", "run_dir=run", code=3)
+    assert said.startswith("error: SLURM refused the job: ")
+    assert "invalid partition" in said
+    assert "hint: set `launcher.partition`; there are main" in said
+    assert len(said.splitlines()) == 2
+    new = {one: state for one, state in cluster.queue().items() if one not in before}
+    assert set(new.values()) == {"CANCELLED"}, "the job of sft, which was on hold"
+    assert states(alignctl, "run")["run"] == "cancelled"
+    many = ("launcher=slurm", "launcher.gpus_per_node=5", "launcher.cpus_per_process=null", "distributed=ddp")
+    said = alignctl("submit", *TINY, *many, "run_dir=many", code=3)
+    assert "set `launcher.gpus_per_node`" in said
+
+
+def test_names_that_would_hurt_a_shell_are_harmless(alignctl, cluster, tmp_path):
+    """In the name of the job, the run's folder and what is set up; with two cards, which exist in name only."""
+    name = "a b'c\"d$(touch hurt)%j\nnew;line"
+    cards = ("launcher=slurm", "launcher.gpus_per_node=2", "launcher.cpus_per_process=1", "distributed=ddp")
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        f"defaults:\n  - quickstart\n  - _self_\nlauncher:\n  job_name: {json.dumps(name)}\n"
+        '  setup: ["export CARDS=$CUDA_VISIBLE_DEVICES", "echo cards: $CARDS"]\n'
+    )
+    arguments = [word for word in TINY if not word.startswith("recipe")]
+    alignctl(
+        "submit", "recipe=./mine.yaml", *arguments, *cards, "stages=[sft]", "sft.max_steps=4", "sft.use_cpu=true",
+        "run_dir=run", folder=folder,
+    )  # fmt: skip
+    run = os.path.relpath(folder / "run", tmp_path)
+    wait_for_state(alignctl, run, "done")
+    assert "cards: 0,1" in alignctl("logs", run)
+    assert not list(tmp_path.rglob("hurt"))
+    assert re.fullmatch(r"[\w.-]+-sft", cluster.facts(job(folder / "run", "sft"))["JobName"])
