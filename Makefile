@@ -10,7 +10,8 @@ READY := $(VENV)/.ready-torch-$(TORCH)
 quickstart: $(READY) ## SFT and DPO of a tiny model, under 3 minutes after set-up
 	$(BIN)/alignctl train recipe=quickstart
 
-test: $(READY) ## the whole test suite, a file on each core
+test: $(READY) ## the whole test suite, a file on each core; with a real SLURM where it may be installed
+	-scripts/slurm_test_cluster.sh install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 test-fast: $(READY) ## what answers within a minute

@@ -383,3 +383,41 @@ def test_too_many_lost_rows_end_the_run_before_it_trains(tmp_path, alignctl, sha
     assert re.search(r"error: stage `dpo`: \d+ of \d+ training rows \(\d+ %\) are lost", done.err), done.err
     assert "hint: raise `dpo.max_length`" in done.err
     assert not (tmp_path / "run" / "dpo" / "checkpoints" / "checkpoint-1").exists()
+
+
+def test_a_run_is_watched_cancelled_and_resumed_by_its_folder(alignctl, tmp_path, undisturbed):
+    """From another terminal, so to speak; `resume` needs no recipe."""
+    run = start(tmp_path, *SFT, "run_dir=run")
+    wait_for_step(tmp_path / "run" / "sft", 4)
+    now = json.loads(alignctl("status", "run", "--json").out)
+    assert now["state"] == "running"
+    assert now["stages"]["sft"]["step"] >= 4
+    assert re.search(r"^sft +running +\d+/\d+ +\d", alignctl("status", "run").out, re.MULTILINE)
+    assert alignctl("cancel", "run").code == 0
+    assert run.wait(30) == 75
+    assert re.search(r"^sft +stopped .*step \d+ is saved$", alignctl("status", "run").out, re.MULTILINE)
+    assert alignctl("cancel", "run").code == 3
+    done = alignctl("resume", "run")
+    assert done.code == 0, done.err
+    assert "sft: continues after step" in done.err
+    assert weights(tmp_path / "run" / "sft" / "model") == weights(undisturbed / "model")
+    assert "train_runtime" in alignctl("logs", "run").out
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "run").rename(tmp_path / "runs" / "one")
+    assert re.search(r"^runs/one +done +sft ", alignctl("status", "--all").out, re.MULTILINE)
+    nothing = alignctl("status", "elsewhere")
+    assert nothing.code == 2
+    assert "is not a run directory" in nothing.err
+
+
+def test_a_sweep_runs_shared_stages_once(alignctl, tmp_path):
+    words = (*SMALL, "eval.prompts=0", "sft.max_steps=4", "dpo.max_steps=2", "dpo.beta=0.1,0.5", "run_dir=sweep", "-m")
+    done = alignctl("train", *words)
+    assert done.code == 0, done.err
+    assert done.err.count("sft: starts") == 1
+    assert done.err.count("dpo: starts") == 2
+    low, high = (tmp_path / "sweep" / f"dpo.beta={beta}" for beta in (0.1, 0.5))
+    assert weights(low / "sft" / "model") == weights(high / "sft" / "model")
+    assert metrics(low / "dpo") != metrics(high / "dpo")
+    shutil.copytree(tmp_path / "sweep", tmp_path / "moved", symlinks=True)
+    assert (tmp_path / "moved" / "dpo.beta=0.5" / "sft" / "result.json").exists(), "links within the sweep's folder"

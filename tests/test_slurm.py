@@ -206,7 +206,7 @@ def test_out_of_time_without_requeue_it_is_stopped(alignctl, cluster, tmp_path):
     )  # fmt: skip
     found = wait_for_state(alignctl, "run", "stopped", 120)
     assert found["dpo"] == "cancelled"
-    assert "not into the queue again: launcher.max_requeues=0" in alignctl("logs", "run", "--stage", "sft")
+    assert "not back into the queue again: launcher.max_requeues=0" in alignctl("logs", "run", "--stage", "sft")
     assert cluster.facts(job(tmp_path / "run", "sft"))["ExitCode"] == "75:0"
 
 

@@ -17,7 +17,10 @@ ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEU
           "STOPPED", "RESV_DEL_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING", "STAGE_OUT")  # fmt: skip
 """States of jobs that have not ended."""
 
-_UNKNOWN = "Invalid job id"  # what squeue and scancel say of one that SLURM has forgotten
+UNKNOWN = "UNKNOWN"
+"""State of all jobs where there is no SLURM to ask."""
+
+_FORGOTTEN = "Invalid job id"  # what squeue and scancel say of one that SLURM has forgotten
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,13 @@ def job_states(ids: Sequence[str]) -> dict[str, JobState]:
     Raises:
         LaunchError: SLURM does not answer.
     """
-    if not ids or shutil.which("squeue") is None:
+    if ids and shutil.which("squeue") is None:
+        return dict.fromkeys(ids, JobState(UNKNOWN))
+    if not ids:
         return {}
     asked = ",".join(dict.fromkeys(job.partition("_")[0] for job in ids))
     answer = _run("squeue", "--noheader", "--array", "--states=all", f"--jobs={asked}", "--format=%i|%T|%L|%r")
-    if answer.returncode and _UNKNOWN not in answer.stderr:
+    if answer.returncode and _FORGOTTEN not in answer.stderr:
         raise LaunchError(f"squeue does not answer: {_said(answer)}")
     found = {}
     for line in answer.stdout.splitlines():
@@ -103,7 +108,7 @@ def cancel_jobs(ids: Sequence[str]) -> None:
     """
     if ids:
         answer = _run("scancel", *ids)
-        if answer.returncode and _UNKNOWN not in answer.stderr:
+        if answer.returncode and _FORGOTTEN not in answer.stderr:
             raise LaunchError(f"SLURM does not cancel: {_said(answer)}")
 
 

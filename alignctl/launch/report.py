@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignctl.launch.queue import JobState, job_states
+from alignctl.launch.queue import UNKNOWN, JobState, job_states
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.state import is_done, is_held, read_status
 
-_GONE = re.compile(r"^slurmstepd.*\*\*\* JOB (\d+) ON \S+ CANCELLED AT \S+(?: DUE TO (.+?))? \*\*\*", re.MULTILINE)
+_GONE = re.compile(r"^slurmstepd.*\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+(?: DUE TO (.+?))? \*\*\*", re.MULTILINE)
 _LOG_END = 2**16  # bytes
 # What SLURM calls the end of a job, and what it means for the stage; others speak for themselves.
 _ENDED = {
@@ -140,12 +140,14 @@ def _state(noted: Mapping[str, Any], paths: StagePaths, job: JobState | None, he
     if not noted.get("job"):
         gone = state == "running" and not held
         return ("interrupted", f"its process is gone; {_saved(paths)}") if gone else (state, _saved_if(state, paths))
+    if job and job.state == UNKNOWN:
+        return state, "as last noted: there is no SLURM here to ask"
     if job and job.active:
         if job.state == "PENDING":
             again = f"{_saved(paths)}; " if noted.get("attempts") else ""
             return "queued", f"{again}waits: {job.reason}"
         return "running", ""
-    ended = job.state if job else _said_in(Path(noted["job"]["log"]), str(noted["job"]["id"]))
+    ended = job.state if job else _said_in(Path(noted["job"]["log"]))
     if ended in _ENDED and state not in ("failed", "cancelled"):
         meaning, why = _ENDED[ended]
         return meaning, "; ".join(filter(None, [why, _saved(paths)]))
@@ -156,7 +158,7 @@ def _state(noted: Mapping[str, Any], paths: StagePaths, job: JobState | None, he
     return state, _saved_if(state, paths)
 
 
-def _said_in(log: Path, job_id: str) -> str | None:
+def _said_in(log: Path) -> str | None:
     """How a job ended by what SLURM wrote into its log, where SLURM itself has forgotten it."""
     try:
         with log.open("rb") as file:
@@ -164,8 +166,8 @@ def _said_in(log: Path, job_id: str) -> str | None:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return None
-    last = next(reversed(_GONE.findall(text)), None)
-    return (last[1] or "CANCELLED") if last else None
+    found = _GONE.findall(text)
+    return (found[-1] or "CANCELLED") if found else None
 
 
 def _saved_if(state: str, paths: StagePaths) -> str:

@@ -46,12 +46,12 @@ if [[ -z $asked ]]; then
 fi
 
 requeues=${{SLURM_RESTART_COUNT:-0}}
-if [[ $asked == USR1 && ( $code == {stopped} || $code == {interrupted} ) ]]; then
+if [[ $asked == USR1 ]] && ((code == {stopped} || code > 128)); then  # above 128: before there was anything to save
     if ((requeues < {max_requeues})); then
-        echo "saved in time; back into the queue, for the $((requeues + 1)). time"
+        echo "stopped in time; back into the queue, for the $((requeues + 1)). time"
         scontrol requeue "$SLURM_JOB_ID"
     else
-        echo "saved in time, but not into the queue again: launcher.max_requeues={max_requeues}"
+        echo "stopped in time, but not back into the queue again: launcher.max_requeues={max_requeues}"
     fi
 elif [[ $code != 0 && $code != {stopped} && -z $asked ]]; then
     for ((machine = 0; machine < {nodes}; machine++)); do
