@@ -111,9 +111,9 @@ all_idle() { [[ $(sinfo -h -N -o %T | grep -c '^idle$') == "$NODES" ]]; }
 
 belongs() { # PID FOLDER: whether a process is one of this cluster's jobs, or runs one
     local its
-    its=$(tr '\0' '\n' <"/proc/$1/environ" 2>/dev/null) || return 1
+    { its=$(tr '\0' '\n' <"/proc/$1/environ"); } 2>/dev/null || return 1
     grep -qxF "SLURM_CONF=$2/slurm.conf" <<<"$its" || return 1
-    grep -q '^SLURM_JOB_ID=' <<<"$its" || [[ $(<"/proc/$1/comm") == slurmstepd* ]]
+    grep -q '^SLURM_JOB_ID=' <<<"$its" || [[ $(cat "/proc/$1/comm" 2>/dev/null) == slurmstepd* ]]
 }
 
 stop() { # FOLDER: everything this cluster started, by process id; steps outlive their slurmd

@@ -168,7 +168,7 @@ def test_a_crash_ends_the_chain_and_is_shown(alignctl, cluster, tmp_path):
     assert wait_for_state(alignctl, "run", "failed") == {"sft": "failed", "dpo": "cancelled", "run": "failed"}
     first = job(tmp_path / "run", "sft")
     assert cluster.facts(first)["JobState"] == "FAILED"
-    assert cluster.facts(first)["ExitCode"] == "2:0"
+    assert cluster.facts(first)["ExitCode"] == "1:0"
     assert cluster.facts(first)["Restarts"] == "0"
     assert "rows.jsonl" in alignctl("status", "run"), "why"
     (tmp_path / "away").rename(tmp_path / "rows.jsonl")
