@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ _recipe_dir = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on standard output.")
 
 
+def _what_to_run(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments of `train` and `submit`."""
+    for option in (
+        _json,
+        click.option("--new", is_flag=True, help="Start a new run even if the same command was run before."),
+        click.option("-m", "--multirun", is_flag=True, help="All combinations of overrides like `dpo.beta=0.05,0.1`."),
+        click.option("--dry-run", is_flag=True, help="Check, plan, print what would run, and stop."),
+        _recipe_dir,
+        _overrides,
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(alignctl.__version__, prog_name="alignctl")
 @click.option("--debug", is_flag=True, help="Show the traceback of every error; may stand anywhere.")
@@ -35,48 +50,24 @@ def cli(debug: bool) -> None:
 
 
 @cli.command()
-@_overrides
-@_recipe_dir
-@click.option("--dry-run", is_flag=True, help="Check, plan, print what would run, and stop.")
-@click.option("-m", "--multirun", is_flag=True, help="Run every combination of overrides like `dpo.beta=0.05,0.1`.")
-@click.option("--new", is_flag=True, help="Start a new run even if the same command was run before.")
-@_json
-def train(
-    overrides: tuple[str, ...],
-    recipe_dirs: tuple[Path, ...],
-    dry_run: bool,
-    multirun: bool,
-    new: bool,
-    as_json: bool,
-) -> None:
+@_what_to_run
+def train(**asked: Any) -> None:
     """Run a recipe: `alignctl train recipe=NAME [key=value ...]`.
 
     The same command again continues a run that was stopped, and says so when there is nothing left to do.
     """
     from alignctl.cli.train import train_command
 
-    train_command(overrides, recipe_dirs, dry_run=dry_run, multirun=multirun, new=new, as_json=as_json)
+    train_command(**asked)
 
 
 @cli.command()
-@_overrides
-@_recipe_dir
-@click.option("--dry-run", is_flag=True, help="Check, plan, print the jobs and their scripts, and stop.")
-@click.option("-m", "--multirun", is_flag=True, help="Submit every combination of overrides like `dpo.beta=0.05,0.1`.")
-@click.option("--new", is_flag=True, help="Start a new run even if the same command was run before.")
-@_json
-def submit(
-    overrides: tuple[str, ...],
-    recipe_dirs: tuple[Path, ...],
-    dry_run: bool,
-    multirun: bool,
-    new: bool,
-    as_json: bool,
-) -> None:
+@_what_to_run
+def submit(**asked: Any) -> None:
     """Submit a recipe to SLURM: `train` with `launcher=slurm`, where no launcher of SLURM's is named."""
     from alignctl.cli.train import train_command
 
-    train_command(overrides, recipe_dirs, dry_run=dry_run, multirun=multirun, new=new, as_json=as_json, on_slurm=True)
+    train_command(**asked, on_slurm=True)
 
 
 _run = click.argument("run", type=click.Path(path_type=Path))
