@@ -12,8 +12,8 @@ mostly say which answer is shorter, so there each method is asked by the reward 
 log-ratio to the reference, which at the start is a coin toss; ORPO and SimPO by the log-probability per token.
 
 PPO is trained on reward functions too, with three seeds each: the mean score of every fifth of a run has to be above
-that of the fifth before. On the quickstart world the function is the world's own judge; stories260K learns short
-sentences.
+that of the fifth before. On the quickstart world the function is the world's own judge; stories260K, asked the
+questions of llms_from_scratch, learns short sentences.
 """
 
 from __future__ import annotations
@@ -47,12 +47,6 @@ REAL = {
 }
 PARTS = ("quickstart", "functions", "llms", "hh")
 SEEDS = (0, 1, 2)
-NAMES = ("Lily", "Tom", "Ben", "Mia", "Sam", "Anna", "Max", "Sue", "Tim", "Lucy", "Jack", "Amy")
-BEGINNINGS = (
-    "Once upon a time, there was a child named {}.", "One day, {} went to the park.", "{} had a big red ball.",
-    "{} and a dog were friends.", "{} was very happy.", "It was a sunny day. {} wanted to play.",
-    "{} saw a bird in the tree.", "Mom gave {} a new toy.",
-)  # fmt: skip
 PLAIN, PER_TOKEN, LOG_RATIO = "preference_accuracy", "preference_accuracy_per_token", "reward_accuracy"
 OWN_REWARD = {"dpo": LOG_RATIO, "ipo": LOG_RATIO, "kto": LOG_RATIO, "orpo": PER_TOKEN, "simpo": PER_TOKEN}
 
@@ -143,10 +137,6 @@ def quickstart_world(out: Path, short: bool) -> Iterator[Learnt]:
 
 def reward_functions(out: Path, data: Path, quickstart_sft: str) -> Iterator[Rising]:
     """PPO on reward functions: scores rise from each fifth of a run to the next."""
-    out.mkdir(parents=True, exist_ok=True)
-    prompts = out / "prompts.jsonl"
-    rows = [{"prompt": beginning.format(name)} for name in NAMES for beginning in BEGINNINGS]
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = (
         "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null", "model.scratch=null",
         "ppo.normalize_rewards=none", "ppo.kl_coef=0.05", "ppo.max_steps=20", "eval.prompts=0",
@@ -154,9 +144,10 @@ def reward_functions(out: Path, data: Path, quickstart_sft: str) -> Iterator[Ris
     worlds = {
         "quickstart": (f"model.path={quickstart_sft}", "ppo.reward_funcs=[alignctl.data.quickstart:reward]"),
         "stories260K": (
-            f"model.path={data / 'models' / 'stories260K'}", f"data.path={prompts}", "data.eval_rows=0", "eval=default",
+            f"model.path={data / 'models' / 'stories260K'}", "data.eval_rows=0", "eval=default",
+            f"data.path={data / 'sft' / 'llms_from_scratch' / 'train.jsonl'}", "data.max_too_long=0.3",
             f"ppo.reward_funcs=[{Path(__file__).resolve()}:short_sentences]", "ppo.missing_eos_penalty=null",
-            "ppo.per_device_train_batch_size=48",
+            "ppo.max_prompt_length=128", "ppo.per_device_train_batch_size=48",
         ),
     }  # fmt: skip
     for name, own in worlds.items():
