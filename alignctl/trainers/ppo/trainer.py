@@ -30,6 +30,7 @@ from alignctl.errors import AlignctlError, RequestError
 from alignctl.models.adapters import Adapters, ScoreAdapter
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.generation import Drawn, draw_completions
+from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import whole_weights
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json_lines, write_json_lines
@@ -92,6 +93,9 @@ class PPOTrainer(Trainer):
         )
         if args.roles == "shared_base":
             value_model, reward_model = share_base(model, reward_adapter, processing_class.pad_token_id)
+        for one in (model, value_model):
+            if isinstance(one, PeftModel):
+                make_lora_fast(one)
         frozen = [one for one in (ref_model, reward_model) if one is not None]
         for one in frozen:
             one.eval().requires_grad_(False)
