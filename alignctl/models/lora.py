@@ -2,7 +2,7 @@
 
 A rank of 8 makes matrices so thin that the order in which a product is written decides how fast it is: MKL takes up to
 ten times as long for `[2048, 352] x [352, 8]` as for its transpose. And peft's scaling and sum go through the whole
-output twice more, forward and backward. With a model of width 768 both took a third of PPO's update.
+output twice more, forward and backward. Without either PPO's update takes a sixth less for a width of 768.
 """
 
 from __future__ import annotations
