@@ -212,6 +212,23 @@ def test_how_the_work_is_divided_changes_nothing(small, other):
     assert difference < 1e-5
 
 
+@pytest.mark.parametrize("roles", ["separate", "shared_value"])
+@pytest.mark.parametrize("given", [{}, {"value_warmup_steps": 1, "entropy_coef": 0.1}])
+def test_the_pass_that_scores_is_the_first_of_the_update(small, roles, given):
+    """Not so where dropout is left on, of which there is none here."""
+    first, second = (build(small, roles=roles, disable_dropout=off, **given) for off in (True, False))
+    assert first._first_pass_is_scoring([8])
+    assert not second._first_pass_is_scoring([8])
+    for trainer in (first, second):
+        torch.manual_seed(3)
+        trainer.train()
+    difference = (weights_of(first) - weights_of(second)).norm() / weights_of(first).norm()
+    assert difference < 1e-5
+    for name in ("entropy", "ratio", "loss/policy", "loss/value"):
+        ours, theirs = ([row[name] for row in one.state.log_history if name in row] for one in (first, second))
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
 def test_at_the_start_of_a_rollout_policy_and_reference_agree(small):
     trainer = build(small, max_steps=1, num_ppo_epochs=1)
     trainer.train()

@@ -37,6 +37,9 @@ class Scored(NamedTuple):
     last_values: Tensor
     """`[completions]`, of the state after the last token."""
 
+    def detach(self) -> Scored:
+        return Scored(*(one if one is None else one.detach() for one in self))
+
 
 class ValueHead(nn.Linear):
     """One number for a hidden state, 0 at first, in float32: 16 bits are too coarse for values."""
@@ -80,11 +83,17 @@ class ActorCritic(nn.Module):
         return [parameter for parameter in self.policy.parameters() if parameter not in others]
 
     def forward(
-        self, batch: Batch, temperature: float, policy_learns: bool = True, entropy_gradient: bool = False
+        self,
+        batch: Batch,
+        temperature: float,
+        policy_learns: bool = True,
+        entropy_gradient: bool = False,
+        entropy: bool = False,
     ) -> Scored:
-        """What both say of the completions; a policy that does not learn gets no gradient from the values."""
+        """What both say of the completions; a policy that does not learn gets no gradient from the values. `entropy`
+        asks for it in a pass with gradients."""
         hidden = last_hidden(self.policy, batch.layout)
-        statistics = entropy_gradient or not torch.is_grad_enabled()
+        statistics = entropy or entropy_gradient or not torch.is_grad_enabled()
         scores = score_tokens(
             bare(self.policy), hidden[batch.before], batch.targets, statistics, temperature, entropy_gradient
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,7 @@ from alignctl.errors import AlignctlError, RequestError
 from alignctl.models.adapters import Adapters, ScoreAdapter
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.models.generation import Drawn, draw_completions
+from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import whole_weights
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json_lines, write_json_lines
@@ -92,6 +94,9 @@ class PPOTrainer(Trainer):
         )
         if args.roles == "shared_base":
             value_model, reward_model = share_base(model, reward_adapter, processing_class.pad_token_id)
+        for one in (model, value_model):
+            if isinstance(one, PeftModel):
+                make_lora_fast(one)
         frozen = [one for one in (ref_model, reward_model) if one is not None]
         for one in frozen:
             one.eval().requires_grad_(False)
@@ -144,6 +149,7 @@ class PPOTrainer(Trainer):
         self.seen = {source.name: Moments() for source in self.sources}
         self._constant = self._total_tokens = 0
         self._last_kl = 0.0
+        self._first_pass: tuple[list[int], Scored] | None = None
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._samples: list[dict[str, Any]] = []
         self._samples_written = False
@@ -242,10 +248,10 @@ class PPOTrainer(Trainer):
     def _learn_from(self, episodes: Episodes) -> tuple[Experience, list[float]]:
         lengths = [len(said) for said in episodes.completions]
         self.model.eval()
-        with whole_weights(self.ref_model):
-            scored, ref_logps = self._score_tokens(episodes)
         with whole_weights(self.reward_model):
             rewards = self._score(episodes)
+        with whole_weights(self.ref_model):  # last, for it may leave a pass with all that its gradient needs
+            scored, ref_logps = self._score_tokens(episodes)
         scores = combine(rewards, self._weights, self._reward_moments(rewards), self.args.reward_clip)
         if self.args.missing_eos_penalty is not None:
             penalty = self.args.missing_eos_penalty
@@ -258,16 +264,27 @@ class PPOTrainer(Trainer):
         return experience, scores
 
     def _score_tokens(self, episodes: Episodes) -> tuple[Scored, Tensor]:
-        """What policy and value model, and the reference, say of all completions, `update_tokens` at a time."""
-        model = self.accelerator.unwrap_model(self.model)
-        lengths = [len(p) + len(c) for p, c in zip(episodes.prompts, episodes.completions, strict=True)]
+        """What policy and value model, and the reference, say of all completions, `update_tokens` at a time.
+
+        Where the first step of the update goes through the same completions at once, with the same weights, its forward
+        pass is this one, and kept with what its gradient needs.
+        """
+        model, args = self.accelerator.unwrap_model(self.model), self.args
+        lengths = _lengths(episodes)
         parts: dict[int, tuple[Tensor, ...]] = {}
-        for members in bins(lengths, self.args.update_tokens, padded=False):
+        kept = self._first_pass_is_scoring(lengths)
+        for members in bins(lengths, args.update_tokens, padded=False):
             batch = self._batch(episodes, members)
             counts = [len(episodes.completions[index]) for index in members]
             with self.accelerator.autocast():
-                scored = model(batch, self.args.temperature)
                 ref_logps = self._reference_logps(model, batch)
+                with torch.set_grad_enabled(kept):
+                    scored = model(
+                        batch, args.temperature, self._policy_weight > 0, kept and args.entropy_coef > 0, entropy=True
+                    )
+            if kept:
+                self._first_pass = members, scored
+                scored = scored.detach()
             tokens = [one.split(counts) for one in (scored.logps, scored.entropy, scored.values, ref_logps)]
             parts |= {index: row for index, *row in zip(members, *tokens, scored.last_values, strict=True)}
         ordered = [parts[index] for index in range(len(lengths))]
@@ -276,6 +293,18 @@ class PPOTrainer(Trainer):
             ref_logps
         )
 
+    def _first_pass_is_scoring(self, lengths: list[int]) -> bool:
+        """Not so with dropout. Several processes, and DeepSpeed, have to see each pass through their wrappers, and
+        activations are checkpointed in training mode only."""
+        args = self.args
+        whole = args.num_mini_batches == 1 and sum(lengths) <= args.update_tokens
+        by_itself = self.accelerator.distributed_type == DistributedType.NO
+        return whole and by_itself and args.disable_dropout and not args.gradient_checkpointing
+
+    @property
+    def _policy_weight(self) -> float:
+        return 0.0 if self.state.global_step < self.args.value_warmup_steps else 1.0
+
     def _reference_logps(self, model: ActorCritic, batch: Batch) -> Tensor:
         if self.ref_model is not None:
             return policy_logps(self.ref_model, batch, self.args.temperature)
@@ -283,10 +312,9 @@ class PPOTrainer(Trainer):
             return policy_logps(model.policy, batch, self.args.temperature)
 
     def _update(self, model: nn.Module, episodes: Episodes, experience: Experience) -> Tensor:
-        args, steps = self.args, []
-        lengths = [len(p) + len(c) for p, c in zip(episodes.prompts, episodes.completions, strict=True)]
+        args, steps, policy_weight = self.args, [], self._policy_weight
+        lengths = _lengths(episodes)
         generator = torch.Generator().manual_seed(args.seed + self.state.global_step)
-        policy_weight = 0.0 if self.state.global_step < args.value_warmup_steps else 1.0
         parts = [
             part
             for _ in range(args.num_ppo_epochs)
@@ -294,11 +322,14 @@ class PPOTrainer(Trainer):
         ]
         model.train()
         for number, part in enumerate(parts):
+            known = None
+            if self._first_pass:
+                (part, known), self._first_pass = self._first_pass, None
             with self.compute_loss_context_manager():
                 steps.append(
                     backward(
                         model, lambda some: self._batch(episodes, some), experience, lengths, part, policy_weight, args,
-                        self.accelerator,
+                        self.accelerator, known,
                     )
                 )  # fmt: skip
             if not policy_weight:  # a gradient of 0 would still decay weights and count for the optimizer's means
@@ -478,6 +509,11 @@ class PPOTrainer(Trainer):
         state = json.loads(Path(checkpoint, _STATE).read_text(encoding="utf-8"))
         self.kl_coef, self._constant, self._total_tokens = state["kl_coef"], state["constant"], state["total_tokens"]
         self.seen = {name: Moments(**seen) for name, seen in state["seen"].items()}
+
+
+def _lengths(episodes: Episodes) -> list[int]:
+    """Of prompts with their completions, in tokens."""
+    return [len(p) + len(c) for p, c in zip(episodes.prompts, episodes.completions, strict=True)]
 
 
 def _others(columns: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alignctl.engine.layout import bins
 from alignctl.trainers.ppo.advantage import Experience
 from alignctl.trainers.ppo.config import PPOConfig
-from alignctl.trainers.ppo.models import Batch
+from alignctl.trainers.ppo.models import Batch, Scored
 from alignctl.trainers.ppo.objective import kl_estimates, policy_losses, value_losses
 
 LayOut = Callable[[list[int]], Batch]
@@ -64,6 +64,7 @@ def backward(
     policy_weight: float,
     args: PPOConfig,
     accelerator: Accelerator,
+    known: Scored | None = None,
 ) -> Sums:
     """Adds the gradient of a mini-batch to the model's, in passes of at most `update_tokens` tokens.
 
@@ -74,6 +75,8 @@ def backward(
         lengths: Of prompts with their completions, in tokens.
         members: Numbers of the completions.
         policy_weight: Of the policy's loss and its entropy; 0 while only the value model learns.
+        known: What the model says of the completions, longest first, where that has been computed with gradients: all
+            of them are then one pass.
     """
     own = experience.mask[members].sum()
     tokens = accelerator.reduce(own, "sum")
@@ -91,7 +94,7 @@ def backward(
         accelerator.sync_gradients = last
         by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         with nullcontext() if last or by_deepspeed else accelerator.no_sync(model):
-            scored = model(lay_out(part), args.temperature, policy_weight > 0, args.entropy_coef > 0)
+            scored = known or model(lay_out(part), args.temperature, policy_weight > 0, args.entropy_coef > 0)
             policy = policy_losses(scored.logps, old_logps, advantages, args.cliprange, args.dual_clip)
             value = value_losses(scored.values, old_values, returns, args.cliprange_value)
             # arXiv:1707.06347, Eq. 9
