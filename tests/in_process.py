@@ -18,7 +18,7 @@ class NeverStops(StopSignal):
     """A signal that is never given; the test process keeps its own handlers."""
 
     def __init__(self) -> None:
-        self.requested = self.waits = False
+        self._first, self.waits = None, False
 
 
 def run_stages(run_dir: Path, *arguments: str, signal: StopSignal | None = None) -> Path:
