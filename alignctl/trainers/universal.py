@@ -36,8 +36,8 @@ def _convert(checkpoint: Path, folder: Path) -> None:
 
     folder.mkdir(parents=True)
     for file in checkpoint.iterdir():
-        if file.is_file():
-            (folder / file.name).symlink_to(file)
+        if file.is_file() and file.suffix != ".safetensors":  # DeepSpeed's own files have the weights, too
+            shutil.copyfile(file, folder / file.name)  # no link: where room is looked for, staged files are written to
     step = (checkpoint / "latest").read_text(encoding="utf-8").strip()
     main(
         Namespace(
