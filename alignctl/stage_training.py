@@ -20,9 +20,11 @@ from alignctl.run.checkpoints import STAGING, Checkpoint, newest_checkpoint, rem
 from alignctl.run.disk import free_bytes, lack_of_room, shown_bytes
 from alignctl.run.files import write_json
 from alignctl.run.paths import StagePaths
+from alignctl.run.shares import must_convert, shares
 from alignctl.stage_rows import trained_model
 from alignctl.trainers.not_finite import NotFinite
 from alignctl.trainers.room import writes_of
+from alignctl.trainers.universal import converted
 
 
 def train(trainer: Trainer, stage: StageConfig, paths: StagePaths, stop: StopOnRequest, progress: ProgressFile) -> None:
@@ -38,7 +40,8 @@ def train(trainer: Trainer, stage: StageConfig, paths: StagePaths, stop: StopOnR
             progress.notice("checkpoints hold the model alone (`save_only_model`): training starts from the beginning")
             checkpoint = None
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            folder = _for_these_processes(checkpoint, trainer, progress) if checkpoint else None
+            trainer.train(resume_from_checkpoint=folder and str(folder))
         except NotFinite as error:
             raise _not_finite(error, trainer, stage, paths) from error
     state = trainer.state
@@ -60,6 +63,16 @@ def _continue_from(trainer: Trainer, paths: StagePaths, progress: ProgressFile) 
             progress.notice(f"{path.name} cannot be used and is removed: {flaw}; {instead}")
     trainer.accelerator.wait_for_everyone()
     return newest_checkpoint(paths.checkpoints)
+
+
+def _for_these_processes(checkpoint: Checkpoint, trainer: Trainer, progress: ProgressFile) -> Path:
+    """The folder to continue from: the checkpoint's, or what is made of it where others wrote it."""
+    now = trainer.checkpoint_kind()
+    if not must_convert(checkpoint, now):
+        return checkpoint.path
+    progress.phase("loading checkpoint")
+    progress.notice(f"step {checkpoint.step} was saved by {shares(checkpoint.kind)}; converted for {shares(now)}")
+    return converted(trainer, checkpoint)
 
 
 def _not_finite(error: NotFinite, trainer: Trainer, stage: StageConfig, paths: StagePaths) -> AlignctlError:

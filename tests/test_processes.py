@@ -21,7 +21,7 @@ SMALL = (
     "recipe=quickstart", "stages=[sft]", "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "log_every=1",
     "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
     "sft.num_train_epochs=8", "sft.logging_steps=1", "sft.save_steps=5", "sft.per_device_train_batch_size=8",
-    "launcher.processes=2",
+    "sft.weight_decay=5", "launcher.processes=2",
 )  # fmt: skip
 STEPS = 48
 FACTS = ("step", "loss", "learning_rate", "grad_norm")
@@ -260,6 +260,28 @@ def test_a_run_continues_on_other_processes_where_that_loses_nothing(tmp_path, a
     assert "continues after step" in err
     steps = [row[0] for row in result(again / "run" / "sft")[1]]
     assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(("how", "processes"), [("zero2", 1), ("zero3", 1)])
+def test_a_run_under_zero_continues_on_other_processes(tmp_path, undisturbed, how, processes):
+    """With the loss curve of a run that was left alone, whose stage of ZeRO changes nothing but the rounding; and the
+    checkpoint it continues from stays what it was."""
+    stage, how = tmp_path / "run" / "sft", (f"distributed={how}", "sft.save_total_limit=20")
+    run = start(tmp_path, *SMALL, *how)
+    wait_for_step(stage, 7)
+    run.send_signal(signal.SIGTERM)
+    finish(run, 75, 30)
+    *_, newest = sorted(stage.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    before = {file: file.read_bytes() for file in newest.rglob("*") if file.is_file()}
+    others = [word for word in SMALL if not word.startswith(("launcher", "sft.per_device"))]
+    others += [f"launcher.processes={processes}", f"sft.per_device_train_batch_size={16 // processes}"]
+    err = finish(start(tmp_path, *others, *how), 0)
+    assert re.search(rf"step \d+ was saved by 2 processes under .*; converted for {processes} process", err)
+    rows, expected = result(stage)[1], undisturbed[1][1]
+    assert [row[0] for row in rows] == list(range(1, STEPS + 1))
+    assert [row[1:] for row in rows] == [pytest.approx(row[1:], abs=2e-5) for row in expected]
+    assert {file: file.read_bytes() for file in newest.rglob("*") if file.is_file()} == before
+    assert not list(stage.glob("checkpoints/.staging/*"))
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,9 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
         result: Any = cli.main(args=arguments, prog_name="alignctl", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except AlignctlError as error:
-        if debug:
-            raise
-        click.echo(str(error), err=True)
+        click.echo(traceback.format_exc() if debug else str(error), err=True)
         code = error.exit_code
     except click.ClickException as error:
         error.show()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.integrations import deepspeed as integration
 from trl.models.utils import add_hooks, remove_hooks
@@ -58,20 +59,33 @@ def whole_weights(*models: nn.Module | None) -> Iterator[None]:
 def whole_state(model: nn.Module) -> dict[str, Tensor] | None:
     """All weights of a model on the CPU of the first process, by name (elsewhere an empty mapping), one gathered after
     another; None where they are not divided. All processes call it together."""
-    if has_all_weights(model) and not any(hasattr(p, "ds_id") for p in model.parameters()):
+    shared = any(hasattr(p, "ds_id") for p in model.parameters())
+    if has_all_weights(model) and not shared and not any(isinstance(p, DTensor) for p in model.parameters()):
         return None
-    import deepspeed
-
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     state: dict[str, Tensor] = {}
     copies: dict[int, Tensor] = {}  # of weights that have two names there must be one
     for name, tensor in model.state_dict(keep_vars=True).items():
-        with deepspeed.zero.GatheredParameters([tensor] if hasattr(tensor, "ds_id") else []):
+        with _gathered(tensor) as whole:
             if first:
                 if id(tensor) not in copies:
-                    copies[id(tensor)] = tensor.detach().cpu().clone().contiguous()
+                    copies[id(tensor)] = whole.detach().cpu().clone().contiguous()
                 state[name] = copies[id(tensor)]
     return state
+
+
+@contextmanager
+def _gathered(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor, all of it where ZeRO-3 or FSDP2 divides it; all processes enter together."""
+    if isinstance(tensor, DTensor):
+        yield tensor.full_tensor()
+    elif hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            yield tensor
+    else:
+        yield tensor
 
 
 def load_trained(trainer: Trainer, checkpoint: str) -> None:

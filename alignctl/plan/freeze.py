@@ -21,6 +21,7 @@ from alignctl.run.files import read_json, write_json, write_text
 from alignctl.run.frozen import frozen_fingerprints, read_stage
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
+from alignctl.run.shares import must_convert
 from alignctl.run.state import is_done
 
 _NOT_THE_RESULT = ("run_dir", "log_every", "rehearse")
@@ -133,32 +134,16 @@ def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
 
 
 def refuse_other_shares(plan: RunPlan) -> None:
-    """Keeps a stage from continuing where it would lose the state of its optimizer without a word: under ZeRO every
-    process keeps a share of it, so there have to be as many of them, and the same stage of ZeRO.
+    """Keeps a stage from continuing where it would lose the state of its optimizer without a word.
 
     Raises:
-        RequestError: Its newest checkpoint was written otherwise.
+        RequestError: Its newest checkpoint was written by processes that shared it otherwise.
     """
     for stage in plan.stages:
         checkpoint = newest_checkpoint(plan.paths.stage(stage.config.name).checkpoints)
-        if checkpoint is None or is_done(plan.paths.stage(stage.config.name)):
-            continue
-        now = {
-            "processes": stage.config.launcher.world_size,
-            "zero_stage": ZERO_STAGES.get(stage.config.distributed.type, 0),
-        }
-        then = checkpoint.kind
-        shared = then["zero_stage"] or now["zero_stage"]
-        if shared and then != now:
-            raise RequestError(
-                f"{checkpoint.path} was written by {_shares(then)} and cannot be continued from by {_shares(now)}",
-                "give the same `distributed` and the same number of processes as then, or another `run_dir`",
-            )
-
-
-def _shares(kind: Mapping[str, Any]) -> str:
-    stage = f" under ZeRO stage {kind['zero_stage']}" if kind["zero_stage"] else ""
-    return f"{kind['processes']} process{'es' if kind['processes'] > 1 else ''}{stage}"
+        if checkpoint and not is_done(plan.paths.stage(stage.config.name)):
+            zero_stage = ZERO_STAGES.get(stage.config.distributed.type, 0)
+            must_convert(checkpoint, {"processes": stage.config.launcher.world_size, "zero_stage": zero_stage})
 
 
 def _other_things(paths: RunPaths) -> bool:

@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from alignctl.models.sharding import load_trained
 from alignctl.run.checkpoints import PREFIX, STAGING, Checkpoint, complete_checkpoints, publish, remove_old
+from alignctl.trainers.universal import mend_loaded
 
 
 class CompleteCheckpoints:
@@ -45,6 +46,27 @@ class CompleteCheckpoints:
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         load_trained(self, best or str(checkpoint.path))
         return True
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and self.is_deepspeed_enabled and self.deepspeed.load_universal_checkpoint():
+            mend_loaded(self, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Random states as they were; seeds of their own for processes that there were not when it was written."""
+        alone = self.args.world_size == 1
+        file = "rng_state.pth" if alone else f"rng_state_{self.args.process_index}.pth"
+        if checkpoint and not Path(checkpoint, file).exists():
+            set_seed(self.args.seed + self.state.global_step + self.args.process_index)
+        else:
+            super()._load_rng_state(checkpoint)
+
+    def _load_best_model(self) -> None:
+        """The weights alone, where DeepSpeed would load its whole state, which other processes may have written."""
+        if self.is_deepspeed_enabled:
+            load_trained(self, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)

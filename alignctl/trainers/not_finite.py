@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 ROW_NUMBER = "row_number"
@@ -89,6 +90,7 @@ class StopsWhenNotFinite:
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # under FSDP2
         loss = torch.stack(self._losses).sum().float()
         loss, value = torch.stack([loss, torch.as_tensor(0.0 if norm is None else norm).to(loss)]).tolist()
         # A scaler of float16 looks for gradients that are too large itself, and tries again with a smaller scale.
@@ -114,6 +116,7 @@ class StopsWhenNotFinite:
     def _weights_are_finite(self) -> bool:
         """Looks at this process's part of the trained weights."""
         parts = [getattr(weight, "ds_tensor", weight) for weight in self.model.parameters() if weight.requires_grad]
+        parts = [part.to_local() if isinstance(part, DTensor) else part for part in parts]
         ends = [end.float() for part in parts if part.numel() for end in part.detach().aminmax()]
         return not ends or bool(torch.stack(ends).isfinite().all())
 
