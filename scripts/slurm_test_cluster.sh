@@ -72,9 +72,12 @@ MailProg=/bin/true
 SlurmdParameters=config_overrides
 KillWait=20
 MinJobAge=3600
-SlurmdTimeout=10
+SlurmdTimeout=20
 GresTypes=gpu
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 PriorityTier=1 State=UP
+PartitionName=urgent Nodes=ALL MaxTime=60 DefaultTime=10 PriorityTier=9 PreemptMode=off State=UP
 CONF
     for ((node = 1; node <= NODES; node++)); do
         mkdir -p "$folder/spool-n$node"

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.train, pytest.mark.slow]
 TINY = (
     "recipe=quickstart", "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "log_every=1", "rehearse=false",
     "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
-    "sft.max_steps=80", "sft.logging_steps=1", "sft.save_steps=20", "sft.per_device_train_batch_size=4",
+    "sft.max_steps=160", "sft.logging_steps=1", "sft.save_steps=20", "sft.per_device_train_batch_size=4",
     "dpo.max_steps=4", "dpo.logging_steps=1", "dpo.save_steps=2", "dpo.per_device_train_batch_size=4",
 )  # fmt: skip
 ONE = ("launcher=slurm", "launcher.gpus_per_node=null", "launcher.processes=1", "launcher.cpus_per_process=1")
@@ -78,6 +78,10 @@ def wait_for_step(stage: Path, step: int, timeout_s: float = 90) -> None:
     wait_until(there, timeout_s, f"{stage} did not reach step {step}")
 
 
+def wait_for_more_steps(stage: Path, steps: int) -> None:
+    wait_for_step(stage, len((stage / "metrics.jsonl").read_text().splitlines()) + steps)
+
+
 def job(run: Path, stage: str) -> str:
     return json.loads((run / "status.json").read_text())["stages"][stage]["job"]["id"]
 
@@ -114,8 +118,8 @@ def test_a_chain_on_two_machines_gives_what_two_processes_here_give(alignctl, cl
         assert outcome(run, stage) == outcome(undisturbed, stage)
     hosts = {json.loads(path.read_text())["host"] for path in (run / "sft" / "ranks").glob("rank_?.json")}
     assert len(list((run / "sft" / "logs" / "attempt_1").glob("rank_*.log"))) == 2, hosts
-    assert re.search(r"sft +done +\d+ +80/80 ", alignctl("status", "run"))
-    assert "sft: step 80/80" in alignctl("logs", "run", "--stage", "sft")
+    assert re.search(r"sft +done +\d+ +160/160 ", alignctl("status", "run"))
+    assert "sft: step 160/160" in alignctl("logs", "run", "--stage", "sft")
     assert "train_runtime" in alignctl("logs", "run", "--stage", "sft", "--rank", "0")
     assert "already finished" in alignctl("resume", "run")
     recorded = json.loads((run / "status.json").read_text())["stages"]["dpo"]["job"]["command"]
@@ -123,7 +127,7 @@ def test_a_chain_on_two_machines_gives_what_two_processes_here_give(alignctl, cl
 
 
 def test_preempted_by_signal_and_by_requeue_it_ends_as_if_nothing_had_been(alignctl, cluster, tmp_path, undisturbed):
-    """Told to save as before the end of its time; then put back by SLURM, as if another job needed the machines."""
+    """Told to save as before the end of its time; requeued by an administrator; stopped for a job that goes first."""
     run = tmp_path / "run"
     alignctl("submit", *TINY, *TWO, "stages=[sft]", "run_dir=run")
     own = job(run, "sft")
@@ -133,15 +137,18 @@ def test_preempted_by_signal_and_by_requeue_it_ends_as_if_nothing_had_been(align
     stage = json.loads(alignctl("status", "run", "--json"))["stages"]["sft"]
     assert stage["state"] == "queued"
     assert re.search(r"step \d+ is saved; waits: ", stage["note"])
-    wait_for_step(run / "sft", len((run / "sft" / "metrics.jsonl").read_text().splitlines()) + 5)
+    wait_for_more_steps(run / "sft", 5)
     cluster.run("scontrol", "requeue", own)
+    wait_until(lambda: cluster.facts(own).get("Restarts") == "2", 30, "not requeued")
+    wait_for_more_steps(run / "sft", 5)
+    cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+    wait_until(lambda: cluster.facts(own).get("Restarts") == "3", 60, "not preempted")
     wait_for_state(alignctl, "run", "done")
     assert outcome(run, "sft") == outcome(undisturbed, "sft")
-    assert cluster.facts(own)["Restarts"] == "2"
     said = alignctl("logs", "run")
-    assert said.count("back into the queue") == 1, "SLURM's own requeue needs none of ours"
-    assert said.count("continues after step") == 2
-    assert json.loads((run / "status.json").read_text())["stages"]["sft"]["attempts"] == 3
+    assert said.count("back into the queue") == 1, "SLURM's own requeues need none of ours"
+    assert said.count("continues after step") == 3
+    assert json.loads((run / "status.json").read_text())["stages"]["sft"]["attempts"] == 4
 
 
 def test_a_lost_machine_sends_the_job_back_and_it_continues(alignctl, cluster, tmp_path, undisturbed):
@@ -231,7 +238,7 @@ def test_what_slurm_refuses_leaves_nothing_in_the_queue(alignctl, cluster, tmp_p
     said = alignctl("submit", *TINY, *ONE, "+launcher.stages.dpo.partition=nope", "run_dir=run", code=3)
     assert said.startswith("error: SLURM refused the job: ")
     assert "invalid partition" in said
-    assert "hint: set `launcher.partition`; there are main" in said
+    assert "hint: set `launcher.partition`; there are main, urgent" in said
     assert len(said.splitlines()) == 2
     new = {one: state for one, state in cluster.queue().items() if one not in before}
     assert set(new.values()) == {"CANCELLED"}, "the job of sft, which was on hold"

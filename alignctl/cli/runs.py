@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, is_held, locked, read_status, write_stage_state
 
 _FOLLOW_S = 0.5
+_ASK_EVERY_S = 5.0  # whether a stage goes on: SLURM has others to answer, too
 _ALIVE = ("queued", "running")
 
 
@@ -36,9 +38,14 @@ def logs_command(run: Path, stage: str | None, rank: int | None, follow: bool) -
     begun = [name for name in names if plan.paths.stage(name).last_attempt()]
     name = stage or (begun or names[:1])[-1]
 
+    asked, alive = 0.0, follow
+
     def goes_on() -> bool:
-        (now,) = report([plan])
-        return follow and next(one for one in now.stages if one.name == name).state in _ALIVE
+        nonlocal asked, alive
+        if alive and time.monotonic() > asked + _ASK_EVERY_S:
+            (now,) = report([plan])
+            asked, alive = time.monotonic(), next(one for one in now.stages if one.name == name).state in _ALIVE
+        return alive
 
     while not (log := _log(plan.paths, name, rank)).exists():
         if not goes_on():
@@ -81,7 +88,10 @@ def cancel_command(run: Path) -> None:
         listed = ", ".join(f"{stage.name} (job {stage.job})" for stage in alive)
         click.echo(f"cancelled: {listed}\nhint: `alignctl resume {shlex.quote(str(run))}` goes on", err=True)
     elif is_held(paths):
-        os.kill(read_status(paths)["pid"], signal.SIGTERM)
+        status = read_status(paths)
+        if status["host"] != socket.gethostname():
+            raise LaunchError(f"{paths.root} is at work on {status['host']}", "give the same command there")
+        os.kill(status["pid"], signal.SIGTERM)
         click.echo("asked to save and to stop", err=True)
     else:
         raise LaunchError(f"{paths.root} is not at work: {now.state}", "there is nothing to cancel")

@@ -19,6 +19,7 @@ from alignctl.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlE
 from alignctl.launch.failures import ended, failure, stuck
 from alignctl.launch.watching import Workers, send
 from alignctl.monitor.stopping import SAME_REQUEST_S, STOPPING
+from alignctl.plan.freeze import refuse_anothers_stage
 from alignctl.plan.plan import RunPlan, StagePlan, workers_command
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
@@ -100,6 +101,7 @@ def run_plan(plan: RunPlan, watcher: Watcher) -> None:
     """
     for stage in plan.stages:
         if not is_done(plan.paths.stage(stage.config.name)):
+            refuse_anothers_stage(plan, stage.config.name)
             run_stage(plan, stage, watcher)
     if all(stage.config.launcher.node_rank == 0 for stage in plan.stages):
         write_state(plan.paths, "done")

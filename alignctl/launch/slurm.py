@@ -15,6 +15,7 @@ from typing import Any
 from alignctl.errors import AlignctlError, LaunchError
 from alignctl.launch.queue import cancel_jobs, job_states, release, sbatch_command, submit_job
 from alignctl.launch.slurm_script import job_name, render_array_script, render_script, sbatch_options
+from alignctl.plan.freeze import refuse_anothers_stage
 from alignctl.plan.plan import RunPlan, StagePlan, shared_stages
 from alignctl.run.files import write_text
 from alignctl.run.paths import RunPaths
@@ -59,7 +60,7 @@ def plan_jobs(plans: Sequence[RunPlan]) -> list[Job]:
         for plan, stage, others in here:
             name = stage.config.name
             if name not in others and not is_done(plan.paths.stage(name)):
-                _refuse_foreign(plan, name)
+                refuse_anothers_stage(plan, name)
                 before = plan.stages[position - 1].config.name if position else name
                 group = place.get((plan.run_dir, before)), repr(stage.config.launcher), job_name(plan.recipe, stage)
                 groups.setdefault(group, []).append((plan, stage))
@@ -71,21 +72,6 @@ def plan_jobs(plans: Sequence[RunPlan]) -> list[Job]:
             if name in others and (owned := place.get((str(others[name].root), name))):
                 place[plan.run_dir, name] = owned
     return jobs
-
-
-def _refuse_foreign(plan: RunPlan, name: str) -> None:
-    """Leaves a stage to the run that does it for several.
-
-    Raises:
-        LaunchError: It is not done, and that run is not among those that are submitted.
-    """
-    folder = plan.paths.stage(name).root
-    if folder.is_symlink():
-        owner = folder.resolve().parent
-        raise LaunchError(
-            f"stage `{name}` of {plan.run_dir} is done in {owner} for several runs, and is not finished",
-            f"`alignctl resume {shlex.quote(str(owner))}` first, or see its `alignctl status`",
-        )
 
 
 def _options(name: str, parts: Sequence[tuple[RunPlan, StagePlan]]) -> list[str]:

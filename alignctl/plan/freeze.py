@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from alignctl.config.flat import flatten
 from alignctl.config.schema import PATHS, ROLE_KEYS, ZERO_STAGES
 from alignctl.config.secrets import mask
-from alignctl.errors import RequestError
+from alignctl.errors import LaunchError, RequestError
 from alignctl.plan.deepspeed import deepspeed_config
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
@@ -91,6 +92,21 @@ def share_stages(plan: RunPlan, shared: Mapping[str, RunPaths]) -> None:
         if not folder.exists():
             other.mkdir(exist_ok=True)
             folder.symlink_to(os.path.relpath(other, folder.parent))
+
+
+def refuse_anothers_stage(plan: RunPlan, name: str) -> None:
+    """Leaves a stage that is not done to the run that does it for several.
+
+    Raises:
+        LaunchError: It is not this run's.
+    """
+    folder = plan.paths.stage(name).root
+    if folder.is_symlink():
+        owner = folder.resolve().parent
+        raise LaunchError(
+            f"stage `{name}` of {plan.run_dir} is done in {owner} for several runs, and is not finished",
+            f"first `alignctl resume {shlex.quote(str(owner))}`; `alignctl status` says what it is doing",
+        )
 
 
 def read_plan(paths: RunPaths) -> RunPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ State = Literal["waiting", "queued", "running", "done", "failed", "stopped", "in
 
 
 def read_status(paths: RunPaths) -> dict[str, Any]:
-    """The status of a run: {state, updated, stages: {name: {state, attempts, seconds, error, job}}}."""
+    """The status of a run: {state, host, pid, updated, stages: {name: {state, attempts, seconds, error, job}}}."""
     return read_json(paths.status) or {"state": "waiting", "stages": {}}
 
 
@@ -40,7 +41,12 @@ def write_stage_state(paths: RunPaths, stage: str, state: State, **facts: Any) -
 
 
 def _update(paths: RunPaths, state: State, **facts: Any) -> None:
-    now = {"state": state, "pid": os.getpid(), "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    now = {
+        "state": state,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
     write_json(paths.status, read_status(paths) | now | facts)
 
 
