@@ -21,7 +21,7 @@ from alignctl.config.schema import ZERO_STAGES
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows, as_kind, read_split
 from alignctl.engine.forward import takes_packed_rows
-from alignctl.errors import RequestError, Stopped
+from alignctl.errors import LaunchError, RequestError, Stopped
 from alignctl.evaluate.held_out import Cut, HeldOut, build_feedback, build_pairs, build_questions, cutter
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.evaluate.measure import Evaluation, Reference, measure
@@ -67,6 +67,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
 def _run(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSignal) -> None:
     method = methods()[stage.method]
     start = weights[method.trained]
+    _check_gpus(stage)
     heartbeat = Heartbeat(paths, _rank())
     progress = ProgressFile(paths, method.key_metrics, heartbeat, is_first=_rank() == 0)
     progress.phase("reading data")
@@ -78,6 +79,19 @@ def _run(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSi
     if wants_rehearsal(stage, paths, args, len(rows.dataset)):
         _rehearse(stage, weights, tokenizer, args, rows, held_rows, paths, progress, heartbeat, signal)
     _work(stage, weights, tokenizer, rows, held_rows, paths, progress, StopOnRequest(signal))
+
+
+def _check_gpus(stage: StageConfig) -> None:
+    """Whether the GPUs that were asked for are seen: training on the CPU beside them would be a costly mistake.
+
+    Raises:
+        LaunchError: They are not.
+    """
+    if stage.launcher.gpus_per_node and not stage.trainer.get("use_cpu") and not torch.accelerator.is_available():
+        raise LaunchError(
+            f"`launcher.gpus_per_node={stage.launcher.gpus_per_node}`, and torch sees no GPU",
+            "look at the driver, at torch's build (`torch.version.cuda`), and at the container's options (`--nv`)",
+        )
 
 
 def _rehearse(

@@ -76,7 +76,7 @@ SlurmdTimeout=20
 GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 PriorityTier=1 State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 PriorityTier=1 GraceTime=15 State=UP
 PartitionName=urgent Nodes=ALL MaxTime=60 DefaultTime=10 PriorityTier=9 PreemptMode=off State=UP
 CONF
     for ((node = 1; node <= NODES; node++)); do
@@ -104,7 +104,8 @@ wait_for() { # SECONDS WHAT COMMAND...
         if ((SECONDS > until)); then
             cat "$folder"/*.out >&2
             stop "$folder"
-            cannot "$what"
+            echo "$what" >&2
+            exit 1
         fi
         sleep 0.05
     done

@@ -20,8 +20,11 @@ def node_command(run_dir: Path, stage_name: str, meet: str) -> None:
     plan = read_plan(RunPaths(run_dir))
     machine = int(os.environ.get("SLURM_NODEID", 0))
     planned = next(stage for stage in plan.stages if stage.config.name == stage_name)
+    paths = plan.paths.stage(stage_name)
+    if is_done(paths):  # put back into the queue when it had ended
+        return
     stage = part_of_job(planned, plan.run_dir, machine, meet)
-    ended = plan.paths.stage(stage_name).ended(machine)
+    ended = paths.ended(machine)
     try:
         every = OmegaConf.load(plan.paths.config).get("log_every", RunSettings.log_every)
         with Display(every, quiet=machine > 0) as display:

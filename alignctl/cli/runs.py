@@ -18,9 +18,10 @@ from alignctl.cli.tables import print_summary, run_summary
 from alignctl.config.schema import RunSettings
 from alignctl.errors import LaunchError, RequestError
 from alignctl.launch.local import check_machine, run_plan
-from alignctl.launch.queue import cancel_jobs
+from alignctl.launch.queue import cancel_jobs, check_slurm_here
 from alignctl.launch.report import report
-from alignctl.plan.freeze import read_plan, refuse_other_shares
+from alignctl.launch.slurm import refuse_if_queued
+from alignctl.plan.freeze import read_plan, refuse_moved, refuse_other_shares
 from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, is_held, locked, read_status, write_stage_state
 
@@ -35,7 +36,7 @@ def logs_command(run: Path, stage: str | None, rank: int | None, follow: bool) -
     names = [one.config.name for one in plan.stages]
     if stage is not None and stage not in names:
         raise RequestError(f"the run has no stage `{stage}`", f"its stages are {', '.join(names)}")
-    begun = [name for name in names if plan.paths.stage(name).last_attempt()]
+    begun = [name for name in names if _log(plan.paths, name, rank).exists()]
     name = stage or (begun or names[:1])[-1]
 
     asked, alive = 0.0, follow
@@ -104,8 +105,11 @@ def resume_command(run: Path) -> None:
     if all(is_done(paths.stage(stage.config.name)) for stage in plan.stages):
         click.echo(f"already finished: {plan.run_dir}", err=True)
         return
+    refuse_moved(paths)
     refuse_other_shares(plan)
+    refuse_if_queued(plan)
     if plan.stages[0].config.launcher.type == "slurm":
+        check_slurm_here()
         with locked(paths):
             submit_plans([plan])
         return

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 
 import click
 
-from alignctl.launch.queue import check_slurm_here
-from alignctl.launch.slurm import commands, job_ids, plan_jobs, refuse_if_queued, scripts, submit
+from alignctl.launch.slurm import commands, plan_jobs, scripts, submit
 from alignctl.plan.plan import RunPlan
 
 
@@ -17,20 +17,19 @@ def submit_plans(plans: Sequence[RunPlan], as_json: bool = False) -> None:
     """Submits what is not done of frozen plans, and says what became which job.
 
     Raises:
-        LaunchError: This machine has no SLURM, a run is in its queue already, or it refused a job.
+        LaunchError: SLURM refused a job.
     """
-    check_slurm_here()
-    for plan in plans:
-        refuse_if_queued(plan.paths)
-    submit(plan_jobs(plans))
-    submitted = [{"run_dir": plan.run_dir, "jobs": job_ids(plan.paths)} for plan in plans]
+    jobs = plan_jobs(plans)
+    submitted: dict[str, dict[str, str]] = {plan.run_dir: {} for plan in plans}
+    for job, job_id in zip(jobs, submit(jobs), strict=True):
+        for part, (plan, stage) in enumerate(job.parts):
+            submitted[plan.run_dir][stage.config.name] = job.part_id(job_id, part)
     if as_json:
-        click.echo(json.dumps(submitted, indent=2))
+        click.echo(json.dumps([{"run_dir": run, "jobs": own} for run, own in submitted.items()], indent=2))
         return
-    for run in submitted:
-        folder = os.path.relpath(run["run_dir"])
-        jobs = ", ".join(f"{stage} is job {job}" for stage, job in run["jobs"].items())
-        click.echo(f"submitted: {jobs}\nsee `alignctl status {folder}`", err=True)
+    for run, own in submitted.items():
+        listed = ", ".join(f"{stage} is job {job}" for stage, job in own.items())
+        click.echo(f"submitted: {listed}\nsee `alignctl status {shlex.quote(os.path.relpath(run))}`", err=True)
 
 
 def print_jobs(plans: Sequence[RunPlan]) -> None:

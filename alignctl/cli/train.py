@@ -25,6 +25,7 @@ from alignctl.config.secrets import mask, mask_override
 from alignctl.errors import AlignctlError, Interrupted, Problem, RequestError, Stopped
 from alignctl.launch.local import check_machine, run_plan, wait_for_first
 from alignctl.launch.queue import check_slurm_here
+from alignctl.launch.slurm import refuse_if_queued
 from alignctl.plan.freeze import (
     absolute_paths,
     find_run,
@@ -160,6 +161,8 @@ def _submit(prepared: Sequence[Prepared], as_json: bool) -> None:
     """Freezes plans and submits them together."""
     check_slurm_here()
     left = [point for point in prepared if not _is_finished(point)]
+    for point in left:
+        refuse_if_queued(point.plan)
     with ExitStack() as locks:
         for point in left:
             locks.enter_context(locked(point.plan.paths))
@@ -174,6 +177,7 @@ def _run(point: Prepared) -> None:
     plan = point.plan
     if _is_finished(point):
         return
+    refuse_if_queued(plan)
     check_machine(plan)
     helps = any(stage.config.launcher.node_rank > 0 for stage in plan.stages)  # the first machine keeps the books
     with (

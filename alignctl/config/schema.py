@@ -107,7 +107,7 @@ class DistributedSettings:
 
 @dataclass
 class LauncherSettings:
-    """Section `launcher`: where processes run. From `partition` on, fields are SLURM's."""
+    """Section `launcher`: where processes run. From `gpu_type` on, fields are SLURM's."""
 
     type: Literal["local", "slurm"] = "local"
     nodes: int = 1
@@ -124,6 +124,8 @@ class LauncherSettings:
     """Seconds without an optimizer step, while training, after which a run counts as stuck and is ended."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Other settings of this section for single stages: `launcher.stages.sft.nodes=1`."""
+    gpu_type: str | None = None
+    """Kind of GPU, where a site tells them apart: `h100`."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -225,8 +227,8 @@ NOT_ON_SLURM = {
 """Fields of `launcher` that a user sets for several machines without SLURM."""
 
 ONLY_ON_SLURM = (
-    "partition", "account", "qos", "time", "mem", "cpus_per_process", "job_name", "signal_seconds", "max_requeues",
-    "setup", "container", "python", "srun", "extra",
+    "gpu_type", "partition", "account", "qos", "time", "mem", "cpus_per_process", "job_name", "signal_seconds",
+    "max_requeues", "setup", "container", "python", "srun", "extra",
 )  # fmt: skip
 """Fields of `launcher` that only SLURM knows."""
 

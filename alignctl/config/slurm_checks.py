@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignctl.config.schema import NOT_ON_SLURM, ONLY_ON_SLURM, LauncherSettings, annotations
+from alignctl.config.schema import MINIMUM, NOT_ON_SLURM, ONLY_ON_SLURM, LauncherSettings, annotations
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.value_checks import check_value
 from alignctl.errors import Problem
@@ -17,6 +17,8 @@ _TIME = re.compile(
 # Options of sbatch that follow from other settings, and from which.
 _OWNED = {
     "--account": "launcher.account", "-A": "launcher.account", "--array": "a sweep", "-a": "a sweep",
+    "--clusters": "where you submit", "-M": "where you submit", "--gpus": "launcher.gpus_per_node",
+    "-G": "launcher.gpus_per_node", "--wait": "submitting", "-W": "submitting",
     "--cpus-per-task": "launcher.cpus_per_process", "-c": "launcher.cpus_per_process", "--dependency": "stages",
     "-d": "stages", "--error": "run_dir", "-e": "run_dir", "--gpus-per-node": "launcher.gpus_per_node",
     "--gres": "launcher.gpus_per_node", "--hold": "submitting", "-H": "submitting", "--job-name": "launcher.job_name",
@@ -77,14 +79,18 @@ def check_stage_launchers(launcher: Mapping[str, Any], stages: list[str]) -> Ite
                     yield Problem(f"unknown key `{where}.{key}`", did_you_mean(key, known, prefix=f"{where}."))
                 else:
                     yield from check_value(f"{where}.{key}", value, known[key])
+                    least = MINIMUM.get(f"launcher.{key}")
+                    if least is not None and isinstance(value, int) and value < least:
+                        yield Problem(f"`{where}.{key}` must be at least {least}, got `{value}`")
 
 
 def _time(launcher: Mapping[str, Any], where: str) -> Iterator[Problem]:
     """Whether the limit of a job can be read, and leaves time for work before it is told to save."""
     given = launcher.get("time")
     if isinstance(given, int):  # YAML reads 4:00:00 as a number
-        yield Problem(f"`{where}.time` is the number {given}, and has to be text", 'quote it in YAML: "04:00:00", "90"')
-    if not isinstance(given, str):
+        hint = f"""for minutes `'launcher.time="{given}"'`; in a file `"04:00:00"`, with quotes"""
+        yield Problem(f"`{where}.time` is the number {given}, and has to be text", hint)
+    if not isinstance(given, str) or given.upper() in ("0", "UNLIMITED", "INFINITE"):
         return  # none, or reported with its type
     limit, before = limit_seconds(given), launcher.get("signal_seconds", LauncherSettings.signal_seconds)
     if limit is None:
@@ -111,7 +117,8 @@ def limit_seconds(text: str) -> int | None:
 def _extra(option: str, where: str) -> Iterator[Problem]:
     """Whether an option of sbatch is the user's to give."""
     name = option.partition("=")[0]
-    if owner := _OWNED.get(name if name.startswith("--") else name[:2]):
+    begun = [known for known in _OWNED if known.startswith(name)] if name.startswith("--") else []  # sbatch takes those
+    if owner := _OWNED.get(begun[0] if begun else name[:2]):
         yield Problem(f"`{where}.extra`: `{option}` is not to be given: it follows from {owner}", "take it out")
 
 

@@ -5,6 +5,7 @@ squeue knows jobs that wait or run and, for some minutes, those that ended; sacc
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -13,12 +14,11 @@ from dataclasses import dataclass
 
 from alignctl.errors import LaunchError
 
-ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "SIGNALING",
-          "STOPPED", "RESV_DEL_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING", "STAGE_OUT")  # fmt: skip
-"""States of jobs that have not ended."""
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+_WORKING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "SIGNALING", "STOPPED", "RESIZING", "STAGE_OUT")
 
 UNKNOWN = "UNKNOWN"
-"""State of all jobs where there is no SLURM to ask."""
+"""State of all jobs where SLURM cannot be asked."""
 
 _FORGOTTEN = "Invalid job id"  # what squeue and scancel say of one that SLURM has forgotten
 
@@ -30,34 +30,36 @@ class JobState:
     state: str
     """In its own words: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT and so on."""
     reason: str | None = None
-    """Why it waits."""
+    """Why it waits, or is not known."""
     time_left: str | None = None
     """Until its limit, D-HH:MM:SS, while it runs."""
 
     @property
+    def waits(self) -> bool:
+        return self.state in _WAITING
+
+    @property
     def active(self) -> bool:
-        return self.state in ACTIVE
+        """Whether it has not ended."""
+        return self.waits or self.state in _WORKING
 
 
 def job_states(ids: Sequence[str]) -> dict[str, JobState]:
-    """States of jobs by id (`12`, or `12_0` in an array); a job that SLURM does not know any more is not there.
-
-    Raises:
-        LaunchError: SLURM does not answer.
-    """
-    if ids and shutil.which("squeue") is None:
-        return dict.fromkeys(ids, JobState(UNKNOWN))
+    """States of jobs by id (`12`, or `12_0` in an array). A job that SLURM does not know any more is not there; where
+    it does not answer, all are `UNKNOWN`."""
     if not ids:
         return {}
+    if shutil.which("squeue") is None:
+        return dict.fromkeys(ids, JobState(UNKNOWN, "there is no SLURM here to ask"))
     asked = ",".join(dict.fromkeys(job.partition("_")[0] for job in ids))
     answer = _run("squeue", "--noheader", "--array", "--states=all", f"--jobs={asked}", "--format=%i|%T|%L|%r")
     if answer.returncode and _FORGOTTEN not in answer.stderr:
-        raise LaunchError(f"squeue does not answer: {_said(answer)}")
+        return dict.fromkeys(ids, JobState(UNKNOWN, f"squeue does not answer: {_said(answer)}"))
     found = {}
     for line in answer.stdout.splitlines():
         job, state, left, reason = line.split("|", 3)
-        waits = state == "PENDING"
-        found[job] = JobState(state, reason if waits else None, left if state == "RUNNING" else None)
+        known = JobState(state, time_left=left if state == "RUNNING" else None)
+        found[job] = dataclasses.replace(known, reason=reason) if known.waits else known
     missing = [job for job in ids if job not in found]
     return {job: found[job] for job in ids if job in found} | (_accounts(missing) if missing else {})
 
@@ -148,13 +150,22 @@ def _said(answer: subprocess.CompletedProcess[str]) -> str:
 
 def _hint(stderr: str) -> str | None:
     """What to do about a refusal that is common."""
-    if "partition" in stderr.lower():
+    said = stderr.lower()
+    if "account" in said:
+        return (
+            "set `launcher.account` to one of yours: `sacctmgr show associations user=$USER format=account,partition`"
+        )
+    if "partition" in said:
         names = _run("sinfo", "--noheader", "--format=%R").stdout.split()
-        return f"set `launcher.partition`; there are {', '.join(dict.fromkeys(names))}" if names else None
-    if "account" in stderr.lower():
-        return "set `launcher.account` to one of yours: `sacctmgr show associations user=$USER format=account`"
-    if "node configuration" in stderr or "gres" in stderr.lower():
-        return "see what the machines have with `sinfo -o '%R %D %G %c %m'`, and set `launcher.gpus_per_node`, " + (
+        there = f"; there are {', '.join(dict.fromkeys(names))}" if names else ""
+        return f"set `launcher.partition`{there}"
+    if "time limit" in said:
+        return "set `launcher.time` to no more than the partition's limit: `sinfo -o '%R %l'`"
+    if "qos" in said:
+        return "set `launcher.qos` to one of yours: `sacctmgr show associations user=$USER format=account,qos`"
+    if "node configuration" in said or "gres" in said:
+        return (
+            "see what the machines have with `sinfo -o '%R %D %G %c %m'`, and set `launcher.gpus_per_node`, "
             "`launcher.cpus_per_process` or `launcher.mem` accordingly"
         )
     return None

@@ -78,11 +78,7 @@ class RunReport:
 
 
 def report(plans: Sequence[RunPlan]) -> list[RunReport]:
-    """What runs are doing; SLURM is asked once for all of them.
-
-    Raises:
-        LaunchError: There are jobs, and SLURM does not answer.
-    """
+    """What runs are doing; SLURM is asked once for all of them."""
     noted = {plan.run_dir: {stage.config.name: _noted(plan, stage) for stage in plan.stages} for plan in plans}
     ids = [str(facts["job"]["id"]) for stages in noted.values() for facts in stages.values() if facts.get("job")]
     jobs = job_states(ids)
@@ -141,18 +137,20 @@ def _state(noted: Mapping[str, Any], paths: StagePaths, job: JobState | None, he
         gone = state == "running" and not held
         return ("interrupted", f"its process is gone; {_saved(paths)}") if gone else (state, _saved_if(state, paths))
     if job and job.state == UNKNOWN:
-        return state, "as last noted: there is no SLURM here to ask"
+        return state, f"as last noted: {job.reason}"
+    if job and job.waits:
+        return "queued", f"{_saved(paths)}; waits: {job.reason}" if noted.get("attempts") else f"waits: {job.reason}"
     if job and job.active:
-        if job.state == "PENDING":
-            again = f"{_saved(paths)}; " if noted.get("attempts") else ""
-            return "queued", f"{again}waits: {job.reason}"
         return "running", ""
     ended = job.state if job else _said_in(Path(noted["job"]["log"]))
     if ended in _ENDED and state not in ("failed", "cancelled"):
         meaning, why = _ENDED[ended]
         return meaning, "; ".join(filter(None, [why, _saved(paths)]))
     if state == "queued":
-        return "cancelled", "it never began"
+        ran = job.state != "COMPLETED" if job else Path(noted["job"]["log"]).exists()
+        return (
+            ("failed", "its job ended before it began: see `alignctl logs`") if ran else ("cancelled", "it never began")
+        )
     if state == "running":
         return "failed", f"its job ended without a word; {_saved(paths)}"
     return state, _saved_if(state, paths)

@@ -7,13 +7,14 @@ one array.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignctl.errors import AlignctlError, LaunchError
-from alignctl.launch.queue import cancel_jobs, job_states, release, sbatch_command, submit_job
+from alignctl.launch.queue import UNKNOWN, cancel_jobs, job_states, release, sbatch_command, submit_job
 from alignctl.launch.slurm_script import job_name, render_array_script, render_script, sbatch_options
 from alignctl.plan.freeze import refuse_anothers_stage
 from alignctl.plan.plan import RunPlan, StagePlan, shared_stages
@@ -28,8 +29,8 @@ class Job:
 
     parts: tuple[tuple[RunPlan, StagePlan], ...]
     """The stages it runs; several are an array, one for each point of a sweep."""
-    after: tuple[int, int] | None
-    """The job that has to succeed before it: which of those in the list, and which part of it."""
+    after: tuple[tuple[int, int], ...]
+    """The jobs that have to succeed before it: which of those in the list, and which part of each."""
     options: tuple[str, ...]
     """Of sbatch."""
 
@@ -52,7 +53,7 @@ def plan_jobs(plans: Sequence[RunPlan]) -> list[Job]:
     """
     jobs: list[Job] = []
     place: dict[tuple[str, str], tuple[int, int]] = {}  # of each stage of each run: its job, and which part of it
-    shared = shared_stages(plans)
+    shared = [_by_others(plan, others) for plan, others in zip(plans, shared_stages(plans), strict=True)]
     for position in range(max(len(plan.stages) for plan in plans)):
         here = [(plan, plan.stages[position], others) for plan, others in zip(plans, shared, strict=True)
                 if position < len(plan.stages)]  # fmt: skip
@@ -61,8 +62,9 @@ def plan_jobs(plans: Sequence[RunPlan]) -> list[Job]:
             name = stage.config.name
             if name not in others and not is_done(plan.paths.stage(name)):
                 refuse_anothers_stage(plan, name)
-                before = plan.stages[position - 1].config.name if position else name
-                group = place.get((plan.run_dir, before)), repr(stage.config.launcher), job_name(plan.recipe, stage)
+                before = ((plan.run_dir, earlier.config.name) for earlier in plan.stages[:position])
+                after = tuple(sorted({place[one] for one in before if one in place}))
+                group = after, repr(stage.config.launcher), job_name(plan.recipe, stage)
                 groups.setdefault(group, []).append((plan, stage))
         for (after, _, job), parts in groups.items():
             place |= {(plan.run_dir, stage.config.name): (len(jobs), part) for part, (plan, stage) in enumerate(parts)}
@@ -72,6 +74,17 @@ def plan_jobs(plans: Sequence[RunPlan]) -> list[Job]:
             if name in others and (owned := place.get((str(others[name].root), name))):
                 place[plan.run_dir, name] = owned
     return jobs
+
+
+def _by_others(plan: RunPlan, shared: Mapping[str, RunPaths]) -> dict[str, RunPaths]:
+    """Of the stages that another run has, too, those that it does for this one, or will: the others have been begun
+    here."""
+    folders = {name: plan.paths.stage(name).root for name in shared}
+    return {
+        name: owner
+        for name, owner in shared.items()
+        if not folders[name].exists() or folders[name].resolve() == owner.stage(name).root.resolve()
+    }
 
 
 def _options(name: str, parts: Sequence[tuple[RunPlan, StagePlan]]) -> list[str]:
@@ -100,16 +113,16 @@ def commands(jobs: Sequence[Job], ids: Sequence[str] = ()) -> list[str]:
 
 
 def _dependency(job: Job, jobs: Sequence[Job], ids: Sequence[str]) -> list[str]:
-    if job.after is None:
+    if not job.after:
         return []
-    index, part = job.after
+    names = [jobs[index].part_id(ids[index], part) for index, part in job.after]
     # Without the second option a job whose predecessor failed waits for ever.
-    return [f"--dependency=afterok:{jobs[index].part_id(ids[index], part)}", "--kill-on-invalid-dep=yes"]
+    return [f"--dependency=afterok:{':'.join(names)}", "--kill-on-invalid-dep=yes"]
 
 
 def submit(jobs: Sequence[Job]) -> list[str]:
     """Submits jobs and notes their ids in the status of their runs. Those that wait for no other are held until all are
-    submitted and noted. Returns the ids.
+    submitted. Returns the ids.
 
     Raises:
         LaunchError: SLURM refused one of them; then none stays in the queue.
@@ -123,10 +136,11 @@ def submit(jobs: Sequence[Job]) -> list[str]:
                 write_text(path, text)
             options = [*_dependency(job, jobs, ids), *job.options]
             ids.append(submit_job(options if job.after else ["--hold", *options], str(job.script)))
-        _note(jobs, ids)
-        release([job_id for job, job_id in zip(jobs, ids, strict=True) if job.after is None])
-    except (AlignctlError, KeyboardInterrupt):
-        cancel_jobs(ids)
+            _note(job, ids[-1], commands(jobs, ids)[len(ids) - 1])
+        release([job_id for job, job_id in zip(jobs, ids, strict=True) if not job.after])
+    except BaseException:  # whatever it is: a full disk, a closed terminal
+        with suppress(AlignctlError):
+            cancel_jobs(ids)
         for job in jobs[: len(ids)]:
             for plan, stage in job.parts:
                 write_stage_state(plan.paths, stage.config.name, "cancelled")
@@ -134,33 +148,32 @@ def submit(jobs: Sequence[Job]) -> list[str]:
     return ids
 
 
-def _note(jobs: Sequence[Job], ids: Sequence[str]) -> None:
-    typed = commands(jobs, ids)
-    for job, job_id, command in zip(jobs, ids, typed, strict=True):
-        for part, (plan, stage) in enumerate(job.parts):
-            own_plan, own_stage = job.parts[0]
-            own = job.part_id(job_id, part)
-            log = own_plan.paths.stage(own_stage.config.name).job_log(own)
-            facts = {"id": own, "command": command, "log": str(log)}
-            write_stage_state(plan.paths, stage.config.name, "queued", job=facts, error=None)
+def _note(job: Job, job_id: str, command: str) -> None:
+    first_plan, first_stage = job.parts[0]
+    for part, (plan, stage) in enumerate(job.parts):
+        own = job.part_id(job_id, part)
+        log = first_plan.paths.stage(first_stage.config.name).job_log(own)
+        facts = {"id": own, "command": command, "log": str(log)}
+        write_stage_state(plan.paths, stage.config.name, "queued", job=facts, error=None)
 
 
-def job_ids(paths: RunPaths) -> dict[str, str]:
-    """Stages of a run that were submitted, in order, and the id of the last job of each."""
-    return {name: stage["job"]["id"] for name, stage in read_status(paths)["stages"].items() if stage.get("job")}
-
-
-def refuse_if_queued(paths: RunPaths) -> None:
-    """Keeps a run from being submitted twice.
+def refuse_if_queued(plan: RunPlan) -> None:
+    """Keeps a run that has jobs from being started otherwise, or submitted twice.
 
     Raises:
-        LaunchError: Jobs of it wait or run.
+        LaunchError: Jobs of it wait or run, or SLURM does not say.
     """
-    ids = job_ids(paths)
-    active = {job: found for job, found in job_states(list(ids.values())).items() if found.active}
+    noted = read_status(plan.paths)["stages"]
+    ids = [
+        str(noted[name]["job"]["id"])
+        for name in noted
+        if noted[name].get("job") and not is_done(plan.paths.stage(name))
+    ]
+    active = {job: found for job, found in job_states(ids).items() if found.active or found.state == UNKNOWN}
     if active:
         listed = ", ".join(f"{job} ({found.state.lower()})" for job, found in active.items())
+        where = shlex.quote(plan.run_dir)
         raise LaunchError(
-            f"{paths.root} is in the queue: {listed}",
-            f"see `alignctl status {shlex.quote(str(paths.root))}`, or end it with `alignctl cancel`",
+            f"{plan.run_dir} has jobs in SLURM's queue: {listed}",
+            f"see `alignctl status {where}`; `alignctl cancel {where}` ends them, and then it can be resumed",
         )

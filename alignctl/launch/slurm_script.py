@@ -25,6 +25,9 @@ _TEMPLATE = """\
 # Stage {stage} of {run}; written by alignctl.
 set -euo pipefail
 
+stage={folder}
+job=$SLURM_JOB_ID  # that of an array's last part stands for the whole array
+[[ -z ${{SLURM_ARRAY_TASK_ID:-}} ]] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 asked='' caught='' step=''
 trap 'asked=${{asked:-USR1}} caught=1; [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true' USR1
 trap 'asked=TERM caught=1' TERM  # cancelled, preempted or out of time: SLURM tells the step itself
@@ -34,6 +37,10 @@ machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=$(scontrol -o show node "${{machines%%$'\\n'*}}")
 first=${{first##* NodeAddr=}} first=${{first%% *}}
 port=$(({first_port} + SLURM_JOB_ID % {ports}))
+
+saved() {{ ls "$stage/checkpoints" "$stage/evaluation_before.json" 2>/dev/null || true; }}
+before=$(saved)
+rm -f "$stage"/ranks/node_*_ended
 
 code={interrupted}
 if [[ -z $asked ]]; then
@@ -45,17 +52,24 @@ if [[ -z $asked ]]; then
     done
 fi
 
-requeues=${{SLURM_RESTART_COUNT:-0}}
-if [[ $asked == USR1 ]] && ((code == {stopped} || code > 128)); then  # above 128: before there was anything to save
-    if ((requeues < {max_requeues})); then
-        echo "stopped in time; back into the queue, for the $((requeues + 1)). time"
-        scontrol requeue "$SLURM_JOB_ID"
+back() {{
+    if (({max_requeues} <= ${{SLURM_RESTART_COUNT:-0}})); then
+        echo "stopped, and not back into the queue: launcher.max_requeues={max_requeues}"
+    elif scontrol requeue "$job"; then
+        echo "stopped; back into the queue, for the $((${{SLURM_RESTART_COUNT:-0}} + 1)). time"
     else
-        echo "stopped in time, but not back into the queue again: launcher.max_requeues={max_requeues}"
+        echo "stopped, and SLURM does not take the job back; alignctl resume goes on"
     fi
-elif [[ $code != 0 && $code != {stopped} && -z $asked ]]; then
-    for ((machine = 0; machine < {nodes}; machine++)); do
-        [[ ! -e {ranks}/node_${{machine}}_ended ]] || continue
+}}
+if ((code == {stopped} || code > 128)); then  # above 128: before there was anything to save
+    if [[ $asked == USR1 && $(saved) == "$before" ]]; then
+        echo "stopped: there was no time for anything that could be continued from; raise launcher.time"
+    elif [[ $asked == USR1 || $(scontrol -o show job "$job") == *" PreemptTime="[0-9]* ]]; then
+        back
+    fi
+elif ((code != 0 && {max_requeues} > 0)) && [[ -e $stage/ranks/node_0_ended ]]; then
+    for ((machine = 1; machine < {nodes}; machine++)); do
+        [[ ! -e $stage/ranks/node_${{machine}}_ended ]] || continue
         echo "machine $machine of this job ended without a word; SLURM requeues the job once it sees that it is gone"
         timeout=$(scontrol show config | sed -n 's/^SlurmdTimeout *= \\([0-9]*\\) .*/\\1/p')
         sleep $((${{timeout:-300}} + {notice})) & wait $! || true
@@ -63,6 +77,15 @@ elif [[ $code != 0 && $code != {stopped} && -z $asked ]]; then
     done
 fi
 exit "$code"
+"""
+
+_SETUP = """\
+set +u  # of which modules and environments know nothing
+trap 'echo "launcher.setup failed: $BASH_COMMAND"' ERR
+{lines}
+trap - ERR
+set -u
+
 """
 
 _ARRAY_TEMPLATE = """\
@@ -84,11 +107,11 @@ def render_script(stage: StagePlan, run_dir: str, paths: StagePaths) -> str:
     return _TEMPLATE.format(
         stage=stage.config.name,
         run=_one_line(run_dir),
-        setup=f"set +u  # of which modules and environments know nothing\n{setup}\nset -u\n\n" if setup else "",
+        setup=_SETUP.format(lines=setup) if setup else "",
         srun=shlex.join([*_srun(launcher), *launcher.container, *stage.command]),
         first_port=_PORTS[0],
         ports=_PORTS[1],
-        ranks=shlex.quote(str(paths.ranks)),
+        folder=shlex.quote(str(paths.root)),
         nodes=launcher.nodes,
         max_requeues=launcher.max_requeues,
         stopped=EXIT_STOPPED,
@@ -114,7 +137,8 @@ def sbatch_options(launcher: LauncherSettings, name: str, log: Path) -> list[str
         "job-name": name,
         "nodes": launcher.nodes,
         "ntasks-per-node": 1,
-        "gres": launcher.gpus_per_node and f"gpu:{launcher.gpus_per_node}",
+        "gres": launcher.gpus_per_node
+        and ":".join(filter(None, ["gpu", launcher.gpu_type, str(launcher.gpus_per_node)])),
         "cpus-per-task": cpus,
         "mem": launcher.mem,
         "partition": launcher.partition,

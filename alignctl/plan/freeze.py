@@ -129,6 +129,20 @@ def read_plan(paths: RunPaths) -> RunPlan:
     return RunPlan(frozen["recipe"], str(paths.root), tuple(stages))
 
 
+def refuse_moved(paths: RunPaths) -> None:
+    """Keeps a run where it was frozen: its commands and the places of its models are written down.
+
+    Raises:
+        RequestError: It was moved, or is a copy.
+    """
+    then = read_json(paths.plan)["run_dir"]
+    if Path(then).resolve() != paths.root.resolve():
+        raise RequestError(
+            f"{paths.root} was begun as {then}",
+            "move it back there, or give the whole command again with this `run_dir`",
+        )
+
+
 def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
     """Keeps a run directory to one run.
 

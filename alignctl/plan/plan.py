@@ -142,6 +142,7 @@ def workers_command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:
         meet = (
             f"--nnodes={launcher.nodes}", f"--node-rank={launcher.node_rank}", "--rdzv-backend=c10d",
             f"--rdzv-endpoint={launcher.rdzv_endpoint}", f"--rdzv-id={run_dir.name}-{stage.name}",
+            f"--rdzv-conf=is_host={str(launcher.node_rank == 0).lower()}",  # else torch guesses it from names
         )  # fmt: skip
     return (
         *python, "alignctl.agent", str(run_dir), stage.name, *meet, f"--nproc-per-node={launcher.processes_per_node}",

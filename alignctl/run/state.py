@@ -68,6 +68,11 @@ def locked(paths: RunPaths) -> Iterator[None]:
             raise LaunchError(
                 f"another alignctl is working on {paths.root}", "wait for it, stop it, or give another `run_dir`"
             ) from error
+        except OSError as error:
+            raise LaunchError(
+                f"cannot lock {paths.lock}: {error.strerror}",
+                "give a `run_dir` on a file system that has locks (flock)",
+            ) from error
         yield
 
 

@@ -28,13 +28,17 @@ LOG = "slurmstepd-n1: error: *** JOB {job} ON n1 CANCELLED AT 2026-11-25T18:30:2
         ("stopped", None, "other", ("stopped", "nothing is saved")),
         ("running", None, LOG.format(job=12, why=" DUE TO TIME LIMIT"), ("failed", "raise `launcher.signal_seconds`")),
         ("stopped", None, LOG.format(job=12, why=" DUE TO JOB REQUEUE"), ("stopped", "nothing is saved")),
-        ("queued", None, "", ("cancelled", "it never began")),
-        ("running", JobState(UNKNOWN), "", ("running", "no SLURM here to ask")),
+        ("queued", JobState("FAILED"), "module: not found", ("failed", "see `alignctl logs`")),
+        ("queued", JobState("REQUEUE_HOLD", reason="launch failed"), "", ("queued", "waits: launch failed")),
+        ("queued", None, None, ("cancelled", "it never began")),
+        ("queued", None, "module: not found", ("failed", "see `alignctl logs`")),
+        ("running", JobState(UNKNOWN, "there is no SLURM here to ask"), "", ("running", "no SLURM here to ask")),
         ("running", None, "", ("failed", "its job ended without a word; nothing is saved")),
     ],
 )
 def test_state(tmp_path: Path, noted, job, log, expected):
-    (tmp_path / "job.log").write_text(log)
+    if log is not None:
+        (tmp_path / "job.log").write_text(log)
     facts = {"state": noted, "job": {"id": "12", "log": str(tmp_path / "job.log")}}
     state, why = _state(facts, StagePaths(tmp_path / "sft"), job, held=False)
     assert state == expected[0]

@@ -72,8 +72,25 @@ def test_stages_of_a_sweep_that_are_the_same_run_once():
         plans("recipe=quickstart", "launcher=slurm", "sft.learning_rate=1e-3,2e-3", "dpo.beta=0.1,0.2,0.5")
     )
     assert [[stage.config.name for _, stage in job.parts] for job in jobs] == [["sft"] * 2, ["dpo"] * 3, ["dpo"] * 3]
-    assert [job.after for job in jobs] == [None, (0, 0), (0, 1)]
+    assert [job.after for job in jobs] == [(), ((0, 0),), ((0, 1),)]
     assert "--dependency=afterok:7_1 " in commands(jobs, ["7", "8", "9"])[2]
+
+
+def test_a_stage_waits_for_all_before_it():
+    """PPO needs its own reward model, and DPO, which is the same for both."""
+    jobs = plan_jobs(plans("recipe=sft_dpo_ppo_quickstart", "launcher=slurm", "rm.learning_rate=1e-3,2e-3"))
+    names = [[stage.config.name for _, stage in job.parts] for job in jobs]
+    ppos = [job for job, parts in zip(jobs, names, strict=True) if parts == ["ppo"]]
+    rm, dpo = names.index(["rm", "rm"]), names.index(["dpo"])
+    assert [set(job.after) >= {(rm, part), (dpo, 0)} for part, job in enumerate(ppos)] == [True, True]
+
+
+def test_a_point_that_has_begun_a_stage_does_it_itself(tmp_path):
+    first, second = plans("recipe=quickstart", "launcher=slurm", "dpo.beta=0.1,0.2", run_dir=str(tmp_path))
+    (second.paths.stage("sft").root / "checkpoints").mkdir(parents=True)
+    jobs = plan_jobs([first, second])
+    assert [stage.config.name for job in jobs for _, stage in job.parts] == ["sft", "sft", "dpo", "dpo"]
+    assert [job.after for job in jobs] == [(), ((0, 0),), ((0, 1),)]
 
 
 NASTY = "a b'c\"d$(touch hurt)`touch hurt`%j\n;touch hurt;#"
@@ -131,7 +148,9 @@ def test_dry_run_needs_no_slurm(alignctl):
         (["launcher=slurm", "launcher.gpus_per_node=null"], "`launcher` does not say what a job needs"),
         (["launcher=slurm", "+launcher.node_rank=1"], "SLURM says which machine is which"),
         (["launcher=slurm", "launcher.time=soon"], "`launcher.time=soon` is not a time"),
-        (["launcher=slurm", "launcher.time=90"], 'quote it in YAML: "04:00:00"'),
+        (["launcher=slurm", "launcher.time=90"], """for minutes `'launcher.time="90"'`"""),
+        (["launcher=slurm", 'launcher.extra=["--part=gpu"]'], "it follows from launcher.partition"),
+        (["launcher=slurm", "launcher.stages.sft.nodes=0"], "`launcher.stages.sft.nodes` must be at least 1"),
         (["launcher=slurm", "launcher.time=00:02:00"], "a job would save before it works"),
         (["launcher=slurm", 'launcher.extra=["--dependency=afterok:1"]'], "is not to be given: it follows from stages"),
         (["launcher=slurm", "launcher.extra=[-pgpu]"], "it follows from launcher.partition"),
