@@ -1,9 +1,9 @@
 """The light commands stay light: no heavy module, and an answer within the time people wait for."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,8 @@ print("HEAVY", [m for m in {heavy!r} if m in sys.modules], "CODE", code, file=sy
         (["train", "recipe=dpo_llama3", "dpo.learning_rte=1", "dpo.beta=high", "model=x"], 2),
         (["train", "recipe=sft_kto_llama3", "peft=dora", "--dry-run"], 0),
         (["train", "recipe=dpo_llama3"], 3),  # no GPU here
+        (["submit", "recipe=sft_dpo_llama3", "--dry-run"], 0),
+        (["status", "--all"], 0),
     ],
     ids=str,
 )
@@ -56,11 +58,13 @@ def test_imports_nothing_heavy(arguments, code, tmp_path):
     ids=["dry run", "mistakes"],
 )
 def test_answers_fast(alignctl, arguments, limit_s):
+    """In processor time, for the clock counts other work on the machine, too."""
     took = []
-    for _ in range(3):  # the best of three: other work on the machine is not ours
-        began = time.monotonic()
+    for _ in range(3):  # the best of three
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         alignctl(*arguments)
-        took.append(time.monotonic() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(took) < limit_s
 
 
