@@ -111,7 +111,7 @@ wait_for() { # SECONDS WHAT COMMAND...
     done
 }
 
-all_idle() { [[ $(sinfo -h -N -o %T | grep -c '^idle$') == "$NODES" ]]; }
+all_idle() { [[ $(sinfo -h -N -p main -o %T | grep -c '^idle$') == "$NODES" ]]; }
 
 belongs() { # PID FOLDER: whether a process is one of this cluster's jobs, or runs one
     local its

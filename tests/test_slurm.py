@@ -68,6 +68,13 @@ def wait_for_state(alignctl, run: str, wanted: str, timeout_s: float = 150) -> d
     return now
 
 
+def wait_for_end(alignctl, run: str, wanted: str, timeout_s: float = 150) -> None:
+    """Until SFT has ended so, and DPO, which waits for it, is cancelled: SLURM takes some seconds for that."""
+    wait_for_state(alignctl, run, wanted, timeout_s)
+    wait_until(lambda: states(alignctl, run)["dpo"] == "cancelled", 30, "what waits for it is not cancelled")
+    assert states(alignctl, run) == {"sft": wanted, "dpo": "cancelled", "run": wanted}
+
+
 def wait_for_step(stage: Path, step: int, timeout_s: float = 90) -> None:
     def there() -> bool:
         try:
@@ -170,7 +177,7 @@ def test_a_crash_ends_the_chain_and_is_shown(alignctl, cluster, tmp_path):
         'launcher.setup=["export KEY=value", "sleep 2"]', "run_dir=run",
     )  # fmt: skip
     (tmp_path / "rows.jsonl").rename(tmp_path / "away")
-    assert wait_for_state(alignctl, "run", "failed") == {"sft": "failed", "dpo": "cancelled", "run": "failed"}
+    wait_for_end(alignctl, "run", "failed")
     first = job(tmp_path / "run", "sft")
     assert cluster.facts(first)["JobState"] == "FAILED"
     assert cluster.facts(first)["ExitCode"] == "1:0"
@@ -187,8 +194,7 @@ def test_cancelled_it_saves_and_is_resumed(alignctl, cluster, tmp_path):
     alignctl("submit", *TINY, *ONE, "sft.max_steps=400", "run_dir=run")
     wait_for_step(run / "sft", 10)
     alignctl("cancel", "run")
-    found = wait_for_state(alignctl, "run", "cancelled", 40)
-    assert found == {"sft": "cancelled", "dpo": "cancelled", "run": "cancelled"}
+    wait_for_end(alignctl, "run", "cancelled", 40)
     assert set(cluster.queue()[one] for one in (job(run, "sft"), job(run, "dpo"))) == {"CANCELLED"}
     step = int(re.search(r"sft +cancelled .*step (\d+) is saved", alignctl("status", "run")).group(1))
     assert step >= 10
@@ -197,8 +203,7 @@ def test_cancelled_it_saves_and_is_resumed(alignctl, cluster, tmp_path):
     wait_for_step(run / "sft", step + 5)
     assert f"continues after step {step}" in alignctl("logs", "run", "--stage", "sft")
     cluster.run("scancel", job(run, "sft"))  # not by our command
-    found = wait_for_state(alignctl, "run", "cancelled", 40)
-    assert found["dpo"] == "cancelled", "what waited for it"
+    wait_for_end(alignctl, "run", "cancelled", 40)
     rows = [json.loads(line)["step"] for line in (run / "sft" / "metrics.jsonl").read_text().splitlines()]
     assert rows == list(range(1, len(rows) + 1))
 
@@ -209,8 +214,7 @@ def test_out_of_time_without_requeue_it_is_stopped(alignctl, cluster, tmp_path):
         "submit", *TINY, *ONE, LONG, "launcher.time=00:01:30", "launcher.signal_seconds=20", "launcher.max_requeues=0",
         "run_dir=run",
     )  # fmt: skip
-    found = wait_for_state(alignctl, "run", "stopped", 200)
-    assert found["dpo"] == "cancelled"
+    wait_for_end(alignctl, "run", "stopped", 200)
     assert "not back into the queue: launcher.max_requeues=0" in alignctl("logs", "run", "--stage", "sft")
     assert cluster.facts(job(tmp_path / "run", "sft"))["ExitCode"] == "75:0"
 
