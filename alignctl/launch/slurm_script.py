@@ -61,13 +61,14 @@ back() {{
         echo "stopped, and SLURM does not take the job back; alignctl resume goes on"
     fi
 }}
-if ((code == {stopped} || code > 128)); then  # above 128: before there was anything to save
+preempted() {{ [[ $(scontrol -o show job "$job") == *" PreemptTime="[0-9]* ]]; }}
+if ((code == {stopped} || code > 128)) && {{ [[ $asked == USR1 ]] || preempted; }}; then
     if [[ $asked == USR1 && $(saved) == "$before" ]]; then
         echo "stopped: there was no time for anything that could be continued from; raise launcher.time"
-    elif [[ $asked == USR1 || $(scontrol -o show job "$job") == *" PreemptTime="[0-9]* ]]; then
+    else
         back
     fi
-elif ((code != 0 && {max_requeues} > 0)) && [[ -e $stage/ranks/node_0_ended ]]; then
+elif ((code != 0 && code != {stopped} && {max_requeues} > 0)) && [[ -z $asked && -e $stage/ranks/node_0_ended ]]; then
     for ((machine = 1; machine < {nodes}; machine++)); do
         [[ ! -e $stage/ranks/node_${{machine}}_ended ]] || continue
         echo "machine $machine of this job ended without a word; SLURM requeues the job once it sees that it is gone"
