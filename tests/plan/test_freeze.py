@@ -1,6 +1,7 @@
 """A run directory: what is written, what never is, and whose run it is."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +9,18 @@ from alignctl.config.compose import compose, read_request
 from alignctl.config.secrets import mask, mask_override
 from alignctl.config.stages import stage_config
 from alignctl.errors import LaunchError, RequestError
-from alignctl.plan.freeze import absolute_paths, find_run, fingerprints, freeze, refuse_other_run
-from alignctl.plan.plan import make_plan
+from alignctl.plan.freeze import (
+    absolute_paths,
+    find_run,
+    fingerprints,
+    freeze,
+    read_plan,
+    refuse_anothers_stage,
+    refuse_moved,
+    refuse_other_run,
+    share_stages,
+)
+from alignctl.plan.plan import make_plan, shared_stages
 from alignctl.run.files import read_json, read_json_lines, write_json
 from alignctl.run.fingerprint import _identity
 from alignctl.run.frozen import read_stage
@@ -57,6 +68,36 @@ def test_a_stage_is_read_back_as_it_was_frozen(tmp_path):
 
 
 TOKEN = "hf_" + "aB3" * 8
+
+
+def test_a_plan_is_read_back_and_stays_where_it_was_frozen(tmp_path):
+    config = config_of("recipe=rlhf_quickstart", "launcher=slurm", "launcher.stages.sft.nodes=2")
+    plan = make_plan(config, "rlhf_quickstart", tmp_path / "run")
+    freeze(plan, config, [])
+    assert read_plan(plan.paths) == plan
+    assert [stage.config.launcher.nodes for stage in plan.stages] == [2, 1, 1]
+    refuse_moved(plan.paths)
+    plan.paths.root.rename(tmp_path / "moved")
+    with pytest.raises(RequestError, match="was begun as .*/run"):
+        refuse_moved(RunPaths(tmp_path / "moved"))
+
+
+def test_points_of_a_sweep_share_what_is_the_same_and_leave_it_to_its_owner(tmp_path):
+    first, second = (
+        make_plan(config_of("recipe=quickstart", f"dpo.beta={beta}"), "quickstart", tmp_path / f"beta {beta}")
+        for beta in (0.1, 0.2)
+    )
+    of_first, of_second = shared_stages([first, second])
+    assert (of_first, of_second) == ({}, {"sft": first.paths})
+    for plan, shared in ((first, of_first), (second, of_second)):
+        plan.paths.make_root()
+        share_stages(plan, shared)
+        share_stages(plan, shared)  # given the same command again
+    assert second.paths.stage("sft").root.readlink() == Path("..", "beta 0.1", "sft")
+    refuse_anothers_stage(first, "sft")
+    refuse_anothers_stage(second, "dpo")
+    with pytest.raises(LaunchError, match="stage `sft` of .*beta 0.2 is done in .*beta 0.1 for several runs"):
+        refuse_anothers_stage(second, "sft")
 
 
 def test_secrets_are_never_written(tmp_path, monkeypatch):
