@@ -11,8 +11,8 @@ has to tell held-out pairs apart better than before. Where lengths differ as muc
 mostly say which answer is shorter, so there each method is asked by the reward that it trains: DPO, IPO and KTO by the
 log-ratio to the reference, which at the start is a coin toss; ORPO and SimPO by the log-probability per token.
 
-PPO is trained on reward functions too, with three seeds each: the mean score of every fifth of a run has to be above
-that of the fifth before. On the quickstart world the function is the world's own judge; stories260K, asked the
+PPO is trained on reward functions too, with three seeds each: the mean score of every quarter of a run has to be above
+that of the quarter before. On the quickstart world the function is the world's own judge; stories260K, asked the
 questions of llms_from_scratch, learns short sentences.
 """
 
@@ -136,10 +136,10 @@ def quickstart_world(out: Path, short: bool) -> Iterator[Learnt]:
 
 
 def reward_functions(out: Path, data: Path, quickstart_sft: str) -> Iterator[Rising]:
-    """PPO on reward functions: scores rise from each fifth of a run to the next."""
+    """PPO on reward functions: scores rise from each quarter of a run to the next."""
     common = (
         "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null", "model.scratch=null",
-        "ppo.normalize_rewards=none", "ppo.kl_coef=0.05", "ppo.max_steps=20", "eval.prompts=0",
+        "ppo.normalize_rewards=none", "ppo.kl_coef=0.05", "ppo.max_steps=16", "eval.prompts=0",
     )  # fmt: skip
     worlds = {
         "quickstart": (f"model.path={quickstart_sft}", "ppo.reward_funcs=[alignctl.data.quickstart:reward]"),
@@ -156,8 +156,8 @@ def reward_functions(out: Path, data: Path, quickstart_sft: str) -> Iterator[Ris
             train(folder, *common, *own, f"seed={seed}")
             rows = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
             scores = [row["score"] for row in rows]
-            part = len(scores) // 5
-            yield Rising(name, seed, [sum(scores[i : i + part]) / part for i in range(0, 5 * part, part)])
+            part = len(scores) // 4
+            yield Rising(name, seed, [sum(scores[i : i + part]) / part for i in range(0, 4 * part, part)])
 
 
 def real_pairs(
