@@ -47,7 +47,7 @@ def alignctl(tmp_path: Path):
         done = subprocess.run(
             [sys.executable, "-P", "-m", "alignctl", *arguments],
             cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "2", "COLUMNS": "120"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -17,7 +17,7 @@ def test_every_method_learns(tmp_path, root, shared_data):
     script = [sys.executable, str(root / "scripts" / "learn.py")]
     done = subprocess.run(
         [*script, "--short", "--out", str(tmp_path), "--data", str(shared_data)],
-        cwd=root, env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, check=False,
+        cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
