@@ -66,10 +66,22 @@ def _continue_from(trainer: Trainer, paths: StagePaths, progress: ProgressFile) 
 
 
 def _for_these_processes(checkpoint: Checkpoint, trainer: Trainer, progress: ProgressFile) -> Path:
-    """The folder to continue from: the checkpoint's, or what is made of it where others wrote it."""
+    """The folder to continue from: the checkpoint's, or what is made of it where others wrote it.
+
+    Raises:
+        RequestError: It cannot be converted.
+        LaunchError: There is no room for it.
+    """
     now = trainer.checkpoint_kind()
     if not must_convert(checkpoint, now):
         return checkpoint.path
+    needed, free = writes_of(trainer, trainer.keep_last, trained_model(trainer)).conversion, free_bytes(checkpoint.path)
+    if needed > free:
+        raise LaunchError(
+            f"the disk of {checkpoint.path} has {shown_bytes(free)} free, and {shown_bytes(needed)} are needed to "
+            f"convert it for {shares(now)}",
+            f"make room, or go on with {shares(checkpoint.kind)}, which wrote it",
+        )
     progress.phase("loading checkpoint")
     progress.notice(f"step {checkpoint.step} was saved by {shares(checkpoint.kind)}; converted for {shares(now)}")
     return converted(trainer, checkpoint)

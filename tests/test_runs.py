@@ -390,7 +390,9 @@ def test_too_many_lost_rows_end_the_run_before_it_trains(tmp_path, alignctl, sha
 
 def test_a_run_is_watched_cancelled_and_resumed_by_its_folder(alignctl, tmp_path):
     """From another terminal, so to speak; `resume` needs no recipe."""
-    run = start(tmp_path, *SFT, "sft.num_train_epochs=80", "run_dir=run")
+    long = (*SFT, "sft.num_train_epochs=80")
+    alone = start(tmp_path, *long, "run_dir=alone")
+    run = start(tmp_path, *long, "run_dir=run")
     wait_for_step(tmp_path / "run" / "sft", 4)
     now = json.loads(alignctl("status", "run", "--json").out)
     assert now["state"] == "running"
@@ -404,6 +406,10 @@ def test_a_run_is_watched_cancelled_and_resumed_by_its_folder(alignctl, tmp_path
     assert done.code == 0, done.err
     assert "sft: continues after step" in done.err
     assert "train_runtime" in alignctl("logs", "run").out
+    assert alone.wait(120) == 0, alone.stderr.read()
+    watched, undisturbed = (tmp_path / name / "sft" for name in ("run", "alone"))
+    assert weights(watched / "model") == weights(undisturbed / "model")
+    assert [row["step"] for row in metrics(watched)] == [row["step"] for row in metrics(undisturbed)]
     (tmp_path / "runs").mkdir()
     (tmp_path / "run").rename(tmp_path / "runs" / "one")
     assert re.search(r"^runs/one +done +sft ", alignctl("status", "--all").out, re.MULTILINE)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, wait_until
+from slurm_cluster import (
+    ONE,
+    TINY,
+    Cluster,
+    job,
+    login_node,
+    outcome,
+    states,
+    wait_for_end,
+    wait_for_more_steps,
+    wait_for_state,
+    wait_for_step,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
-TINY = (
-    "recipe=quickstart", "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "log_every=1", "rehearse=false",
-    "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
-    "sft.max_steps=160", "sft.logging_steps=1", "sft.save_steps=20", "sft.per_device_train_batch_size=4",
-    "dpo.max_steps=4", "dpo.logging_steps=1", "dpo.save_steps=2", "dpo.per_device_train_batch_size=4",
-)  # fmt: skip
-ONE = ("launcher=slurm", "launcher.gpus_per_node=null", "launcher.processes=1", "launcher.cpus_per_process=1")
 TWO = (*ONE, "launcher.nodes=2", "distributed=ddp")
 LONG = "sft.max_steps=200000"  # never done before something happens to it
 
@@ -36,68 +40,8 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def alignctl(cluster, tmp_path):
-    """Runs `alignctl ARGUMENTS` as on a login node; every job of the test is gone afterwards."""
-
-    def run(*arguments: str, code: int = 0, folder: Path = tmp_path) -> str:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "alignctl", *arguments], cwd=folder, capture_output=True, text=True,
-            env=cluster.env | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    yield run
-    cluster.run("scancel", "--user", str(os.getuid()))
-    wait_until(lambda: "idle" in set(cluster.run("sinfo", "-h", "-o", "%T").split()), 60, "jobs do not end")
-
-
-def states(alignctl, run: str) -> dict[str, str]:
-    found = json.loads(alignctl("status", run, "--json"))
-    return {name: stage["state"] for name, stage in found["stages"].items()} | {"run": found["state"]}
-
-
-def wait_for_state(alignctl, run: str, wanted: str, timeout_s: float = 150) -> dict[str, str]:
-    now: dict[str, str] = {}
-
-    def there() -> bool:
-        now.update(states(alignctl, run))
-        assert now["run"] == wanted or now["run"] in ("queued", "running"), alignctl("status", run)
-        return now["run"] == wanted
-
-    wait_until(there, timeout_s, f"{run} is not {wanted}")
-    return now
-
-
-def wait_for_end(alignctl, run: str, wanted: str, timeout_s: float = 150) -> None:
-    """Until SFT has ended so, and DPO, which waits for it, is cancelled: SLURM takes some seconds for that."""
-    wait_for_state(alignctl, run, wanted, timeout_s)
-    wait_until(lambda: states(alignctl, run)["dpo"] == "cancelled", 30, "what waits for it is not cancelled")
-    assert states(alignctl, run) == {"sft": wanted, "dpo": "cancelled", "run": wanted}
-
-
-def wait_for_step(stage: Path, step: int, timeout_s: float = 90) -> None:
-    def there() -> bool:
-        try:
-            return len((stage / "metrics.jsonl").read_text().splitlines()) >= step
-        except OSError:
-            return False
-
-    wait_until(there, timeout_s, f"{stage} did not reach step {step}")
-
-
-def wait_for_more_steps(stage: Path, steps: int) -> None:
-    wait_for_step(stage, len((stage / "metrics.jsonl").read_text().splitlines()) + steps)
-
-
-def job(run: Path, stage: str) -> str:
-    return json.loads((run / "status.json").read_text())["stages"][stage]["job"]["id"]
-
-
-def outcome(run: Path, stage: str) -> tuple[str, list]:
-    """Hash of a stage's weights, and what was logged."""
-    rows = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
-    weights = hashlib.sha256((run / stage / "model" / "model.safetensors").read_bytes()).hexdigest()
-    return weights, [[row["step"], row.get("loss"), row.get("grad_norm")] for row in rows]
+    yield login_node(cluster, tmp_path)
+    cluster.end_jobs()
 
 
 @pytest.fixture(scope="module")

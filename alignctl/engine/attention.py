@@ -32,18 +32,19 @@ def sdpa_by_parts(
     pieces = zip(*(one.split(sizes, 2) for one in (query, key, value)), strict=True)
     parts = []
     for group, masks in zip(layout.groups, layout.branch_masks, strict=True):
-        shared_query, shared_key, shared_value = next(pieces)
+        shared = next(pieces)
         if group.shared:
-            parts.append(
-                F.scaled_dot_product_attention(shared_query, shared_key, shared_value, is_causal=True, **options)
-            )
+            parts.append(F.scaled_dot_product_attention(*shared, is_causal=True, **options))
         for mask in masks:
-            own_query, own_key, own_value = next(pieces)
-            keys, values = torch.cat([shared_key, own_key], 2), torch.cat([shared_value, own_value], 2)
+            own = next(pieces)
+            if not group.shared:
+                parts.append(F.scaled_dot_product_attention(*own, is_causal=True, **options))
+                continue
+            key, value = (torch.cat(both, 2) for both in zip(shared[1:], own[1:], strict=True))
             if mask is None:
-                queries = torch.cat([shared_query, own_query], 2)
-                whole = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, **options)
+                query = torch.cat([shared[0], own[0]], 2)
+                whole = F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
                 parts.append(whole[:, :, group.shared :])
             else:
-                parts.append(F.scaled_dot_product_attention(own_query, keys, values, attn_mask=mask, **options))
+                parts.append(F.scaled_dot_product_attention(own[0], key, value, attn_mask=mask, **options))
     return torch.cat(parts, 2)

@@ -23,6 +23,9 @@ class Writes:
     """Most that are there at a time: a new one is complete before an old one is removed."""
     finished: int
     """The model, and the adapter where one is trained."""
+    conversion: int
+    """Most that is there while a checkpoint of DeepSpeed's is converted for other processes: every state a second time
+    in pieces, and a third time whole."""
 
     @property
     def total(self) -> int:
@@ -40,7 +43,12 @@ def writes_of(trainer: Trainer, keep_last: int | None, model: nn.Module) -> Writ
     checkpoint = _bytes(trained)
     if not trainer.args.save_only_model:
         checkpoint += _state_bytes(trainer, trained)
-    return Writes(checkpoint, _checkpoints(trainer, keep_last), finished=_bytes(model.parameters()))
+    return Writes(
+        checkpoint,
+        _checkpoints(trainer, keep_last),
+        finished=_bytes(model.parameters()),
+        conversion=_bytes(trained) + 2 * _DEEPSPEED_STATE * sum(map(_count, trained)),
+    )
 
 
 def _bytes(weights: Iterable[nn.Parameter]) -> int:

@@ -60,7 +60,7 @@ def mend_loaded(trainer: Trainer, folder: Path) -> None:
     """
     optimizer = trainer.deepspeed.optimizer.optimizer
     (file,) = folder.glob("*_universal/zero/optimizer_state.pt")
-    saved = torch.load(file, map_location="cpu", mmap=True, weights_only=False)["param_groups"]
+    saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)["param_groups"]
     for group, settings in zip(optimizer.param_groups, saved, strict=True):
         group.update({name: value for name, value in settings.items() if name != "params"})
     for state in optimizer.state.values():
