@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 _DEEPSPEED_STATE = 12  # bytes a parameter: float32 weights and AdamW's two moments, whatever type it is trained in
+_FILES, _BLOCK = 10, 4096  # of a converted checkpoint, for each weight; and the bytes that a file is rounded up to
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Writes:
     finished: int
     """The model, and the adapter where one is trained."""
     conversion: int
-    """Most that is there while a checkpoint of DeepSpeed's is converted for other processes: every state a second time
-    in pieces, and a third time whole."""
+    """Most that is there beside a checkpoint of DeepSpeed's while it is converted for other processes: the state in
+    pieces and put together, and weights that are tied once more."""
 
     @property
     def total(self) -> int:
@@ -47,7 +48,7 @@ def writes_of(trainer: Trainer, keep_last: int | None, model: nn.Module) -> Writ
         checkpoint,
         _checkpoints(trainer, keep_last),
         finished=_bytes(model.parameters()),
-        conversion=_bytes(trained) + 2 * _DEEPSPEED_STATE * sum(map(_count, trained)),
+        conversion=_conversion(trained),
     )
 
 
@@ -63,11 +64,16 @@ def _count(weight: nn.Parameter) -> int:
 def _state_bytes(trainer: Trainer, trained: list[nn.Parameter]) -> int:
     """Of AdamW, which most optimizers need no more than: two numbers of the weight's type for each trained weight."""
     if trainer.is_deepspeed_enabled:
-        return _DEEPSPEED_STATE * sum(map(_count, trained))
+        again = _bytes(trained) if trainer.accelerator.state.deepspeed_plugin.zero_stage < 3 else 0  # in its own file
+        return _DEEPSPEED_STATE * sum(map(_count, trained)) + again
     optimizer = str(trainer.args.optim.value)
     if "8bit" in optimizer:
         return 2 * sum(map(_count, trained))
     return 0 if "adafactor" in optimizer or "sgd" in optimizer else 2 * _bytes(trained)
+
+
+def _conversion(trained: list[nn.Parameter]) -> int:
+    return (2 * _DEEPSPEED_STATE + 4) * sum(map(_count, trained)) + _FILES * _BLOCK * len(trained)
 
 
 def _checkpoints(trainer: Trainer, keep_last: int | None) -> int:

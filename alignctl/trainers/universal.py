@@ -58,9 +58,13 @@ def mend_loaded(trainer: Trainer, folder: Path) -> None:
     It gives all groups of weights the settings of the first, weight decay among them, and one count of steps, which
     each group then counts up.
     """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
     optimizer = trainer.deepspeed.optimizer.optimizer
     (file,) = folder.glob("*_universal/zero/optimizer_state.pt")
-    saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)["param_groups"]
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum]):
+        saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)["param_groups"]
     for group, settings in zip(optimizer.param_groups, saved, strict=True):
         group.update({name: value for name, value in settings.items() if name != "params"})
     for state in optimizer.state.values():

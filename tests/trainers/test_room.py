@@ -116,6 +116,16 @@ def test_what_is_computed_is_what_is_written(small, peft, settings):
     assert size(small.folder / "finished") == pytest.approx(writes.finished, rel=0.05)
 
 
+def test_room_for_a_conversion(small):
+    """As much as was seen on a disk: 12.46 MB at a time, for a Llama of about this shape (418,184 numbers)."""
+    config = small.config()
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size = 128, 256, 2, 703
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 4, 32
+    config.tie_word_embeddings = True
+    trainer = small.trainer("sft", model=LlamaForCausalLM(config), max_steps=1)
+    assert writes_of(trainer, 1, trainer.model).conversion == pytest.approx(12.46e6, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("settings", "keep_last", "checkpoints"),
     [
