@@ -11,7 +11,7 @@ quickstart: $(READY) ## SFT and DPO of a tiny model, under 3 minutes after set-u
 	$(BIN)/alignctl train recipe=quickstart
 
 test: $(READY) ## the whole test suite, a file on each core; with a real SLURM where it may be installed
-	-scripts/slurm_test_cluster.sh install
+	-scripts/slurm_test_cluster.sh install --accounts
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --durations=40
 
 test-fast: $(READY) ## what answers within a minute
