@@ -56,6 +56,7 @@ def _continue_from(trainer: Trainer, paths: StagePaths, progress: ProgressFile) 
     """The checkpoint to continue from; says which are not taken and why, and removes them."""
     if trainer.is_world_process_zero():
         paths.not_finite.unlink(missing_ok=True)
+        shutil.rmtree(paths.checkpoints / STAGING, ignore_errors=True)  # a killed run's; its room is needed
         torn = remove_torn(paths.checkpoints)
         newest = newest_checkpoint(paths.checkpoints)
         instead = f"training continues from {newest.path.name}" if newest else "training starts from the beginning"

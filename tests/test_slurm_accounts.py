@@ -34,6 +34,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def alignctl(cluster, tmp_path):
+    """Every job of the test is gone afterwards."""
     yield login_node(cluster, tmp_path)
     cluster.end_jobs()
 

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 _DEEPSPEED_STATE = 12  # bytes a parameter: float32 weights and AdamW's two moments, whatever type it is trained in
-_FILES, _BLOCK = 10, 4096  # of a converted checkpoint, for each weight; and the bytes that a file is rounded up to
+_FILES, _BLOCK = 10, 4096  # of a converted checkpoint: files for each weight, and bytes that one is rounded up to
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ def converted(trainer: Trainer, checkpoint: Checkpoint) -> Path:
     together, before training."""
     folder = checkpoint.path.parent / STAGING / _CONVERTED
     if trainer.is_world_process_zero():
-        shutil.rmtree(folder, ignore_errors=True)
         _convert(checkpoint.path, folder)
     trainer.accelerator.wait_for_everyone()
     config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
