@@ -12,7 +12,8 @@ The shared base trains adapters (LoRA, r=8) where the others train all weights; 
 no effect yet, with the head of the others', so all are scored alike.
 
 A model of that size hardly counts beside what Python and its packages take. `--hidden 768 --layers 12` takes a Llama
-of that shape with random weights instead, for the memory of models.
+of that shape with random weights instead, for the memory of models. With `--device cuda` weights are bfloat16 and the
+memory is what torch allocates on the GPU.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ CONTESTANTS = {  # and the `roles` of ours
     "alignctl, shared value": "shared_value",
     "alignctl, shared base": "shared_base",
 }
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 
 
@@ -45,6 +47,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=_shared() / "models" / "stories260K")
     parser.add_argument("--hidden", type=int, help="width of a model with random weights, instead of --model")
     parser.add_argument("--layers", type=int, default=12, help="of that model")
+    parser.add_argument("--vocabulary", type=int, help="of that model, in tokens; as the tokenizer's where not given")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--turns", type=int, default=8, help="rollouts of each contestant, the warm-up included")
     parser.add_argument("--batch", type=int, default=32, help="completions of a rollout")
     parser.add_argument("--epochs", type=int, default=4)
@@ -62,7 +66,7 @@ def main() -> None:
         subprocess.run(install, check=True)
         if arguments.hidden:
             arguments.model = make_model(arguments, Path(folder, "model"))
-        arguments.reward_model = make_reward_model(arguments.model, Path(folder, "reward"))
+        arguments.reward_model = make_reward_model(arguments, Path(folder, "reward"))
         result = compare(arguments, folder)
     print(table(result))
     if arguments.json:
@@ -75,26 +79,28 @@ def _shared() -> Path:
 
 def make_model(arguments: argparse.Namespace, folder: Path) -> Path:
     """Saves a Llama with random weights and the tokenizer of the model that was given."""
+    import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     AutoTokenizer.from_pretrained(arguments.model).save_pretrained(folder)
     given = LlamaConfig.from_pretrained(arguments.model)
     config = LlamaConfig(
-        vocab_size=given.vocab_size, hidden_size=arguments.hidden, intermediate_size=arguments.hidden * 8 // 3,
-        num_hidden_layers=arguments.layers, num_attention_heads=arguments.hidden // 64, pad_token_id=given.pad_token_id,
-        bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, tie_word_embeddings=True,
+        vocab_size=arguments.vocabulary or given.vocab_size, hidden_size=arguments.hidden,
+        intermediate_size=arguments.hidden * 8 // 3, num_hidden_layers=arguments.layers,
+        num_attention_heads=arguments.hidden // 64, pad_token_id=given.pad_token_id, bos_token_id=given.bos_token_id,
+        eos_token_id=given.eos_token_id, tie_word_embeddings=True,
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config).to(getattr(torch, DTYPES[arguments.device]))
     print(f"{model.num_parameters() / 1e6:.1f} million parameters", file=sys.stderr)
     model.save_pretrained(folder)
     return folder
 
 
-def make_reward_model(model: Path, folder: Path) -> Path:
+def make_reward_model(arguments: argparse.Namespace, folder: Path) -> Path:
     """Saves a reward model with a random head, and in `adapter/` the same as an adapter over the model."""
     from peft import LoraConfig, get_peft_model
 
-    reward_model = load(model, scores=True)
+    reward_model = load(arguments.model, arguments.device, scores=True)
     reward_model.save_pretrained(folder)
     get_peft_model(reward_model, LoraConfig(task_type="SEQ_CLS", **LORA)).save_pretrained(folder / "adapter")
     return folder
@@ -106,17 +112,18 @@ def compare(arguments: argparse.Namespace, trl: str) -> dict[str, Any]:
     measured: dict[str, dict[str, Any]] = {name: {"turns_s": [], "rewards": []} for name in CONTESTANTS}
     try:
         for name in CONTESTANTS:
-            options = ("model", "reward_model", "turns", "batch", "epochs", "length")
+            options = ("model", "reward_model", "turns", "batch", "epochs", "length", "device")
             words = [word for key in options for word in (f"--{key.replace('_', '-')}", str(getattr(arguments, key)))]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
             if name == "TRL":
-                environment["PYTHONPATH"] = trl
+                environment["PYTHONPATH"] = os.pathsep.join([trl, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
             children[name] = subprocess.Popen(
                 [sys.executable, __file__, "--child", name, *words],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
             )  # fmt: skip
-            if not children[name].stdout.readline():
-                raise SystemExit(f"`{name}` did not start: exit code {children[name].wait()}")
+        for name, child in children.items():
+            if not child.stdout.readline():
+                raise SystemExit(f"`{name}` did not start: exit code {child.wait()}")
         for turn in range(arguments.turns):
             for name, child in children.items():
                 child.stdin.write("go\n")
@@ -185,8 +192,12 @@ def train(arguments: argparse.Namespace) -> None:
 
         def end(self) -> None:
             if self.ended and self.reward is not None:
+                seconds = time.perf_counter() - self.began
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-                answer = {"seconds": time.perf_counter() - self.began, "reward": self.reward, "peak_mib": peak}
+                if arguments.device == "cuda":
+                    torch.cuda.empty_cache()  # for the next contestant
+                    peak = torch.cuda.max_memory_allocated() / 2**20
+                answer = {"seconds": seconds, "reward": self.reward, "peak_mib": peak}
                 print(json.dumps(answer), file=answers, flush=True)
                 self.ended, self.reward = False, None
                 self.wait()
@@ -211,14 +222,14 @@ def prompts(count: int) -> list[str]:
     return [f"{OPENINGS[i % 5]} {NAMES[i % 8]} and" for i in range(count)]
 
 
-def load(path: Path, scores: bool = False) -> Any:
+def load(path: Path, device: str, scores: bool = False) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     torch.manual_seed(0)
     if scores:
-        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
-    return AutoModelForCausalLM.from_pretrained(path)
+        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=DTYPES[device])
+    return AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[device])
 
 
 def build_trl(arguments: argparse.Namespace, folder: str) -> Any:
@@ -226,18 +237,20 @@ def build_trl(arguments: argparse.Namespace, folder: str) -> Any:
     from transformers import AutoTokenizer
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
+    device = arguments.device
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, padding_side="left")
     rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts(arguments.turns * arguments.batch)]
     args = PPOConfig(
         output_dir=folder, per_device_train_batch_size=arguments.batch, gradient_accumulation_steps=1,
         num_mini_batches=1, num_ppo_epochs=arguments.epochs, total_episodes=arguments.turns * arguments.batch,
         response_length=arguments.length, local_rollout_forward_batch_size=arguments.batch, num_sample_generations=0,
-        stop_token="eos", **common(),
+        stop_token="eos", **common(device),
     )  # fmt: skip
     return PPOTrainer(
         args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(rows[:1]), model=load(arguments.model), ref_model=load(arguments.model),
-        reward_model=load(arguments.reward_model, scores=True), value_model=load(arguments.model, scores=True),
+        eval_dataset=Dataset.from_list(rows[:1]), model=load(arguments.model, device),
+        ref_model=load(arguments.model, device), reward_model=load(arguments.reward_model, device, scores=True),
+        value_model=load(arguments.model, device, scores=True),
     )  # fmt: skip
 
 
@@ -250,29 +263,31 @@ def build_ours(arguments: argparse.Namespace, folder: str) -> Any:
     from alignctl.trainers.ppo.config import PPOConfig
     from alignctl.trainers.ppo.trainer import PPOTrainer
 
+    device = arguments.device
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     rows = [{"prompt": prompt} for prompt in prompts(arguments.turns * arguments.batch)]
     args = PPOConfig(
         output_dir=f"{folder}/out", per_device_train_batch_size=arguments.batch, num_mini_batches=1,
         num_ppo_epochs=arguments.epochs, num_train_epochs=1, response_length=arguments.length, max_prompt_length=64,
-        roles=CONTESTANTS[arguments.child], **common(),
+        roles=CONTESTANTS[arguments.child], **common(device),
     )  # fmt: skip
-    given: dict[str, Any] = {"model": load(arguments.model)}
+    given: dict[str, Any] = {"model": load(arguments.model, device)}
     if args.roles == "shared_base":
         given["reward_adapter"] = load_score_adapter(str(arguments.reward_model / "adapter"), None)
         given["peft_config"] = LoraConfig(task_type="CAUSAL_LM", **LORA)
     else:
-        given["ref_model"] = load(arguments.model)
-        given["reward_model"] = load(arguments.reward_model, scores=True)
+        given["ref_model"] = load(arguments.model, device)
+        given["reward_model"] = load(arguments.reward_model, device, scores=True)
     if args.roles == "separate":
-        given["value_model"] = load(arguments.model, scores=True)
+        given["value_model"] = load(arguments.model, device, scores=True)
     return PPOTrainer(args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), **given)
 
 
-def common() -> dict[str, Any]:
+def common(device: str) -> dict[str, Any]:
     return {
         "learning_rate": 1e-5, "lr_scheduler_type": "constant", "temperature": 1.0, "kl_coef": 0.05, "logging_steps": 1,
-        "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+        "save_strategy": "no", "report_to": "none", "use_cpu": device == "cpu", "bf16": False,
+        "gradient_checkpointing": False,
     }  # fmt: skip
 
 

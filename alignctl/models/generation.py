@@ -95,12 +95,15 @@ def _continuously(
 ) -> list[list[int]]:
     """Completions by transformers' continuous batching, with a cache of `max_tokens` tokens, or what is needed."""
     model = bare(policy)
+    cuda = model.device.type == "cuda"
     blocks = [-(-(len(prompt) + config.max_new_tokens) // _PAGE) for prompt in prompts]
     settings = ContinuousBatchingConfig(
         page_size=_PAGE,
         num_blocks=max(min(sum(blocks), max_tokens // _PAGE), max(blocks)) + 1,
         max_batch_tokens=min(max_tokens, _STEP_TOKENS),
-        use_async_batching=False,
+        # Without these a GPU waits for Python between its kernels most of the time.
+        use_cuda_graph=cuda,
+        use_async_batching=cuda,
         auto_switch_to_flash=False,  # which might be fetched from the Hub
     )
     with _plain_attention(model):
