@@ -3,11 +3,15 @@ what a mask over the whole row would hide. Torch only."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignctl.engine.layout import Layout
+from alignctl.engine.layout import Group, Layout
 
 
 def sdpa_by_parts(
@@ -27,24 +31,44 @@ def sdpa_by_parts(
     if query.is_cuda and query.size(1) != key.size(1):  # with a mask, CUDA's fast kernels want all heads
         key, value = (one.repeat_interleave(query.size(1) // key.size(1), 1) for one in (key, value))
     options = {"scale": scale, "dropout_p": dropout, "enable_gqa": query.size(1) != key.size(1)}
+    runs = list(_runs(layout))
     # Divided at once: each slice would have a gradient of the size of the whole row.
-    sizes = [size for group in layout.groups for size in (group.shared, *group.branches)]
+    sizes = [size for count, group, _ in runs for size in (count * group.shared, *group.branches)]
     pieces = zip(*(one.split(sizes, 2) for one in (query, key, value)), strict=True)
     parts = []
-    for group, masks in zip(layout.groups, layout.branch_masks, strict=True):
+    for count, group, masks in runs:
         shared = next(pieces)
         if group.shared:
-            parts.append(F.scaled_dot_product_attention(*shared, is_causal=True, **options))
+            parts.append(_attend(*(_stacked(one, count) for one in shared), is_causal=True, **options))
         for mask in masks:
             own = next(pieces)
             if not group.shared:
-                parts.append(F.scaled_dot_product_attention(*own, is_causal=True, **options))
+                parts.append(_attend(*own, is_causal=True, **options))
                 continue
             key, value = (torch.cat(both, 2) for both in zip(shared[1:], own[1:], strict=True))
             if mask is None:
                 query = torch.cat([shared[0], own[0]], 2)
-                whole = F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
-                parts.append(whole[:, :, group.shared :])
+                parts.append(_attend(query, key, value, is_causal=True, **options)[:, group.shared :])
             else:
-                parts.append(F.scaled_dot_product_attention(own[0], key, value, attn_mask=mask, **options))
-    return torch.cat(parts, 2)
+                parts.append(_attend(own[0], key, value, attn_mask=mask, **options))
+    return torch.cat(parts, 1).transpose(1, 2)
+
+
+def _runs(layout: Layout) -> Iterator[tuple[int, Group, list[Tensor | None]]]:
+    """Groups with their masks, and how many like them lie side by side: sequences of one length that share nothing are
+    one call."""
+    groups = layout.groups
+    alone = [-1 - number if group.branches else group.shared for number, group in enumerate(groups)]
+    for _, run in groupby(range(len(groups)), key=alone.__getitem__):
+        first, *others = run
+        yield 1 + len(others), groups[first], layout.branch_masks[first]
+
+
+def _stacked(row: Tensor, count: int) -> Tensor:
+    """`[1, heads, count * length, head size]` as `[count, heads, length, head size]`"""
+    return row[0].unflatten(1, (count, -1)).transpose(0, 1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """Attention as a row `[1, count * length, heads, head size]`, which is how SDPA lays it into memory."""
+    return F.scaled_dot_product_attention(query, key, value, **options).transpose(1, 2).flatten(0, 1)[None]
