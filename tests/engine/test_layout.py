@@ -45,7 +45,14 @@ def random_groups(seed):
     return sequences_of(*rows), groups
 
 
-CASES = [(PAIR, [(0, 1)]), (ODD, ODD_GROUPS), *map(random_groups, range(4))]
+# By themselves, and some of one length side by side.
+ALONE = sequences_of([5, 6, 7], [8, 9, 10], [11, 12], [13, 14], [15, 16], [17], [18, 19, 20])
+CASES = [
+    (PAIR, [(0, 1)]),
+    (ODD, ODD_GROUPS),
+    (ALONE, [(number,) for number in range(len(ALONE))]),
+    *map(random_groups, range(4)),
+]
 
 
 @pytest.mark.parametrize(("rows", "groups"), CASES)
@@ -108,6 +115,35 @@ def test_the_two_kernels_agree():
     query, key, value = (torch.randn(1, heads, packed.input_ids.numel(), 16) for heads in (4, 2, 2))
     flex = flex_attention(query, key, value, block_mask=packed.block_mask, scale=0.3, enable_gqa=True)
     torch.testing.assert_close(sdpa_by_parts(query, key, value, packed, 0.3, 0.0), flex, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has a gradient on GPUs alone")
+@pytest.mark.parametrize("seed", range(3))
+def test_flex_attention_has_the_gradient_of_padded_rows(seed):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from alignctl.engine.forward import last_hidden
+    from alignctl.models.attention import put_packed_attention_on
+
+    rows, groups = random_groups(seed)
+    device = torch.device("cuda")
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    gradients = []
+    for packed in (True, False):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).to(device)
+        if packed:
+            assert put_packed_attention_on(model, device) is None
+            assert model.packed_attention == "flex"
+        layout = engine.pack(rows, groups, device) if packed else engine.pad(rows, 0, device)
+        hidden = last_hidden(model, layout)
+        loss = sum(hidden[where[: len(row)]].square().sum() for row, where in zip(rows, layout.where, strict=True))
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.base_model.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()  # float32
 
 
 def test_padded_batches_are_found_in_the_row():

@@ -17,6 +17,7 @@ from alignctl.models.generation import draw_completions
 from alignctl.trainers.ppo.config import PPOConfig
 
 pytestmark = pytest.mark.train
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
 TEXTS = ["Once upon a time", "The", "Lily and Tom were in the park, and", "One day, a", "She said", "It was a big red"]
 
@@ -69,15 +70,17 @@ def test_completions_end_one_by_one(stories):
     assert len({len(completion) for completion in roomy.completions}) >= 4
 
 
-def test_continuous_batching_draws_from_the_policy_s_distribution(stories):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_continuous_batching_draws_from_the_policy_s_distribution(stories, device):
     """Shares of the next token among 1,500 draws are as far from the probabilities as chance has it."""
     model, tokenizer = stories
+    model.to(device)
     prompt = tokenizer("One day, Lily")["input_ids"]
     torch.manual_seed(0)
     drawn = draw_completions(model, tokenizer, [prompt] * 1500, 1, 1.5, 65536, continuous=True)
     shares = torch.bincount(torch.tensor(drawn.completions).flatten(), minlength=model.config.vocab_size) / 1500
     with torch.no_grad():
-        probs = (model(torch.tensor([prompt])).logits[0, -1] / 1.5).softmax(-1)
+        probs = (model(torch.tensor([prompt], device=device)).logits[0, -1] / 1.5).softmax(-1).cpu()
     expected = (2 * probs * (1 - probs) / (torch.pi * 1500)).sqrt().sum()  # of the distances, if it is right
     assert (shares - probs).abs().sum() < 1.3 * expected
     assert expected < 0.5 * (probs - (probs * 1.5).softmax(-1)).abs().sum()  # another distribution would be seen
