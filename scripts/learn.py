@@ -1,8 +1,8 @@
 """Does every method learn? Trains each one and measures it on held-out rows; exits with 1 if any does not.
 
-    python scripts/learn.py                    # everything, about 25 minutes on 2 CPU cores
+    python scripts/learn.py                    # everything, about 35 minutes on 2 CPU cores
     python scripts/learn.py --part functions   # one part of it
-    python scripts/learn.py --short            # half the epochs, neither hh-rlhf nor reward functions, looser limits
+    python scripts/learn.py --short            # half the epochs, neither hh-rlhf, reward functions nor seeds, looser
 
 On the quickstart world each preference method starts from the same SFT model and is compared with it by the world's own
 judge; a reward model is asked which of two answers is chosen. On real pairs (llms_from_scratch and hh-rlhf, from a
@@ -13,7 +13,8 @@ log-ratio to the reference, which at the start is a coin toss; ORPO and SimPO by
 
 PPO is trained on reward functions too, with three seeds each: the mean score of every quarter of a run has to be above
 that of the quarter before. On the quickstart world the function is the world's own judge; stories260K, asked the
-questions of llms_from_scratch, learns short sentences.
+questions of llms_from_scratch, learns short sentences. And `rlhf_quickstart` is run as it is, with three seeds: PPO has
+to win, and to stay below the recipe's target of KL in every rollout.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,7 +47,7 @@ REAL = {
     "orpo": ("orpo.learning_rate=2e-3", "orpo.beta=2.0"),
     "simpo": ("simpo.learning_rate=2e-3",),
 }
-PARTS = ("quickstart", "functions", "llms", "hh")
+PARTS = ("quickstart", "rlhf", "functions", "llms", "hh")
 SEEDS = (0, 1, 2)
 PLAIN, PER_TOKEN, LOG_RATIO = "preference_accuracy", "preference_accuracy_per_token", "reward_accuracy"
 OWN_REWARD = {"dpo": LOG_RATIO, "ipo": LOG_RATIO, "kto": LOG_RATIO, "orpo": PER_TOKEN, "simpo": PER_TOKEN}
@@ -94,6 +96,29 @@ class Rising:
         return f"{self.data:<24} ppo     seed {self.seed}, mean scores {means}: {verdict}"
 
 
+@dataclass(frozen=True)
+class Pipeline:
+    """SFT, a reward model and PPO, as the recipe has them."""
+
+    seed: int
+    win_rate: float
+    highest_kl: float
+    """Of any rollout, nats per completion (k1)."""
+    target_kl: float
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.win_rate > 0.75 and self.highest_kl < self.target_kl
+
+    def __str__(self) -> str:
+        verdict = "learnt" if self.passed else "DID NOT LEARN"
+        return (
+            f"{'rlhf_quickstart':<24} ppo     seed {self.seed}, win rate {self.win_rate:.1%} above 75.0%, "
+            f"KL {self.highest_kl:.2f} below {self.target_kl:.2f}, {self.seconds:.0f} s: {verdict}"
+        )
+
+
 def short_sentences(prompts: list[str], completions: list[str]) -> list[float]:
     """A reward function: sentences for each ten words."""
     return [10 * sum(text.count(end) for end in ".!?") / max(len(text.split()), 1) for text in completions]
@@ -135,6 +160,20 @@ def quickstart_world(out: Path, short: bool) -> Iterator[Learnt]:
     yield Learnt("quickstart", "ppo", "win rate", None, ppo["win_rate"], 0.65 if short else 0.75)
 
 
+def whole_pipeline(out: Path) -> Iterator[Pipeline]:
+    for seed in SEEDS:
+        folder, began = out / str(seed), time.perf_counter()
+        win_rate = train(folder, "recipe=rlhf_quickstart", f"seed={seed}")["ppo"]["win_rate"]
+        seconds = time.perf_counter() - began
+        target = json.loads((folder / "plan.json").read_text())["stages"][-1]["config"]["trainer"]["target_kl"]
+        yield Pipeline(seed, win_rate, max(row["kl/k1"] for row in ppo_log(folder)), target, seconds)
+
+
+def ppo_log(folder: Path) -> list[dict]:
+    """What PPO logged in a run."""
+    return [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
+
+
 def reward_functions(out: Path, data: Path, quickstart_sft: str) -> Iterator[Rising]:
     """PPO on reward functions: scores rise from each quarter of a run to the next."""
     common = (
@@ -154,8 +193,7 @@ def reward_functions(out: Path, data: Path, quickstart_sft: str) -> Iterator[Ris
         for seed in SEEDS:
             folder = out / f"{name}_{seed}"
             train(folder, *common, *own, f"seed={seed}")
-            rows = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
-            scores = [row["score"] for row in rows]
+            scores = [row["score"] for row in ppo_log(folder)]
             part = len(scores) // 4
             yield Rising(name, seed, [sum(scores[i : i + part]) / part for i in range(0, 4 * part, part)])
 
@@ -194,10 +232,12 @@ def main() -> int:
     return 0 if all(learnt.passed for learnt in results) else 1
 
 
-def everything(out: Path, data: Path, short: bool, parts: Sequence[str]) -> Iterator[Learnt | Rising]:
+def everything(out: Path, data: Path, short: bool, parts: Sequence[str]) -> Iterator[Learnt | Rising | Pipeline]:
     """All runs, one after the other."""
     if "quickstart" in parts:
         yield from quickstart_world(out / "quickstart", short)
+    if "rlhf" in parts and not short:
+        yield from whole_pipeline(out / "rlhf")
     if not data.is_dir():
         print(f"no real rows at {data}")
         return
