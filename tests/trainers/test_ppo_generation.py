@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
+import json
 
 import pytest
 import torch
 from in_process import read, run_stages
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignctl.engine.forward import takes_packed_rows
 from alignctl.models.attention import put_packed_attention_on
@@ -17,6 +19,7 @@ from alignctl.models.generation import draw_completions
 from alignctl.trainers.ppo.config import PPOConfig
 
 pytestmark = pytest.mark.train
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
 TEXTS = ["Once upon a time", "The", "Lily and Tom were in the park, and", "One day, a", "She said", "It was a big red"]
@@ -100,8 +103,56 @@ def test_a_stage_with_continuous_batching_is_ppo_and_repeats_itself(tmp_path):
     assert first[0]["kl/k3"] == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.fixture
+def drawn_by_vllm(tmp_path, alignctl, stories, monkeypatch):
+    """Runs PPO of a small model, drawn by vLLM, with further arguments."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where it runs on a CPU
+    torch.manual_seed(0)
+    shape = LlamaConfig(  # with heads of 64: on a CPU vLLM knows none below 32
+        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(tmp_path / "model")
+    stories[1].save_pretrained(tmp_path / "model")
+    rows = [json.dumps({"prompt": f"{text} {name}"}) for text in TEXTS for name in ("Tim", "Sue", "Ben", "Mia") * 12]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    function = "def reward(completions, **_):\n    return [text.count('a') for text in completions]\n"
+    (tmp_path / "rewards.py").write_text(function)
+    return lambda *more: alignctl(
+        "train", "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "model.scratch=null", "model.path=model",
+        "data.path=rows.jsonl", "data.eval_rows=0", "eval=default", "eval.prompts=0", "ppo.reward_model=null",
+        "ppo.normalize_rewards=none", "ppo.reward_funcs=[rewards.py:reward]", "ppo.missing_eos_penalty=null",
+        "ppo.generation=vllm", "ppo.per_device_train_batch_size=48", "ppo.learning_rate=1e-3", "ppo.logging_steps=1",
+        "ppo.lr_scheduler_type=constant", "run_dir=run", *more,
+    )  # fmt: skip
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("peft=lora",), ("peft=lora", "ppo.roles=shared_base")], ids=" ".join)
+def test_vllm_draws_from_the_policy_that_is_trained(tmp_path, drawn_by_vllm, more):
+    """k1 would be about -k3 if completions were still drawn from the weights that training started with."""
+    done = drawn_by_vllm(*more)
+    assert done.code == 0, done.out + done.err
+    first, *others = read(tmp_path / "run" / "ppo" / "metrics.jsonl")
+    assert first["kl/k3"] == pytest.approx(0.0, abs=1e-5)
+    k1, k3 = (sum(row[f"kl/{name}"] for row in others) for name in ("k1", "k3"))
+    assert k3 > 0.5  # moved far enough to tell
+    assert k1 > 0.5 * k3
+
+
+@needs_vllm
+def test_a_server_that_does_not_answer_is_said_to_be_missing(drawn_by_vllm):
+    server = ("ppo.vllm_mode=server", "ppo.vllm_server_port=9", "ppo.vllm_server_timeout=1")
+    done = drawn_by_vllm(*server)
+    assert done.code == 3
+    assert "The vLLM server can't be reached at http://0.0.0.0:9" in done.err
+    assert "vllm serve" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_trl_s_helper_for_vllm_is_what_we_call():
-    """vLLM cannot be run on a CPU-only machine: this fails when TRL changes how its helper is called."""
+    """Where vLLM is not installed, this fails when TRL changes how its helper is called."""
     from trl import GRPOConfig
     from trl.generation.vllm_generation import VLLMGeneration
 

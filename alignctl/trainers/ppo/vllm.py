@@ -1,6 +1,6 @@
 """Completions drawn by vLLM, through TRL's helper for it: the one place that touches either.
 
-Needs the extra `vllm`, and GPUs.
+Needs the extra `vllm`. A server needs GPUs; beside the training vLLM's CPU build runs, too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.generation.vllm_generation import VLLMGeneration
 
-from alignctl.errors import RequestError
+from alignctl.errors import LaunchError, RequestError
 from alignctl.models.generation import Drawn, as_drawn
 from alignctl.models.template import end_tokens
 from alignctl.trainers.ppo.config import PPOConfig
+
+# How TRL wants its server.
+_SERVER = (
+    'VLLM_SERVER_DEV_MODE=1 vllm serve {} --weight-transfer-config \'{{"backend": "nccl"}}\' '
+    "--logprobs-mode processed_logprobs --max-logprobs -1"
+)
 
 
 class VLLM:
@@ -28,6 +34,7 @@ class VLLM:
 
         Raises:
             RequestError: The policy has no checkpoint that vLLM could load first.
+            LaunchError: The server does not answer.
         """
         if not policy.name_or_path:
             raise RequestError(
@@ -35,7 +42,10 @@ class VLLM:
                 "train it first, or set `generation=transformers`",
             )
         self._ends = end_tokens(policy, tokenizer)
-        self._helper = VLLMGeneration(policy, accelerator, tokenizer, **helper_settings(args, self._ends))
+        try:
+            self._helper = VLLMGeneration(policy, accelerator, tokenizer, **helper_settings(args, self._ends))
+        except ConnectionError as error:
+            raise LaunchError(str(error).splitlines()[0], f"start it: {_SERVER.format(policy.name_or_path)}") from error
 
     def draw(self, prompts: Sequence[Sequence[int]]) -> Drawn:
         """One completion for each prompt, after the policy's weights were handed over."""
