@@ -44,7 +44,9 @@ class VLLM:
         self._ends = end_tokens(policy, tokenizer)
         try:
             self._helper = VLLMGeneration(policy, accelerator, tokenizer, **helper_settings(args, self._ends))
-        except ConnectionError as error:
+        except OSError as error:  # of requests, whose ConnectionError is none of Python's
+            if args.vllm_mode != "server":
+                raise
             raise LaunchError(str(error).splitlines()[0], f"start it: {_SERVER.format(policy.name_or_path)}") from error
 
     def draw(self, prompts: Sequence[Sequence[int]]) -> Drawn:
