@@ -129,7 +129,17 @@ def drawn_by_vllm(tmp_path, alignctl, stories, monkeypatch):
 
 @needs_vllm
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("peft=lora",), ("peft=lora", "ppo.roles=shared_base")], ids=" ".join)
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("peft=lora",),
+        ("peft=lora", "ppo.roles=shared_base"),
+        ("distributed=ddp", "launcher.processes=2"),
+        ("distributed=zero3", "launcher.processes=2"),
+    ],
+    ids=" ".join,
+)
 def test_vllm_draws_from_the_policy_that_is_trained(tmp_path, drawn_by_vllm, more):
     """k1 would be about -k3 if completions were still drawn from the weights that training started with."""
     done = drawn_by_vllm(*more)

@@ -200,9 +200,11 @@ class PPOTrainer(Trainer):
         """Draws completions, scores them, and updates policy and value model; the gradient of the last mini-batch is
         left for the trainer to step with."""
         began = time.perf_counter()
+        # TRL's helper for vLLM gathers divided weights by itself, and they may not be gathered twice.
+        drawn = self._vllm.draw(inputs[_IDS]) if self._vllm is not None else None
         # Divided weights are gathered once a rollout, not once a token; so processes need not run as often as others.
         with whole_weights(self.model_wrapped):
-            episodes = self._roll_out(inputs)
+            episodes = self._roll_out(inputs, drawn)
             rolled_out = time.perf_counter()
             experience, scores = self._learn_from(episodes)
         updating = time.perf_counter()
@@ -217,10 +219,11 @@ class PPOTrainer(Trainer):
             )
         return loss
 
-    def _roll_out(self, inputs: dict[str, Any]) -> Episodes:
-        self.policy.eval()
-        with self.accelerator.autocast():
-            drawn = self._draw(inputs[_IDS])
+    def _roll_out(self, inputs: dict[str, Any], drawn: Drawn | None) -> Episodes:
+        if drawn is None:
+            self.policy.eval()
+            with self.accelerator.autocast():
+                drawn = self._draw(inputs[_IDS])
         said = [
             as_said(asked, self._text(prompt if isinstance(asked, str) else [], completion))
             for asked, prompt, completion in zip(inputs["prompt"], inputs[_IDS], drawn.completions, strict=True)
@@ -228,8 +231,6 @@ class PPOTrainer(Trainer):
         return Episodes(inputs[_IDS], drawn.completions, drawn.ended, inputs["prompt"], said, inputs["columns"])
 
     def _draw(self, prompts: list[list[int]]) -> Drawn:
-        if self._vllm is not None:
-            return self._vllm.draw(prompts)
         args = self.args
         return draw_completions(
             self.policy, self.processing_class, prompts, args.response_length, args.temperature, args.rollout_tokens,
