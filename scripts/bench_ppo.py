@@ -60,7 +60,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--reward-model", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--trl", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         train(arguments)
@@ -141,6 +140,9 @@ def compare(arguments: argparse.Namespace, trl: str) -> dict[str, Any]:
                     measured[name]["turns_s"].append(answer["seconds"])
                 measured[name]["rewards"].append(answer["reward"])
                 measured[name]["peak_mib"] = answer["peak_mib"]
+        for child in children.values():  # has nothing left to train, and removes its folder
+            child.stdin.close()
+            child.wait()
     finally:
         for child in children.values():
             child.kill()
@@ -249,7 +251,7 @@ def build_trl(arguments: argparse.Namespace, folder: str) -> Any:
         output_dir=folder, per_device_train_batch_size=arguments.batch, gradient_accumulation_steps=1,
         num_mini_batches=1, num_ppo_epochs=arguments.epochs, total_episodes=arguments.turns * arguments.batch,
         response_length=arguments.length, local_rollout_forward_batch_size=arguments.batch, num_sample_generations=0,
-        **(  # it draws all tokens and cuts what follows the stop token
+        **(  # it draws until the last completion has ended, and cuts what follows the stop token
             {"stop_token_id": stop_token(tokenizer, arguments.stop)} if arguments.stop else {"stop_token": "eos"}
         ),
         **common(device),

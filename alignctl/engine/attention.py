@@ -55,13 +55,15 @@ def sdpa_by_parts(
 
 
 def _runs(layout: Layout) -> Iterator[tuple[int, Group, list[Tensor | None]]]:
-    """Groups with their masks, and how many like them lie side by side: sequences of one length that share nothing are
-    one call."""
-    groups = layout.groups
-    alone = [-1 - number if group.branches else group.shared for number, group in enumerate(groups)]
-    for _, run in groupby(range(len(groups)), key=alone.__getitem__):
-        first, *others = run
-        yield 1 + len(others), groups[first], layout.branch_masks[first]
+    """Groups with their masks, and how many equal ones lie side by side; only sequences that share nothing are put
+    together, those of one length into one call."""
+
+    def alike(one: tuple[Group, list[Tensor | None]]) -> tuple[int, int | None]:
+        return one[0].shared, one[0].start if one[0].branches else None
+
+    for _, run in groupby(zip(layout.groups, layout.branch_masks, strict=True), alike):
+        equal = list(run)
+        yield len(equal), *equal[0]
 
 
 def _stacked(row: Tensor, count: int) -> Tensor:

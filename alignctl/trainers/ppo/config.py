@@ -39,14 +39,14 @@ class PPOConfig(EngineConfig, TrainingArguments):
     generation: Literal["transformers", "continuous", "vllm"] = "transformers"
     """What draws completions: transformers, batch by batch or with continuous batching, or vLLM."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
-    """Whether vLLM runs on the GPUs of the training or is a server (`vllm serve`). This and what follows has TRL's
+    """Whether vLLM runs beside the training or is a server (`vllm serve`). This and what follows has TRL's
     names and defaults."""
     vllm_gpu_memory_utilization: float = 0.3
     """Share of a GPU's memory for a vLLM on it."""
     vllm_tensor_parallel_size: int = 1
     """GPUs that a vLLM on them is divided among."""
     vllm_enable_sleep_mode: bool = False
-    """Whether a vLLM on the GPUs of the training gives its memory back during the update."""
+    """Whether a vLLM beside the training gives its memory back during the update."""
     vllm_server_base_url: str | None = None
     """Of the server, in place of host and port."""
     vllm_server_host: str = "0.0.0.0"

@@ -25,7 +25,7 @@ _SERVER = (
 
 
 class VLLM:
-    """vLLM with the policy's weights, on the GPUs of the training or as a server of its own."""
+    """vLLM with the policy's weights, beside the training or as a server of its own."""
 
     def __init__(
         self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, args: PPOConfig
@@ -47,7 +47,8 @@ class VLLM:
         except OSError as error:  # of requests, whose ConnectionError is none of Python's
             if args.vllm_mode != "server":
                 raise
-            raise LaunchError(str(error).splitlines()[0], f"start it: {_SERVER.format(policy.name_or_path)}") from error
+            start = _SERVER.format(policy.name_or_path)
+            raise LaunchError(str(error).partition("\n")[0], f"start it: {start}") from error
 
     def draw(self, prompts: Sequence[Sequence[int]]) -> Drawn:
         """One completion for each prompt, after the policy's weights were handed over."""
