@@ -219,7 +219,7 @@ class PPOTrainer(Trainer):
             )
         return loss
 
-    def _roll_out(self, inputs: dict[str, Any], drawn: Drawn | None) -> Episodes:
+    def _roll_out(self, inputs: dict[str, Any], drawn: Drawn | None = None) -> Episodes:
         if drawn is None:
             self.policy.eval()
             with self.accelerator.autocast():
