@@ -10,19 +10,18 @@ The first turn of each is a warm-up. Seconds are CPU time on a CPU, so that othe
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
-from pathlib import Path
 
 import torch
+from bench_ppo import shared
+from bench_preference import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from alignctl.models import generation
 from alignctl.models.attention import put_packed_attention_on
 
-SHARED = Path(os.environ.get("ALIGNCTL_SHARED", Path(__file__).resolve().parents[2] / "shared"), "data")
-STORIES = SHARED / "models" / "stories260K"
+STORIES = shared() / "models" / "stories260K"
 
 
 def main() -> None:
@@ -64,9 +63,10 @@ def load(name: str, device: torch.device) -> PreTrainedModel:
     if name == "stories260K":
         return AutoModelForCausalLM.from_pretrained(STORIES).to(device).eval()
     torch.manual_seed(0)
+    layers, width, inner, heads, key_heads = SHAPES[name]
     config = LlamaConfig(
-        vocab_size=32000, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-        num_key_value_heads=8, tie_word_embeddings=True,
+        vocab_size=32000, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=key_heads, tie_word_embeddings=True,
     )  # fmt: skip
     with device:
         return LlamaForCausalLM(config).to(torch.bfloat16).eval()

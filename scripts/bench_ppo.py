@@ -47,7 +47,7 @@ LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=_shared() / "models" / "stories260K")
+    parser.add_argument("--model", type=Path, default=shared() / "models" / "stories260K")
     parser.add_argument("--hidden", type=int, help="width of a model with random weights, instead of --model")
     parser.add_argument("--layers", type=int, default=12, help="of that model")
     parser.add_argument("--vocabulary", type=int, help="of that model, in tokens; as the tokenizer's where not given")
@@ -76,7 +76,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _shared() -> Path:
+def shared() -> Path:
     return Path(os.environ.get("ALIGNCTL_SHARED", ROOT.parent / "shared"), "data")
 
 

@@ -2,7 +2,7 @@
 
     python scripts/learn.py                    # everything, about 35 minutes on 2 CPU cores
     python scripts/learn.py --part functions   # one part of it
-    python scripts/learn.py --short            # half the epochs, neither hh-rlhf, reward functions nor seeds, looser
+    python scripts/learn.py --short            # half the epochs, looser limits; no hh-rlhf, no seeds of PPO
 
 On the quickstart world each preference method starts from the same SFT model and is compared with it by the world's own
 judge; a reward model is asked which of two answers is chosen. On real pairs (llms_from_scratch and hh-rlhf, from a
@@ -49,7 +49,7 @@ REAL = {
 }
 PARTS = ("quickstart", "rlhf", "functions", "llms", "hh")
 SEEDS = (0, 1, 2)
-WINS = 0.75  # of PPO after the whole pipeline, or in its full form
+WINS = 0.75  # share that PPO has to win with the trained reward model
 PLAIN, PER_TOKEN, LOG_RATIO = "preference_accuracy", "preference_accuracy_per_token", "reward_accuracy"
 OWN_REWARD = {"dpo": LOG_RATIO, "ipo": LOG_RATIO, "kto": LOG_RATIO, "orpo": PER_TOKEN, "simpo": PER_TOKEN}
 

@@ -3,15 +3,13 @@ what a mask over the whole row would hide. Torch only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignctl.engine.layout import Group, Layout
+from alignctl.engine.layout import Layout
 
 
 def sdpa_by_parts(
@@ -31,12 +29,11 @@ def sdpa_by_parts(
     if query.is_cuda and query.size(1) != key.size(1):  # with a mask, CUDA's fast kernels want all heads
         key, value = (one.repeat_interleave(query.size(1) // key.size(1), 1) for one in (key, value))
     options = {"scale": scale, "dropout_p": dropout, "enable_gqa": query.size(1) != key.size(1)}
-    runs = list(_runs(layout))
     # Divided at once: each slice would have a gradient of the size of the whole row.
-    sizes = [size for count, group, _ in runs for size in (count * group.shared, *group.branches)]
+    sizes = [size for count, group, _ in layout.runs for size in (count * group.shared, *group.branches)]
     pieces = zip(*(one.split(sizes, 2) for one in (query, key, value)), strict=True)
     parts = []
-    for count, group, masks in runs:
+    for count, group, masks in layout.runs:
         shared = next(pieces)
         if group.shared:
             parts.append(_attend(*(_stacked(one, count) for one in shared), is_causal=True, **options))
@@ -52,18 +49,6 @@ def sdpa_by_parts(
             else:
                 parts.append(_attend(own[0], key, value, attn_mask=mask, **options))
     return torch.cat(parts, 1).transpose(1, 2)
-
-
-def _runs(layout: Layout) -> Iterator[tuple[int, Group, list[Tensor | None]]]:
-    """Groups with their masks, and how many equal ones lie side by side; only sequences that share nothing are put
-    together, those of one length into one call."""
-
-    def alike(one: tuple[Group, list[Tensor | None]]) -> tuple[int, int | None]:
-        return one[0].shared, one[0].start if one[0].branches else None
-
-    for _, run in groupby(zip(layout.groups, layout.branch_masks, strict=True), alike):
-        equal = list(run)
-        yield len(equal), *equal[0]
 
 
 def _stacked(row: Tensor, count: int) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -72,6 +73,17 @@ class Layout:
         not looked at, is faster over the shared tokens once more and the own ones.
         """
         return [[self._branch_mask(group.shared, own) for own in group.branches] for group in self.groups]
+
+    @cached_property
+    def runs(self) -> list[tuple[int, Group, list[Tensor | None]]]:
+        """Groups with the masks of their branches, and how many equal ones lie side by side: only sequences that share
+        nothing are put together, those of one length."""
+
+        def alike(one: tuple[Group, list[Tensor | None]]) -> tuple[int, int | None]:
+            return one[0].shared, one[0].start if one[0].branches else None
+
+        runs = (list(run) for _, run in groupby(zip(self.groups, self.branch_masks, strict=True), alike))
+        return [(len(run), *run[0]) for run in runs]
 
     def _branch_mask(self, shared: int, own: int) -> Tensor | None:
         if shared < own:

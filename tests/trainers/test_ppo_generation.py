@@ -179,3 +179,10 @@ def test_trl_s_helper_for_vllm_is_what_we_call():
     ours = {field.name: field.default for field in dataclasses.fields(PPOConfig) if field.name.startswith("vllm_")}
     assert ours
     assert ours == {name: theirs[name] for name in ours}
+
+
+def test_the_page_starts_a_server_as_the_error_says(root):
+    from alignctl.trainers.ppo.vllm import _SERVER
+
+    page = " ".join((root / "docs" / "ppo.md").read_text(encoding="utf-8").replace("\\\n", " ").split())
+    assert _SERVER.format("MODEL") in page
