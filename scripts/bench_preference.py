@@ -99,6 +99,9 @@ def compare(arguments: argparse.Namespace, method: str, data: str) -> dict[str, 
     try:
         for name in arguments.contestant:
             children[name] = _start(arguments, method, data, name)
+        for name, child in children.items():
+            if not child.stdout.readline():
+                raise SystemExit(f"`{name}` did not start: exit code {child.wait()}")
         while children:
             for name, child in list(children.items()):
                 answer = _ask(child)
@@ -121,10 +124,7 @@ def _start(arguments: argparse.Namespace, method: str, data: str, name: str) -> 
     values = [word for key in options for word in (f"--{key.replace('_', '-')}", str(getattr(arguments, key)))]
     command = [sys.executable, __file__, "--child", name, "--method", method, "--data", data, *values]
     environment = os.environ | {"OMP_NUM_THREADS": threads, "HF_HUB_DISABLE_TELEMETRY": "1"}
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    if not child.stdout.readline():
-        raise SystemExit(f"`{name}` did not start: exit code {child.wait()}")
-    return child
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def _ask(child: subprocess.Popen[str]) -> dict[str, Any]:
@@ -288,8 +288,9 @@ def build(arguments: argparse.Namespace, method: str, data: str, folder: str) ->
     def model() -> Any:
         torch.manual_seed(0)
         model_class = LlamaForSequenceClassification if method == "reward" else LlamaForCausalLM
-        made = model_class(copy.deepcopy(config))
-        return made.to("cuda", torch.bfloat16) if gpu else made
+        with torch.device(arguments.device):
+            made = model_class(copy.deepcopy(config))
+        return made.to(torch.bfloat16) if gpu else made
 
     ours, best = arguments.child.startswith("alignctl"), arguments.child in (TRL_BEST, SAME_SETTINGS)
     settings: dict[str, Any] = {}
@@ -366,11 +367,13 @@ def callbacks(method: str, folder: str) -> list[Any]:
     """What a stage puts around a step."""
     from alignctl.methods.registry import methods
     from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
+    from alignctl.monitor.heartbeat import Heartbeat
     from alignctl.monitor.stopping import StopSignal
     from alignctl.run.paths import StagePaths
 
     paths = StagePaths(Path(folder))
-    return [MetricsFile(paths), ProgressFile(paths, methods()[method].key_metrics), StopOnRequest(StopSignal())]
+    progress = ProgressFile(paths, methods()[method].key_metrics, Heartbeat(paths, 0))
+    return [MetricsFile(paths), progress, StopOnRequest(StopSignal())]
 
 
 def timed(callback: Any, spent: list[float]) -> Any:

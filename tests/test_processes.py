@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -284,13 +283,7 @@ def test_a_run_under_zero_continues_on_other_processes(tmp_path, undisturbed, ho
     assert not list(stage.glob("checkpoints/.staging/*"))
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def test_a_failure_on_one_machine_ends_the_others(tmp_path):
+def test_a_failure_on_one_machine_ends_the_others(tmp_path, free_port):
     """The worker of the first does not wait for the other machine, so that nothing but the files tells it."""
     what = "raise KeyError('nobody home')\n    if calls == 3:\n        [time.sleep(9) for _ in range(400)]"
     (tmp_path / "rewards.py").write_text(ON_RANK_1.format(what=what))
@@ -305,7 +298,7 @@ def test_a_failure_on_one_machine_ends_the_others(tmp_path):
     assert gone(tmp_path)
 
 
-def test_two_machines_are_the_same_command_with_their_numbers(tmp_path, undisturbed):
+def test_two_machines_are_the_same_command_with_their_numbers(tmp_path, undisturbed, free_port):
     """Both are this one here; they meet at an address, and the first keeps the books."""
     both = [word for word in SMALL if not word.startswith("launcher")]
     both += [

@@ -6,6 +6,9 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -135,16 +138,21 @@ def drawn_by_vllm(tmp_path, alignctl, stories, monkeypatch):
         (),
         ("peft=lora",),
         ("peft=lora", "ppo.roles=shared_base"),
+        pytest.param(("ppo.vllm_enable_sleep_mode=true",), marks=needs_gpu),
         ("distributed=ddp", "launcher.processes=2"),
         ("distributed=zero3", "launcher.processes=2"),
     ],
-    ids=" ".join,
+    ids=lambda more: " ".join(more) or "all weights",
 )
 def test_vllm_draws_from_the_policy_that_is_trained(tmp_path, drawn_by_vllm, more):
     """k1 would be about -k3 if completions were still drawn from the weights that training started with."""
     done = drawn_by_vllm(*more)
     assert done.code == 0, done.out + done.err
-    first, *others = read(tmp_path / "run" / "ppo" / "metrics.jsonl")
+    assert_drawn_from_the_policy(tmp_path / "run" / "ppo" / "metrics.jsonl")
+
+
+def assert_drawn_from_the_policy(metrics):
+    first, *others = read(metrics)
     assert first["kl/k3"] == pytest.approx(0.0, abs=1e-5)
     k1, k3 = (sum(row[f"kl/{name}"] for row in others) for name in ("k1", "k3"))
     assert k3 > 0.5  # moved far enough to tell
@@ -158,6 +166,65 @@ def test_a_server_that_does_not_answer_is_said_to_be_missing(drawn_by_vllm):
     assert done.code == 3
     assert "The vLLM server can't be reached at http://0.0.0.0:9" in done.err
     assert "vllm serve" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.fixture
+def vllm_server(tmp_path, free_port, monkeypatch):
+    """Starts vLLM's server with `flags` and returns what connects the training to it, which waits for the server."""
+    servers = []
+
+    def start(*flags):
+        port, group_port = free_port(), free_port()
+        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", "model", "--host=127.0.0.1"]
+        command += [f"--port={port}", "--max-model-len=256", "--gpu-memory-utilization=0.3", *flags]
+        env = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "CUDA_VISIBLE_DEVICES": str(torch.cuda.device_count() - 1)}
+        with open(tmp_path / "server.log", "w") as log:
+            servers.append(subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=env))
+        return (
+            "ppo.vllm_mode=server", f"ppo.vllm_server_base_url=http://127.0.0.1:{port}",
+            f"ppo.vllm_group_port={group_port}",
+        )  # fmt: skip
+
+    monkeypatch.setenv("VLLM_HOST_IP", "127.0.0.1")
+    if torch.cuda.device_count() == 1:
+        monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")  # of NCCL 2.30: server and training on one GPU
+    yield start
+    for server in servers:
+        server.terminate()
+        server.wait(60)
+
+
+FOR_TRL = ('--weight-transfer-config={"backend": "nccl"}', "--logprobs-mode=processed_logprobs", "--max-logprobs=-1")
+
+
+@needs_vllm
+@needs_gpu
+@pytest.mark.slow
+def test_a_server_draws_from_the_policy_that_is_trained(tmp_path, drawn_by_vllm, vllm_server):
+    done = drawn_by_vllm(*vllm_server(*FOR_TRL))
+    assert done.code == 0, done.out + done.err + (tmp_path / "server.log").read_text()
+    assert_drawn_from_the_policy(tmp_path / "run" / "ppo" / "metrics.jsonl")
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_server_without_what_trl_needs_is_refused(drawn_by_vllm, vllm_server):
+    done = drawn_by_vllm(*vllm_server())
+    assert done.code == 3
+    assert "has no weight-transfer engine" in done.err
+    assert "vllm serve" in done.err
+    assert "Traceback" not in done.err
+
+
+@needs_vllm
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.slow
+def test_a_server_takes_no_weights_from_a_cpu(drawn_by_vllm, vllm_server):
+    done = drawn_by_vllm(*vllm_server(*FOR_TRL))
+    assert done.code == 2
+    assert "a vLLM server takes weights from a GPU only" in done.err
+    assert "ppo.vllm_mode=colocate" in done.err
     assert "Traceback" not in done.err
 
 

@@ -33,8 +33,9 @@ class VLLM:
         """Starts vLLM, or connects to its server.
 
         Raises:
-            RequestError: The policy has no checkpoint that vLLM could load first.
-            LaunchError: The server does not answer.
+            RequestError: The policy has no checkpoint that vLLM could load first, or there is no GPU to hand weights
+                to a server from.
+            LaunchError: The server does not answer, or was started without what TRL needs.
         """
         if not policy.name_or_path:
             raise RequestError(
@@ -44,7 +45,11 @@ class VLLM:
         self._ends = end_tokens(policy, tokenizer)
         try:
             self._helper = VLLMGeneration(policy, accelerator, tokenizer, **helper_settings(args, self._ends))
-        except OSError as error:  # of requests, whose ConnectionError is none of Python's
+        except NotImplementedError as error:
+            raise RequestError(
+                "a vLLM server takes weights from a GPU only", "train on one, or set `ppo.vllm_mode=colocate`"
+            ) from error
+        except (OSError, RuntimeError) as error:  # OSError of requests, whose ConnectionError is none of Python's
             if args.vllm_mode != "server":
                 raise
             start = _SERVER.format(policy.name_or_path)
