@@ -1,0 +1,23 @@
+"""The benchmark whose numbers README has runs, and compares what it says: the same steps of both."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.train
+def test_preference_benchmark_trains_the_same_rows_with_both(tmp_path, root, shared_data):
+    small = ("--rows=4", "--batch=2", "--max-length=128", "--contestant", "TRL", "alignctl")
+    command = [sys.executable, root / "scripts" / "bench_preference.py", "--method=dpo", "--data=harmless", *small]
+    subprocess.run([*command, f"--json={tmp_path / 'measured.json'}"], check=True, cwd=tmp_path, timeout=240)
+    (result,) = json.loads((tmp_path / "measured.json").read_text())["results"]
+    theirs, ours = (result["measured"][name] for name in ("TRL", "alignctl"))
+    assert len(ours["losses"]) == 2
+    assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-5)  # float32
+    assert theirs["useful_tokens_per_row"] == ours["useful_tokens_per_row"] > 50
+    assert ours["rows_per_s"] > 0
