@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -195,14 +196,19 @@ def vllm_server(tmp_path, free_port, monkeypatch):
         server.wait(60)
 
 
-FOR_TRL = ('--weight-transfer-config={"backend": "nccl"}', "--logprobs-mode=processed_logprobs", "--max-logprobs=-1")
+def flags_for_trl():
+    """Of the command that our error says."""
+    from alignctl.trainers.ppo.vllm import _SERVER
+
+    words = shlex.split(_SERVER.format("model"))
+    return words[words.index("model") + 1 :]
 
 
 @needs_vllm
 @needs_gpu
 @pytest.mark.slow
 def test_a_server_draws_from_the_policy_that_is_trained(tmp_path, drawn_by_vllm, vllm_server):
-    done = drawn_by_vllm(*vllm_server(*FOR_TRL))
+    done = drawn_by_vllm(*vllm_server(*flags_for_trl()))
     assert done.code == 0, done.out + done.err + (tmp_path / "server.log").read_text()
     assert_drawn_from_the_policy(tmp_path / "run" / "ppo" / "metrics.jsonl")
 
@@ -221,7 +227,7 @@ def test_a_server_without_what_trl_needs_is_refused(drawn_by_vllm, vllm_server):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.slow
 def test_a_server_takes_no_weights_from_a_cpu(drawn_by_vllm, vllm_server):
-    done = drawn_by_vllm(*vllm_server(*FOR_TRL))
+    done = drawn_by_vllm(*vllm_server(*flags_for_trl()))
     assert done.code == 2
     assert "a vLLM server takes weights from a GPU only" in done.err
     assert "ppo.vllm_mode=colocate" in done.err

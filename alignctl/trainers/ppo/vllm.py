@@ -45,13 +45,12 @@ class VLLM:
         self._ends = end_tokens(policy, tokenizer)
         try:
             self._helper = VLLMGeneration(policy, accelerator, tokenizer, **helper_settings(args, self._ends))
-        except NotImplementedError as error:
-            raise RequestError(
-                "a vLLM server takes weights from a GPU only", "train on one, or set `ppo.vllm_mode=colocate`"
-            ) from error
         except (OSError, RuntimeError) as error:  # OSError of requests, whose ConnectionError is none of Python's
             if args.vllm_mode != "server":
                 raise
+            if isinstance(error, NotImplementedError):
+                hint = "train on one, or set `ppo.vllm_mode=colocate`"
+                raise RequestError("a vLLM server takes weights from a GPU only", hint) from error
             start = _SERVER.format(policy.name_or_path)
             raise LaunchError(str(error).partition("\n")[0], f"start it: {start}") from error
 
