@@ -41,6 +41,7 @@ from alignctl.stage_rows import texts_of, trained_model, write_ledgers, write_ro
 from alignctl.stage_training import check_room, full_disk_explained, held_out_loss, train
 from alignctl.trainers.checkpointing import CompleteCheckpoints
 from alignctl.trainers.not_finite import ROW_NUMBER, StopsWhenNotFinite
+from alignctl.trainers.replicas import OneModel
 
 Weights = Mapping[Role, str | None]
 """Folder or Hub id of each role's weights; None for random ones."""
@@ -240,6 +241,7 @@ def _build_trainer(
         callbacks=[MetricsFile(paths), stop, progress],
         **roles,
     )
+    trainer.add_callback(OneModel(trainer))
     for notice in getattr(trainer, "notices", ()):
         progress.notice(notice)
     return trainer

@@ -1,20 +1,17 @@
-"""FSDP2 in two processes on CPUs, which the product refuses: accelerate ignores it there unless told they are GPUs."""
+"""FSDP2 in two processes on CPUs, which the product refuses: accelerate ignores it there unless told they are GPUs.
+
+The methods that FSDP2 can start; those with a reference of their own die as they are built, for ids that are not divided
+meet a reference that is.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
-from safetensors.torch import load_file
+from support.many import RUN_MANY, differ, outcome, run_many
+from test_same_numbers import job
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
-RUN_MANY = Path(__file__).parents[1] / "scripts" / "run_many.py"
 HOOK = f"""
 import runpy
 
@@ -36,30 +33,35 @@ stage._arguments = as_if_on_gpus
 checks.find_problems = lambda config: []
 runpy.run_path({str(RUN_MANY)!r}, run_name="__main__")
 """
-SMALL = (
-    "recipe=quickstart", "stages=[sft]", "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "sft.max_steps=4",
-    "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
-    "sft.logging_steps=1", "sft.save_strategy=no", "sft.per_device_train_batch_size=4", "launcher.processes=2",
-)  # fmt: skip
+CASES = [("sft", "none"), ("sft", "lora"), ("orpo", "none"), ("orpo", "lora"), ("dpo", "lora")]
+CONTINUED = ("sft", "none")
 
 
-def test_losses_and_saved_weights_are_those_of_ddp(tmp_path):
-    jobs = [{"run_dir": str(tmp_path / how), "arguments": [*SMALL, f"distributed={how}"]} for how in ("ddp", "fsdp2")]
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    (tmp_path / "hook.py").write_text(HOOK)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "hook.py", "jobs.json"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / how / "sft" / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, shared_data):
+    folder = tmp_path_factory.mktemp("fsdp")
+    (folder / "hook.py").write_text(HOOK)
+    jobs = {
+        (*case, how): job(folder, shared_data, (*case, "auto"), (4, 1, how))
+        for case in CASES
         for how in ("ddp", "fsdp2")
-    ]
-    assert len(losses[0]) == 4
-    assert losses[1] == pytest.approx(losses[0], rel=2e-5)
-    saved = [load_file(tmp_path / how / "sft" / "model" / "model.safetensors") for how in ("ddp", "fsdp2")]
-    assert saved[0].keys() == saved[1].keys()
-    for name, weight in saved[0].items():
-        torch.testing.assert_close(saved[1][name], weight, rtol=0, atol=1e-4)
+    }
+    whole = jobs[*CONTINUED, "fsdp2"]
+    jobs["continued"] = whole | {"run_dir": whole["run_dir"] + "-again", "continues": whole["run_dir"]}
+    run_many(folder, list(jobs.values()), 2, folder / "hook.py")
+    return {key: outcome(one["run_dir"]) for key, one in jobs.items()}
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_losses_and_saved_weights_are_those_of_ddp(outcomes, case):
+    losses, weights = outcomes[*case, "fsdp2"]
+    expected_losses, expected = outcomes[*case, "ddp"]
+    assert losses == pytest.approx(expected_losses, rel=2e-5)
+    assert differ(weights, expected) < 1e-4
+
+
+def test_a_run_that_is_continued_is_the_same(outcomes):
+    losses, weights = outcomes["continued"]
+    expected_losses, expected = outcomes[*CONTINUED, "fsdp2"]
+    assert losses == expected_losses
+    assert (weights == expected).all()

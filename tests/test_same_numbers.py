@@ -1,31 +1,56 @@
-"""However a global batch is divided among processes, passes and shards, training is the same."""
+"""However a global batch is divided among processes, passes and shards, training is the same.
+
+From where users start: a pretrained model, and held-out rows that are measured before and after.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from support.many import differ, outcome, run_many
+
+from alignctl.methods.registry import methods
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
-RUN_MANY = Path(__file__).parents[1] / "scripts" / "run_many.py"
-SMALL = (
-    "recipe=quickstart", "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "log_every=1", "dpo.from=null",
-    "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
-    "dpo.loss_type=sigmoid", "dpo.loss_weights=null",
-)  # fmt: skip
 STEPS = 4
-METHODS = [(method, peft) for method in ("sft", "dpo") for peft in ("none", "lora")]
+RECIPE = """
+defaults: [/base, {{/data: local}}, {{/method@cell: {method}}}, {{override /model: local}}, _self_]
+stages: [cell]
+data: {{path: "{rows}", limit: 40}}
+eval: {{prompts: 2, max_new_tokens: 4}}
+model: {{path: "{model}"}}
+"""
+
+# A reward that every model gets different amounts of.
+REWARD = "def length(completions):\n    return [len(completion) / 10 for completion in completions]\n"
+
+# What a loss is the same over: all rows of an optimizer step, however they are divided; the rows of a micro-batch, of
+# which it takes a mean over tokens; the rows that all processes hold at once, as KTO's KL estimate and PPO's rollout.
+ROWS, MICRO_BATCH, PROCESSES = "rows", "micro_batch", "processes"
+CASES = {
+    "sft": ("sft", ROWS, {}),
+    "reward": ("reward", ROWS, {}),
+    "dpo": ("dpo", ROWS, {}),
+    "dpo and sft": ("dpo", MICRO_BATCH, {"loss_type": "[sigmoid,sft]", "loss_weights": "[1.0,0.5]"}),
+    "ipo": ("ipo", ROWS, {}),
+    "kto": ("kto", PROCESSES, {}),
+    "kto, no estimate": ("kto", ROWS, {"loss_type": "apo_zero_unpaired"}),
+    "orpo": ("orpo", MICRO_BATCH, {}),
+    "simpo": ("simpo", ROWS, {}),
+    "simpo and sft": ("simpo", MICRO_BATCH, {"sft_weight": 1.0}),
+    "ppo": (
+        "ppo",
+        PROCESSES,
+        {"reward_funcs": "[rewards.py:length]", "response_length": 8, "max_prompt_length": 256, "update_tokens": 256},
+    ),
+}
 # Per device, accumulation, and how the processes work together: 8 rows an optimizer step, always.
-ALONE = [(8, 1, "none"), (4, 2, "none")]
-TOGETHER = [
+ALONE = (8, 1, "none")
+DIVIDED = [
     (4, 1, "ddp"),
     (2, 2, "ddp"),
     (4, 1, "zero1"),
@@ -33,67 +58,93 @@ TOGETHER = [
     (2, 2, "zero2"),
     (4, 1, "zero3"),
     (2, 2, "zero3"),
+    (4, 2, "none"),
 ]
 
 
-def job(folder: Path, case: tuple, division: tuple) -> dict:
-    method, peft, engine = case
+def reference_of(case: str, division: tuple) -> tuple:
+    """The division that another one is compared with."""
+    method, same_over, _ = CASES[case]
+    per_device, accumulation, _ = division
+    if same_over == ROWS:
+        return ALONE
+    if same_over == MICRO_BATCH:
+        return per_device, 8 // per_device, "none"
+    return per_device, accumulation, "ddp"
+
+
+def pairs() -> list[tuple[tuple, tuple]]:
+    """Cases, each with its adapter and engine, and divisions of the batch to look at."""
+    found = []
+    for case, peft in ((case, peft) for case in CASES for peft in ("none", "lora")):
+        for number, division in enumerate(DIVIDED):
+            accumulates = division[1] > 1 and CASES[case][0] == "ppo"  # whose mini-batches are divided by tokens
+            if division == reference_of(case, division) or accumulates or (division[2] == "none" and case == "kto"):
+                continue
+            found.append(((case, peft, "padded" if number in (0, 5) and case == "dpo" else "auto"), division))
+    return found
+
+
+# Whose gradients once were not averaged, always; of the others some, others each day; all with ALIGNCTL_ALL=1.
+ALWAYS = [(("sft", "none", "auto"), DIVIDED[0]), (("kto, no estimate", "lora", "auto"), DIVIDED[0])]
+ALL = pairs()
+CHOSEN = ALL if os.environ.get("ALIGNCTL_ALL") else list(dict.fromkeys(ALWAYS + ALL[int(time.strftime("%j")) % 7 :: 7]))
+CONTINUED = ("sft", "lora", "auto"), (4, 1, "ddp")
+
+
+def job(folder: Path, shared_data: Path, case: tuple, division: tuple) -> dict:
+    name, peft, engine = case
+    method, _, more = CASES[name]
     per_device, accumulation, how = division
+    source = "sft/llms_from_scratch" if method == "sft" else "preference/llms_from_scratch_pref"
+    recipe = folder / f"{method}.yaml"
+    (folder / "rewards.py").write_text(REWARD)
+    recipe.write_text(
+        RECIPE.format(
+            method=method, rows=shared_data / source / "train.jsonl", model=shared_data / "models" / "stories260K"
+        )
+    )
     given = {
-        "engine": engine, "max_steps": STEPS, "logging_steps": 1, "save_strategy": "no", "learning_rate": 1e-3,
-        "per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation,
+        "engine": engine, "max_steps": STEPS, "logging_steps": 1, "save_steps": 2, "learning_rate": 1e-3,
+        "warmup_steps": 0, "bf16": "false", "per_device_train_batch_size": per_device, **more,
     }  # fmt: skip
+    if method != "ppo":
+        given |= {"max_length": 256, "gradient_accumulation_steps": accumulation}
     processes = [] if how == "none" else ["launcher.processes=2"]
     arguments = [
-        *SMALL, f"stages=[{method}]", f"peft={peft}", f"distributed={how}", *processes,
-        *(f"{method}.{key}={value}" for key, value in given.items()),
+        f"recipe={recipe}", f"peft={peft}", f"distributed={how}", *processes,
+        *(f"cell.{key}={value}" for key, value in given.items()),
     ]  # fmt: skip
-    return {"run_dir": str(folder / "_".join(map(str, (*case, *division)))), "arguments": arguments}
-
-
-def run_many(folder: Path, jobs: list[dict], processes: int) -> None:
-    """Runs them all in the same processes."""
-    file = folder / f"jobs_{processes}.json"
-    file.write_text(json.dumps(jobs))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    done = subprocess.run(
-        [sys.executable, *torchrun, RUN_MANY, file], cwd=folder, capture_output=True, text=True, timeout=900,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
-def outcome(job: dict) -> tuple[list[float], torch.Tensor]:
-    """Losses, and all weights as one vector."""
-    (stage,) = (path for path in Path(job["run_dir"]).iterdir() if path.is_dir())
-    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    weights = load_file(stage / "model" / "model.safetensors")
-    return [row["loss"] for row in rows], torch.cat([weights[name].flatten() for name in sorted(weights)])
-
-
-ALL = [((*method, "auto"), how) for method in METHODS for how in ALONE[1:] + TOGETHER]
-ALL += [((*method, "padded"), how) for method in METHODS for how in (TOGETHER[0], TOGETHER[5])]
-# A third of them, another one each day; all with ALIGNCTL_ALL=1.
-PAIRS = ALL if os.environ.get("ALIGNCTL_ALL") else ALL[int(time.strftime("%j")) % 3 :: 3]
+    return {"run_dir": str(folder / "-".join(map(str, (*case, *division))).replace(" ", "_")), "arguments": arguments}
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def outcomes(tmp_path_factory, shared_data):
     folder = tmp_path_factory.mktemp("same")
-    wanted = [*PAIRS, *{(case, ALONE[0]): None for case, _ in PAIRS}]
-    jobs = {(case, how): job(folder, case, how) for case, how in wanted}
-    run_many(folder, [one for (_, how), one in jobs.items() if how in ALONE], 1)
-    run_many(folder, [one for (_, how), one in jobs.items() if how in TOGETHER], 2)
-    return {key: outcome(one) for key, one in jobs.items()}
+    wanted = dict.fromkeys([*CHOSEN, CONTINUED, *((case, reference_of(case[0], how)) for case, how in CHOSEN)])
+    jobs = {(case, how): job(folder, shared_data, case, how) for case, how in wanted}
+    again = {"run_dir": jobs[CONTINUED]["run_dir"] + "-again", "arguments": jobs[CONTINUED]["arguments"]}
+    jobs["continued"] = again | {"continues": jobs[CONTINUED]["run_dir"]}
+    run_many(folder, [one for key, one in jobs.items() if key != "continued" and key[1][2] == "none"], 1)
+    run_many(folder, [one for key, one in jobs.items() if key == "continued" or key[1][2] != "none"], 2)
+    return {key: outcome(one["run_dir"]) for key, one in jobs.items()}
 
 
-@pytest.mark.parametrize(("case", "how"), PAIRS, ids=lambda part: "-".join(map(str, part)))
-def test_losses_and_weights_are_those_of_one_process(outcomes, case, how):
+def test_every_method_is_here():
+    assert {method for method, _, _ in CASES.values()} == set(methods())
+
+
+@pytest.mark.parametrize(("case", "how"), CHOSEN, ids=lambda part: "-".join(map(str, part)))
+def test_losses_and_weights_are_the_same(outcomes, case, how):
     losses, weights = outcomes[case, how]
-    expected_losses, expected = outcomes[case, ALONE[0]]
+    expected_losses, expected = outcomes[case, reference_of(case[0], how)]
     assert len(losses) == STEPS
-    assert losses == pytest.approx(expected_losses, rel=2e-5)
-    # AdamW makes steps of about the learning rate whatever the size of a gradient, so rounding can show where one is
-    # next to nothing: a part in a thousand of what was moved is float32's noise, a wrong scale is a hundred times that.
-    difference = (weights - expected).norm() / expected.norm()
-    assert difference < 1e-4, f"{difference:.2e}"
+    assert losses == pytest.approx(expected_losses, rel=2e-5, abs=1e-6)
+    assert differ(weights, expected) < 1e-4
+
+
+def test_a_run_that_is_continued_is_the_same(outcomes):
+    losses, weights = outcomes["continued"]
+    expected_losses, expected = outcomes[CONTINUED]
+    assert losses == expected_losses
+    assert (weights == expected).all()

@@ -1,4 +1,4 @@
-"""Weights that DeepSpeed's ZeRO-3 divides among processes: made whole where somebody has to look at them.
+"""Weights that ZeRO-3 or FSDP2 divides among processes: made whole where somebody has to look at them.
 
 The only place that touches DeepSpeed itself; transformers and accelerate do the rest.
 """
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.integrations import deepspeed as integration
@@ -39,7 +40,12 @@ def whole_weights(*models: nn.Module | None) -> Iterator[None]:
         models: As they are trained: with DeepSpeed's engine around them once there is one, because that would divide a
             layer's weights again after each time it is run.
     """
-    divided = [p for model in models if model is not None for p in model.parameters() if hasattr(p, "ds_id")]
+    there = [model for model in models if model is not None]
+    if parts := [part for model in there for part in model.modules() if isinstance(part, FSDPModule)]:
+        with _unsharded(parts):
+            yield
+        return
+    divided = [p for model in there for p in model.parameters() if hasattr(p, "ds_id")]
     if not divided:
         yield
         return
@@ -54,6 +60,19 @@ def whole_weights(*models: nn.Module | None) -> Iterator[None]:
         finally:
             for engine in engines:
                 add_hooks(engine)
+
+
+@contextmanager
+def _unsharded(parts: list[FSDPModule]) -> Iterator[None]:
+    """Layers gather their weights whenever they are run; what lies outside of them, when the whole model is run from
+    its outermost module, which measuring does not do."""
+    for part in parts:
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor] | None:

@@ -1,0 +1,51 @@
+"""Many small runs in the same processes (scripts/run_many.py), and what came of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+RUN_MANY = Path(__file__).parents[2] / "scripts" / "run_many.py"
+
+
+def run_many(folder: Path, jobs: list[dict], processes: int, script: Path = RUN_MANY) -> None:
+    """Runs all jobs, one after another, in one process or in several that work together.
+
+    Args:
+        jobs: As scripts/run_many.py takes them.
+        script: What runs them, where it is not run_many.py itself.
+    """
+    file = folder / f"jobs_{processes}.json"
+    file.write_text(json.dumps(jobs), encoding="utf-8")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    done = subprocess.run(
+        [sys.executable, *torchrun, script, file], cwd=folder, capture_output=True, text=True, timeout=1800,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    first = done.stderr.find("Traceback")  # torchrun's own comes last
+    assert done.returncode == 0, done.stderr[first : first + 8000]
+    refused = [line for line in map(json.loads, Path(f"{file}.done").read_text().splitlines()) if line["error"]]
+    assert not refused, refused
+
+
+def outcome(run_dir: str) -> tuple[list[float], torch.Tensor]:
+    """Losses, and all weights as one vector, of a run of one stage."""
+    (stage,) = (path for path in Path(run_dir).iterdir() if path.is_dir())
+    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    weights = load_file(stage / "model" / "model.safetensors")
+    return [row["loss"] for row in rows], torch.cat([weights[name].flatten().float() for name in sorted(weights)])
+
+
+def differ(weights: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far two runs came to differ, as a part of the weights.
+
+    AdamW makes steps of about the learning rate whatever the size of a gradient, so rounding can show where one is next
+    to nothing: a part in a thousand of what was moved is float32's noise, a wrong scale is a hundred times that.
+    """
+    return float((weights - expected).norm() / expected.norm())

@@ -1,0 +1,43 @@
+"""Processes that would train, or have trained, models of their own are ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.train
+
+SCRIPT = """
+import pytest
+import torch
+from accelerate import Accelerator
+
+from alignctl.trainers.replicas import check_same, check_wrapped, checksum
+
+accelerator = Accelerator(cpu=True)
+assert accelerator.num_processes == 2
+model = torch.nn.Linear(4, 4).to(torch.bfloat16)
+with pytest.raises(RuntimeError, match="2 processes would each train a model of their own: Linear is no"):
+    check_wrapped(model, accelerator)
+prepared = accelerator.prepare(model)  # which gives all the weights of the first
+check_wrapped(prepared, accelerator)
+check_same(model, accelerator)
+with torch.no_grad():
+    model.weight[1, 2] += accelerator.process_index
+with pytest.raises(RuntimeError, match="differ between processes"):
+    check_same(model, accelerator)
+model.weight.requires_grad_(False)
+check_same(model, accelerator)
+"""
+
+
+def test_two_processes(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
