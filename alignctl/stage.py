@@ -221,8 +221,10 @@ def _build_trainer(
     trained = load(method.trained)
     _check_length(stage, trained)
     roles: dict[str, Any] = {}
+    if "reward_model" in method.roles[1:]:
+        roles |= _reward_model(stage, weights)
     if "value_model" in method.roles:
-        roles |= _actor_critic_roles(stage, weights, tokenizer, progress)
+        roles |= _value_model(stage, weights, tokenizer, roles, progress)
     if "reference" in method.roles:
         # An adapter switched off is the reference; so is the model itself before it is trained, where log-probabilities
         # are computed beforehand.
@@ -241,38 +243,49 @@ def _build_trainer(
         callbacks=[MetricsFile(paths), stop, progress],
         **roles,
     )
+    if hasattr(trainer, "show_samples"):
+        trainer.show_samples = progress.samples
     trainer.add_callback(OneModel(trainer))
     for notice in getattr(trainer, "notices", ()):
         progress.notice(notice)
     return trainer
 
 
-def _actor_critic_roles(
-    stage: StageConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase, progress: ProgressFile
+def _reward_model(stage: StageConfig, weights: Weights) -> dict[str, Any]:
+    """What a trainer takes of a reward model that it does not train: the model or its adapter, its own tokenizer, and
+    how its scores are distributed. Nothing where the stage names none."""
+    folder = weights.get("reward_model")
+    if not folder:
+        return {}
+    tokenizer = load_reward_tokenizer(folder, stage.model)
+    taken: dict[str, Any] = {
+        "reward_processing_class": tokenizer,
+        "reward_statistics": read_json(Path(folder, REWARD_STATISTICS)),
+    }
+    if stage.trainer.get("roles") == "shared_base":
+        taken["reward_adapter"] = load_score_adapter(folder, weights["policy"])
+    else:
+        taken["reward_model"] = load_model(stage.model, "reward_model", folder, tokenizer, stage.peft, stage.seed)
+    return taken
+
+
+def _value_model(
+    stage: StageConfig,
+    weights: Weights,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: Mapping[str, Any],
+    progress: ProgressFile,
 ) -> dict[str, Any]:
-    """What a trainer with a value model takes besides policy and reference: the reward model with its own tokenizer
-    and statistics, the value model, and where to show what it draws."""
-
-    def load(role: Role, start: str | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        return load_model(stage.model, role, start, tokenizer, stage.peft, stage.seed)
-
-    roles: dict[str, Any] = {"show_samples": progress.samples}
-    layout = stage.trainer.get("roles", "separate")
-    folder, start = weights.get("reward_model"), weights["value_model"]
-    if folder:
-        theirs = load_reward_tokenizer(folder, stage.model)
-        roles["reward_processing_class"] = theirs
-        roles["reward_statistics"] = read_json(Path(folder, REWARD_STATISTICS))
-    if folder and layout == "shared_base":
-        roles["reward_adapter"] = load_score_adapter(folder, weights["policy"])
-    elif folder:
-        roles["reward_model"] = load("reward_model", folder, theirs)
-        if theirs.get_vocab() != tokenizer.get_vocab() or not hasattr(roles["reward_model"], "score"):
+    """The value model, where it is one by itself: from the reward model's weights if that reads the same tokens."""
+    if stage.trainer.get("roles", "separate") != "separate":
+        return {}
+    start = weights["value_model"]
+    if "reward_model" in reward:
+        same_tokens = reward["reward_processing_class"].get_vocab() == tokenizer.get_vocab()
+        if not same_tokens or not hasattr(reward["reward_model"], "score"):
             start = weights["policy"]
             progress.notice("the value model starts from the policy: the reward model has other tokens")
-    if layout == "separate":
-        roles["value_model"] = load("value_model", start, tokenizer)
-    return roles
+    return {"value_model": load_model(stage.model, "value_model", start, tokenizer, stage.peft, stage.seed)}
 
 
 def _rank() -> int:

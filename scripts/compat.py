@@ -22,9 +22,10 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
+from alignctl.methods.registry import methods
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
-METHODS = ("sft", "reward", "dpo", "kto", "orpo", "simpo", "ppo")
 PEFT = ("none", "lora")
 DISTRIBUTED = ("none", "ddp", "zero2", "zero3")
 COLUMNS = ("train", "save", "load", "resume")
@@ -80,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", default="1/1", help="N/M: every M-th cell, from the N-th on")
     first, step = map(int, parser.parse_args().part.split("/"))
-    cells = [Cell(*parts) for parts in product(METHODS, PEFT, DISTRIBUTED)][first - 1 :: step]
+    cells = [Cell(*parts) for parts in product(methods(), PEFT, DISTRIBUTED)][first - 1 :: step]
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for processes in (1, 2):

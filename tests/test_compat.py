@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = 14
+PARTS = 16
 
 
 @pytest.mark.train

@@ -1,7 +1,7 @@
 """FSDP2 in two processes on CPUs, which the product refuses: accelerate ignores it there unless told they are GPUs.
 
-The methods that FSDP2 can start; those with a reference of their own die as they are built, for ids that are not divided
-meet a reference that is.
+The methods that FSDP2 can start; those with a reference of their own die as they are built, for ids that are not
+divided meet a reference that is.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def test_every_part_has_its_rule():
 
 @pytest.mark.parametrize("part", sorted(ALLOWED))
 def test_who_imports_whom(part):
-    files = list((PACKAGE / part).glob("*.py")) or [PACKAGE / f"{part}.py"]
+    files = list((PACKAGE / part).rglob("*.py")) or [PACKAGE / f"{part}.py"]
     for file in files:
         for module in imports_of(file):
             package, _, rest = module.partition(".")

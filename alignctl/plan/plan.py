@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,9 +120,14 @@ def _trained(peft: Mapping[str, Any]) -> str:
 
 
 def _global_batch_size(stage: StageConfig) -> int:
-    default = config_fields(methods()[stage.method].config_class)["per_device_train_batch_size"].default
-    per_device = int(stage.trainer.get("per_device_train_batch_size", default))
-    return per_device * int(stage.trainer.get("gradient_accumulation_steps", 1)) * stage.launcher.world_size
+    """Of a rollout an optimizer step takes a mini-batch; where those are not of one size, a large one."""
+    fields = config_fields(methods()[stage.method].config_class)
+
+    def given(key: str) -> int:
+        return int(stage.trainer.get(key, fields[key].default if key in fields else 1))
+
+    a_process = given("per_device_train_batch_size") * given("gradient_accumulation_steps")
+    return math.ceil(a_process / given("num_mini_batches")) * stage.launcher.world_size
 
 
 def _command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:

@@ -48,6 +48,16 @@ def test_plan_is_pure_and_the_same_twice(tmp_path):
     assert "HF_HUB_OFFLINE" not in sft.environment
 
 
+@pytest.mark.parametrize(("mini_batches", "expected"), [(1, 32), (4, 8), (3, 11)])
+def test_an_optimizer_step_of_ppo_takes_a_mini_batch(tmp_path, mini_batches, expected):
+    (ppo,) = make_plan(
+        config_of("recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null",
+                  "ppo.per_device_train_batch_size=32", f"ppo.num_mini_batches={mini_batches}"),
+        "r", tmp_path / "run",
+    ).stages  # fmt: skip
+    assert ppo.global_batch_size == expected
+
+
 def test_local_runs_do_not_look_at_the_hub(tmp_path):
     plan = make_plan(config_of("recipe=quickstart"), "quickstart", tmp_path)
     for stage in plan.stages:

@@ -29,10 +29,10 @@ class PPOConfig(EngineConfig, TrainingArguments):
 
     max_prompt_length: int = 512
     """Longest prompt, in tokens; rows with a longer one are left out."""
-    response_length: int = 53
-    """Longest completion, in tokens. TRL's default, of its TL;DR example."""
-    temperature: float = 0.7
-    """Of the drawn completions, > 0; log-probabilities are of the distribution at this temperature. TRL's default."""
+    response_length: int = 128
+    """Longest completion, in tokens."""
+    temperature: float = 1.0
+    """Of the drawn completions, > 0; log-probabilities are of the distribution at this temperature."""
     rollout_tokens: int = 65536
     """Most tokens of a batch that is generated, prompts padded and completions at their longest; with continuous
     batching, of all that are held at a time."""

@@ -64,6 +64,9 @@ _CONSTANT_STEPS = 5  # rollouts of equal scores until training is stopped
 class PPOTrainer(Trainer):
     """Proximal policy optimization on prompts."""
 
+    show_samples: Callable[[list[dict[str, Any]]], None] | None = None
+    """Is given the completions of each log that are kept, with their scores."""
+
     def __init__(
         self,
         *,
@@ -80,10 +83,8 @@ class PPOTrainer(Trainer):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         eval_dataset: Dataset | None = None,
-        show_samples: Callable[[list[dict[str, Any]]], None] | None = None,
     ):
-        """`reward_adapter` is for `roles=shared_base`, `reward_model` for the others; `show_samples` is given the
-        completions of each log that are kept, with their scores."""
+        """`reward_adapter` is for `roles=shared_base`, `reward_model` for the others."""
         self.notices: list[str] = []
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
@@ -153,7 +154,6 @@ class PPOTrainer(Trainer):
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._samples: list[dict[str, Any]] = []
         self._samples_written = False
-        self._show_samples = show_samples
 
     # Setting up
 
@@ -467,8 +467,8 @@ class PPOTrainer(Trainer):
         with path.open("a", encoding="utf-8") as file:
             for row in self._samples:
                 file.write(json.dumps({"step": step} | row, ensure_ascii=False) + "\n")
-        if self._show_samples:
-            self._show_samples(self._samples)
+        if self.show_samples:
+            self.show_samples(self._samples)
 
     # Checkpoints
 
