@@ -21,7 +21,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import distributed
 
-from alignctl.config.checks import find_problems
+from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, read_request
 from alignctl.monitor.stopping import StopSignal
 from alignctl.plan.freeze import absolute_paths, freeze

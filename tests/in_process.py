@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from alignctl.config.checks import find_problems
+from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, read_request
 from alignctl.errors import RequestError
 from alignctl.monitor.stopping import StopSignal

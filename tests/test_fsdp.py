@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from alignctl import stage
-from alignctl.config import checks
+from alignctl.checks import problems
 
 arguments = stage._arguments
 
@@ -30,7 +30,7 @@ def as_if_on_gpus(settings, *others):
     return made
 
 stage._arguments = as_if_on_gpus
-checks.find_problems = lambda config: []
+problems.find_problems = lambda config: []
 runpy.run_path({str(RUN_MANY)!r}, run_name="__main__")
 """
 CASES = [("sft", "none"), ("sft", "lora"), ("orpo", "none"), ("orpo", "lora"), ("dpo", "lora")]

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from alignctl.config.schema import DataSettings
+from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint

@@ -1,7 +1,7 @@
 """Turns a recipe and overrides into one plain config. The only module that imports hydra. Torch-free.
 
 A recipe is Hydra's primary config; groups come from conf/ and from the folders of the user's own recipes. Overrides
-follow Hydra's grammar, with one difference: a key that the recipe does not list needs no `+`, because config/checks.py
+follow Hydra's grammar, with one difference: a key that the recipe does not list needs no `+`, because checks/
 knows which keys exist and says so with a suggestion.
 """
 
@@ -95,7 +95,7 @@ def compose(request: Request) -> tuple[dict[str, Any], list[Problem]]:
     """Composes a request into plain dicts, lists and values, interpolations resolved.
 
     Overrides that cannot be applied (unknown group or option, broken syntax) are left out and returned as problems, so
-    that config/checks.py can report the rest of what is wrong beside them.
+    that checks/ can report the rest of what is wrong beside them.
 
     Raises:
         RequestError: The recipe itself cannot be composed.

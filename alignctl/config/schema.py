@@ -9,6 +9,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from alignctl.data.settings import DataSettings
+
 MISSING = "???"
 """What OmegaConf writes for a value that the user has to give."""
 
@@ -35,39 +37,6 @@ class ModelSettings:
     """Token of the vocabulary that ends an answer, where it is not the tokenizer's own: `<|im_end|>` for example."""
     scratch: dict[str, Any] | None = None
     """Start from random weights instead of `path`: {vocab_size, config: {model_type, ...}}."""
-
-
-@dataclass
-class DataSettings:
-    """Section `data`: rows to train on and rows held out."""
-
-    path: str = MISSING
-    """A .json, .jsonl, .parquet or .csv file, a Hub id `owner/name`, or `builtin:quickstart`."""
-    name: str | None = None
-    """Configuration of a Hub data set that has several."""
-    split: str = "train"
-    """Split of a Hub data set to train on."""
-    eval_path: str | None = None
-    """Held-out rows: as `path`."""
-    eval_split: str | None = None
-    """Held-out split of the Hub data set in `path`."""
-    eval_rows: int = 256
-    """Rows to hold out of `path`, whole prompts at a time, when no held-out rows are named; 0 for none."""
-    limit: int | None = None
-    """Train on the first rows only, at most this many."""
-    eval_limit: int | None = None
-    """Evaluate on the first held-out rows only, at most this many."""
-    holds: Literal["demonstrations", "preferences", "feedback", "prompts"] | None = None
-    """What the rows are, so that a data set on the Hub can be checked against the method before it is fetched."""
-    format: str = "auto"
-    """Name of a row format in data/formats.py; auto detects it from the first row."""
-    on_bad_row: Literal["skip", "fail"] = "skip"
-    """What to do with a row that cannot be used. Skipped rows are counted and listed in the stage's data.json."""
-    margin: str | list[str] | None = None
-    """Column that says how much better the chosen completion is, or two columns, `[better, worse]`, to subtract. For
-    reward models; None takes the column `margin` where there is one."""
-    max_too_long: float = 0.05
-    """Largest share of the training rows that may be lost because the prompt alone fills `max_length`."""
 
 
 @dataclass
@@ -185,27 +154,6 @@ class RunSettings:
     distributed: DistributedSettings = field(default_factory=DistributedSettings)
     launcher: LauncherSettings = field(default_factory=LauncherSettings)
 
-
-MINIMUM = {
-    "seed": 0,
-    "data.max_too_long": 0,
-    "log_every": 1,
-    "data.eval_rows": 0,
-    "data.limit": 1,
-    "data.eval_limit": 1,
-    "eval.prompts": 0,
-    "eval.max_new_tokens": 1,
-    "eval.batch_size": 1,
-    "launcher.nodes": 1,
-    "launcher.gpus_per_node": 1,
-    "launcher.processes": 1,
-    "launcher.node_rank": 0,
-    "launcher.stall_timeout": 10,
-    "launcher.cpus_per_process": 1,
-    "launcher.signal_seconds": 10,
-    "launcher.max_requeues": 0,
-}
-"""Least values of settings that are numbers."""
 
 PATHS = {"model": ("path", "tokenizer", "chat_template"), "data": ("path", "eval_path")}
 """Settings that may name a file or a folder."""

@@ -12,7 +12,6 @@ from alignctl.config.schema import (
     ROLE_KEYS,
     SECTIONS,
     STAGE_KEYS,
-    DataSettings,
     DistributedSettings,
     EvalSettings,
     LauncherSettings,
@@ -20,6 +19,7 @@ from alignctl.config.schema import (
     RunSettings,
     TrackerSettings,
 )
+from alignctl.data.settings import DataSettings
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def merged_section(config: Mapping[str, Any], stage: str, section: str) -> dict[
 
     What belongs to one adapter or one data set says nothing about another: a stage with another `peft.type` starts that
     section anew, and one with its own `data.path` takes over only how rows are handled. What is not a mapping counts as
-    empty; config/checks.py reports it.
+    empty; checks/ reports it.
     """
     common, own = _mapping(config.get(section)), _mapping(_mapping(config.get(stage)).get(section))
     if section == "peft" and own.get("type", common.get("type")) != common.get("type"):

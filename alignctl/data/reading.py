@@ -10,9 +10,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 
-from alignctl.config.schema import DataSettings
 from alignctl.data import quickstart
 from alignctl.data.formats import BadRow, Format, Messages, detect_format, is_messages, unpair
+from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES, first_bad_line
 from alignctl.errors import AlignctlError, RequestError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignctl.methods.preferences import OWNED_FIELDS, check_losses
+from alignctl.methods.preferences import BETA, OWNED_FIELDS, SMOOTHING, check_losses
 from alignctl.methods.registry import Method
 
 METHOD = Method(
@@ -18,5 +18,6 @@ METHOD = Method(
     trainer="alignctl.trainers.dpo:DPOTrainer",
     owned_fields=OWNED_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
+    bounds=BETA | SMOOTHING,
     check=check_losses,
 )

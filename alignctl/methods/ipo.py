@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignctl.methods.preferences import LOSS_FIELDS, OWNED_FIELDS, check_reference
+from alignctl.methods.preferences import BETA, LOSS_FIELDS, OWNED_FIELDS, check_reference
 from alignctl.methods.registry import Method
 
 METHOD = Method(
@@ -18,5 +18,6 @@ METHOD = Method(
     trainer="alignctl.trainers.ipo:IPOTrainer",
     owned_fields=OWNED_FIELDS | LOSS_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
+    bounds=BETA,
     check=check_reference,
 )

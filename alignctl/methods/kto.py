@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignctl.errors import Problem
-from alignctl.methods.preferences import check_reference
-from alignctl.methods.registry import RUN_OWNED_FIELDS, Method
+from alignctl.methods.preferences import BETA, check_reference
+from alignctl.methods.registry import POSITIVE, RUN_OWNED_FIELDS, Method
 
 
 def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
@@ -35,5 +35,6 @@ METHOD = Method(
     owned_fields=RUN_OWNED_FIELDS
     | {"train_sampling_strategy": "KTO shuffles once: its KL estimate needs batches of a fixed order"},
     key_metrics=("rewards/margins", "kl"),
+    bounds=BETA | {"desirable_weight": POSITIVE, "undesirable_weight": POSITIVE},
     check=_check,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignctl.methods.preferences import LOSS_FIELDS, OWNED_FIELDS, REFERENCE_FIELDS
+from alignctl.methods.preferences import BETA, LOSS_FIELDS, OWNED_FIELDS, REFERENCE_FIELDS
 from alignctl.methods.registry import Method
 
 METHOD = Method(
@@ -18,5 +18,6 @@ METHOD = Method(
     trainer="alignctl.trainers.orpo:ORPOTrainer",
     owned_fields=OWNED_FIELDS | LOSS_FIELDS | REFERENCE_FIELDS,
     key_metrics=("rewards/accuracies", "log_odds"),
+    bounds=BETA,
     check=None,
 )

@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.errors import Problem
-from alignctl.methods.registry import RUN_OWNED_FIELDS, Method
+from alignctl.methods.registry import NOT_NEGATIVE, POSITIVE, RUN_OWNED_FIELDS, SHARE, Bound, Method
 
-_POSITIVE = (
-    "temperature", "cliprange", "cliprange_value", "response_length", "max_prompt_length", "num_ppo_epochs",
-    "num_mini_batches", "target_kl", "kl_horizon", "update_tokens", "rollout_tokens", "reward_clip",
-)  # fmt: skip
-_NOT_NEGATIVE = ("kl_coef", "entropy_coef", "vf_coef", "value_warmup_steps", "num_sample_completions")
+_BOUNDS = {
+    **dict.fromkeys(
+        ("temperature", "cliprange", "cliprange_value", "response_length", "max_prompt_length", "num_ppo_epochs",
+         "num_mini_batches", "target_kl", "kl_horizon", "update_tokens", "rollout_tokens", "reward_clip"),
+        POSITIVE,
+    ),
+    **dict.fromkeys(
+        ("kl_coef", "entropy_coef", "vf_coef", "value_warmup_steps", "num_sample_completions"), NOT_NEGATIVE
+    ),
+    "gamma": SHARE,
+    "lam": SHARE,
+    "dual_clip": Bound(above=1, hint="3 is its paper's"),
+}  # fmt: skip
 _COLOCATED = ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_enable_sleep_mode")
-_UP_TO_1 = ("gamma", "lam")
 
 
 def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
@@ -45,19 +52,7 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
             f"`{name}.reward_funcs`: each function is logged under its name, which must be its own and not "
             f"`reward_model` or `score`; got {', '.join(names)}"
         )
-    for key in _POSITIVE:
-        value = stage.get(key)
-        if isinstance(value, (int, float)) and value <= 0:
-            yield Problem(f"`{name}.{key}` must be greater than 0, got `{value}`")
-    for key in (*_NOT_NEGATIVE, *_UP_TO_1):
-        value = stage.get(key)
-        if isinstance(value, (int, float)) and (value < 0 or (key in _UP_TO_1 and value > 1)):
-            wanted = "from 0 to 1" if key in _UP_TO_1 else "at least 0"
-            yield Problem(f"`{name}.{key}` must be {wanted}, got `{value}`")
     yield from _check_generation(name, stage)
-    dual_clip = stage.get("dual_clip")
-    if isinstance(dual_clip, (int, float)) and dual_clip <= 1:
-        yield Problem(f"`{name}.dual_clip` must be greater than 1, got `{dual_clip}`", "3 is its paper's")
 
 
 def _check_generation(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
@@ -97,5 +92,6 @@ METHOD = Method(
         "label_smoothing_factor": "there are no labels",
     },
     key_metrics=("score", "kl/k1"),
+    bounds=_BOUNDS,
     check=_check,
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignctl.errors import Problem
-from alignctl.methods.registry import RUN_OWNED_FIELDS
+from alignctl.methods.registry import POSITIVE, RUN_OWNED_FIELDS, Bound
 
 OWNED_FIELDS = RUN_OWNED_FIELDS | {"padding_free": "TRL 1.16 ignores it"}
 """Fields of `trl.DPOConfig` that no stage may set."""
@@ -26,6 +26,10 @@ REFERENCE_FIELDS = dict.fromkeys(
 )  # fmt: skip
 """Fields about a reference, for methods that have none."""
 
+BETA = {"beta": POSITIVE}
+SMOOTHING = {"label_smoothing": Bound(least=0, below=0.5)}
+"""A share of wrong labels of a half or more would turn every preference round."""
+
 # The losses for which an f-divergence is defined (arXiv:2309.16240): those of a difference of rewards.
 _SMOOTHED = {"aot", "aot_unpaired", "exo_pair", "robust"}
 _DIFFERENCE_LOSSES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
@@ -42,18 +46,11 @@ def check_reference(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(f"`{name}.sync_ref_model` needs a reference of its own, and with an adapter there is none", off)
 
 
-def check_smoothing(name: str, smoothing: Any) -> Iterator[Problem]:
-    """A share of wrong labels of a half or more would turn every preference round."""
-    if isinstance(smoothing, (int, float)) and not 0 <= smoothing < 0.5:
-        yield Problem(f"`{name}.label_smoothing` must be from 0 to below 0.5, got `{smoothing}`")
-
-
 def check_losses(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     """Losses of `trl.DPOTrainer` and the settings they need or exclude."""
     losses = stage.get("loss_type", ["sigmoid"])
     losses = losses if isinstance(losses, list) else [losses]
     smoothing = stage.get("label_smoothing", 0.0)
-    yield from check_smoothing(name, smoothing)
     if smoothing and not _SMOOTHED & set(losses):
         yield Problem(
             f"`{name}.label_smoothing` would have no effect on the loss {', '.join(losses)}: TRL smooths only "

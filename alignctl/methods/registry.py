@@ -20,6 +20,21 @@ Role = Literal["policy", "reference", "reward_model", "value_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bound:
+    """Where the values of a number lie; None for no end on that side."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    hint: str | None = None
+    """What to set instead, where it is not plain."""
+
+
+POSITIVE, NOT_NEGATIVE, SHARE = Bound(above=0), Bound(least=0), Bound(least=0, most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One row of the table. No defaults: a method must say each of these things about itself."""
 
@@ -46,6 +61,8 @@ class Method:
     """Fields of the config class that a stage may not set, each with what to set instead."""
     key_metrics: tuple[str, ...]
     """What the live display shows beside the loss, under the trainer's names."""
+    bounds: Mapping[str, Bound]
+    """Of the numbers among its own fields; checks/bounds.py has those of all methods."""
     check: Callable[[str, Mapping[str, Any]], Iterator[Problem]] | None
     """Says which fields of a stage, given with its name, exclude each other; None where none do."""
 

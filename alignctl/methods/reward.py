@@ -18,5 +18,6 @@ METHOD = Method(
     owned_fields=RUN_OWNED_FIELDS
     | {"chat_template_path": "use `model.chat_template`", "eos_token": "use `model.eos_token`"},
     key_metrics=("accuracy", "margin"),
+    bounds={},
     check=None,
 )

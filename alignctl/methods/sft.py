@@ -38,5 +38,6 @@ METHOD = Method(
         "dataset_text_field": "the text is found by alignctl, see `data.format`",
     },
     key_metrics=("mean_token_accuracy",),
+    bounds={},
     check=_check,
 )

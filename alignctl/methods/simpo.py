@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from alignctl.errors import Problem
-from alignctl.methods.preferences import LOSS_FIELDS, OWNED_FIELDS, REFERENCE_FIELDS, check_smoothing
-from alignctl.methods.registry import Method
+from alignctl.methods.preferences import BETA, LOSS_FIELDS, OWNED_FIELDS, REFERENCE_FIELDS, SMOOTHING
+from alignctl.methods.registry import NOT_NEGATIVE, Method
 
 _OWN_LOSS_FIELDS = {key: reason for key, reason in LOSS_FIELDS.items() if key != "label_smoothing"}
-
-
-def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
-    ratio = stage.get("gamma_beta_ratio", 0.5)
-    if isinstance(ratio, (int, float)) and ratio < 0:
-        yield Problem(f"`{name}.gamma_beta_ratio` must be at least 0, got `{ratio}`")
-    yield from check_smoothing(name, stage.get("label_smoothing", 0.0))
 
 
 METHOD = Method(
@@ -32,5 +21,6 @@ METHOD = Method(
     trainer="alignctl.trainers.simpo:SimPOTrainer",
     owned_fields=OWNED_FIELDS | _OWN_LOSS_FIELDS | REFERENCE_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
-    check=_check,
+    bounds=BETA | SMOOTHING | {"gamma_beta_ratio": NOT_NEGATIVE},
+    check=None,
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from alignctl.config.schema import DataSettings, DistributedSettings, EvalSettings, LauncherSettings, ModelSettings
+from alignctl.config.schema import DistributedSettings, EvalSettings, LauncherSettings, ModelSettings
 from alignctl.config.stages import StageConfig
+from alignctl.data.settings import DataSettings
 from alignctl.run.files import read_json
 from alignctl.run.paths import RunPaths
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alignctl.config.checks import find_problems
+from alignctl.checks.problems import find_problems
 from alignctl.config.compose import (
     CONF_DIR,
     compose,

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset
 
-from alignctl.config.schema import DataSettings
 from alignctl.data.reading import as_kind, as_plain_text, read_split
+from alignctl.data.settings import DataSettings
 from alignctl.errors import RequestError
 
 pytestmark = pytest.mark.train  # the datasets library takes seconds to import

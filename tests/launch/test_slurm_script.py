@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.config.checks import find_problems
+from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, expand_sweep, read_request
 from alignctl.launch.slurm import commands, plan_jobs, scripts
 from alignctl.plan.plan import make_plan

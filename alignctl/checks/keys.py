@@ -6,8 +6,9 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from alignctl.checks.inputs import check_checkpoint
+from alignctl.checks.values import check_choice, check_trainer_value, check_value, method_of
 from alignctl.config.flat import flatten
-from alignctl.config.input_checks import check_checkpoint
 from alignctl.config.schema import (
     MISSING,
     PEFT_CLASSES,
@@ -25,7 +26,6 @@ from alignctl.config.secrets import looks_secret
 from alignctl.config.stages import merged_section, stage_names
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import config_fields
-from alignctl.config.value_checks import check_choice, check_trainer_value, check_value, method_of
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method, methods
 

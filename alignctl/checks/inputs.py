@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignctl.checks.values import check_choice, check_value, method_of
 from alignctl.config.schema import MISSING, QUANTIZED
 from alignctl.config.stages import first_stage, merged_section
 from alignctl.config.suggest import did_you_mean
-from alignctl.config.value_checks import check_choice, check_value, method_of
 from alignctl.data.formats import FORMATS, KINDS, BadRow, accepted_kinds, detect_format, is_messages
 from alignctl.data.sources import BUILTIN_SOURCES, FILE_SUFFIXES, is_hub_id, peek_rows
 from alignctl.errors import Problem

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from alignctl.config.schema import MINIMUM, MISSING
+from alignctl.checks.bounds import check_setting
+from alignctl.config.schema import MISSING
 from alignctl.config.secrets import MASK, is_secret
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import Field, enum_values
@@ -29,9 +30,7 @@ def check_value(where: str, value: Any, annotation: str) -> Iterator[Problem]:
     elif isinstance(value, float) and not math.isfinite(value):
         yield Problem(f"`{where}` must be a finite number, got `{value}`")
     else:
-        least = MINIMUM.get(".".join(where.split(".")[-2:]))
-        if least is not None and value is not None and value < least:
-            yield Problem(f"`{where}` must be at least {least}, got `{value}`")
+        yield from check_setting(where, value)
 
 
 def check_trainer_value(where: str, value: Any, field: Field) -> Iterator[Problem]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from alignctl.config.combination_checks import check_combinations, check_unused
-from alignctl.config.input_checks import check_data, check_model, check_run_dir
-from alignctl.config.key_checks import check_secrets, check_stage, check_stage_order, check_top_level
-from alignctl.config.launch_checks import check_launch
+from alignctl.checks.combinations import check_combinations, check_unused
+from alignctl.checks.inputs import check_data, check_model, check_run_dir
+from alignctl.checks.keys import check_secrets, check_stage, check_stage_order, check_top_level
+from alignctl.checks.launch import check_launch
+from alignctl.checks.values import method_of
 from alignctl.config.stages import stage_names
-from alignctl.config.value_checks import method_of
 from alignctl.errors import Problem
 
 

@@ -8,21 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignctl.checks.bounds import check_numbers
+from alignctl.checks.shared_base import check_shared_base
+from alignctl.checks.values import check_choice, method_of
 from alignctl.config.schema import MISSING, QUANTIZED
-from alignctl.config.shared_base_checks import check_shared_base
 from alignctl.config.stages import first_stage, merged_section
 from alignctl.config.trl_fields import config_fields
-from alignctl.config.value_checks import check_choice, method_of
 from alignctl.errors import Problem
 from alignctl.evaluate.judges import JUDGES
 from alignctl.methods.registry import methods
-
-# Numbers of a trainer that must be greater than 0.
-_POSITIVE = (
-    "learning_rate", "beta", "desirable_weight", "undesirable_weight",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "num_train_epochs", "save_steps",
-    "logging_steps", "eval_steps",
-)  # fmt: skip
 
 
 def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
@@ -68,14 +62,8 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
             "`peft.target_modules` names `lm_head`: TRL computes log-probabilities from its weights, past an adapter",
             "take `lm_head` out",
         )
-    for key in _POSITIVE:
-        value = stage.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
-            yield Problem(f"`{name}.{key}` must be greater than 0, got `{value}`")
-    settings = merged_section(config, name, "eval")
-    temperature, judge = settings.get("temperature", 1.0), settings.get("judge")
-    if isinstance(temperature, (int, float)) and temperature <= 0:
-        yield Problem(f"`eval.temperature` must be greater than 0, got `{temperature}`")
+    yield from check_numbers(name, stage, method.bounds)
+    judge = merged_section(config, name, "eval").get("judge")
     if judge is not None:
         problems = list(check_choice("eval.judge", judge, JUDGES))
         yield from problems

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignctl.config.schema import MINIMUM, NOT_ON_SLURM, ONLY_ON_SLURM, LauncherSettings, annotations
+from alignctl.checks.values import check_value
+from alignctl.config.schema import NOT_ON_SLURM, ONLY_ON_SLURM, LauncherSettings, annotations
 from alignctl.config.suggest import did_you_mean
-from alignctl.config.value_checks import check_value
 from alignctl.errors import Problem
 
 _TIME = re.compile(
@@ -79,9 +79,6 @@ def check_stage_launchers(launcher: Mapping[str, Any], stages: list[str]) -> Ite
                     yield Problem(f"unknown key `{where}.{key}`", did_you_mean(key, known, prefix=f"{where}."))
                 else:
                     yield from check_value(f"{where}.{key}", value, known[key])
-                    least = MINIMUM.get(f"launcher.{key}")
-                    if least is not None and isinstance(value, int) and value < least:
-                        yield Problem(f"`{where}.{key}` must be at least {least}, got `{value}`")
 
 
 def _time(launcher: Mapping[str, Any], where: str) -> Iterator[Problem]:

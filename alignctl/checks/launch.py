@@ -6,12 +6,12 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from alignctl.checks.slurm import check_slurm, check_stage_launchers
+from alignctl.checks.values import check_value
 from alignctl.config.schema import QUANTIZED, ZERO_STAGES
-from alignctl.config.slurm_checks import check_slurm, check_stage_launchers
 from alignctl.config.stages import merged_section, stage_launcher
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import config_fields
-from alignctl.config.value_checks import check_value
 from alignctl.errors import Problem
 
 _ZERO = "deepspeed.runtime.zero.config:DeepSpeedZeroConfig"

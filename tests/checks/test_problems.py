@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from alignctl.config.checks import find_problems
+from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, read_request
 from alignctl.plan.freeze import absolute_paths
 from alignctl.plan.plan import make_plan

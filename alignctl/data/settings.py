@@ -1,0 +1,39 @@
+"""What is said of rows: section `data` of a recipe. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class DataSettings:
+    """Section `data`: rows to train on and rows held out."""
+
+    path: str = "???"  # OmegaConf's word for what the user has to give
+    """A .json, .jsonl, .parquet or .csv file, a Hub id `owner/name`, or `builtin:quickstart`."""
+    name: str | None = None
+    """Configuration of a Hub data set that has several."""
+    split: str = "train"
+    """Split of a Hub data set to train on."""
+    eval_path: str | None = None
+    """Held-out rows: as `path`."""
+    eval_split: str | None = None
+    """Held-out split of the Hub data set in `path`."""
+    eval_rows: int = 256
+    """Rows to hold out of `path`, whole prompts at a time, when no held-out rows are named; 0 for none."""
+    limit: int | None = None
+    """Train on the first rows only, at most this many."""
+    eval_limit: int | None = None
+    """Evaluate on the first held-out rows only, at most this many."""
+    holds: Literal["demonstrations", "preferences", "feedback", "prompts"] | None = None
+    """What the rows are, so that a data set on the Hub can be checked against the method before it is fetched."""
+    format: str = "auto"
+    """Name of a row format in data/formats.py; auto detects it from the first row."""
+    on_bad_row: Literal["skip", "fail"] = "skip"
+    """What to do with a row that cannot be used. Skipped rows are counted and listed in the stage's data.json."""
+    margin: str | list[str] | None = None
+    """Column that says how much better the chosen completion is, or two columns, `[better, worse]`, to subtract. For
+    reward models; None takes the column `margin` where there is one."""
+    max_too_long: float = 0.05
+    """Largest share of the training rows that may be lost because the prompt alone fills `max_length`."""
