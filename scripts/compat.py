@@ -1,7 +1,9 @@
 """What works together: every method, full and with LoRA, in one process and in two under DDP and DeepSpeed.
 
     python scripts/compat.py                      # all cells, and docs/compatibility.md
-    python scripts/compat.py --part 3/12          # every twelfth cell from the third on; writes nothing
+    python scripts/compat.py --part 3/12          # every twelfth cell from the third on; writes no page
+    python scripts/compat.py --part 1/2 --digests FILE     # and what weights and losses hash to: whether another version
+                                                           # of alignctl comes to the same bits
 
 A cell trains a tiny model on CPUs for a few steps with checkpoints, saves it, loads it with transformers, and trains it
 again from its first checkpoint, as if it had been killed there: the weights must be the same bit for bit. A cell that
@@ -11,6 +13,7 @@ alignctl's own check refuses holds the reason.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -80,12 +83,17 @@ class Cell:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", default="1/1", help="N/M: every M-th cell, from the N-th on")
-    first, step = map(int, parser.parse_args().part.split("/"))
+    parser.add_argument("--digests", type=Path, help="file for what the weights and losses of each cell hash to")
+    given = parser.parse_args()
+    first, step = map(int, given.part.split("/"))
     cells = [Cell(*parts) for parts in product(methods(), PEFT, DISTRIBUTED)][first - 1 :: step]
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for processes in (1, 2):
             found |= run([cell for cell in cells if cell.processes == processes], Path(folder), processes)
+        if given.digests:
+            digests = {f"{cell.method} {cell.peft} {cell.distributed}": digest(cell, Path(folder)) for cell in cells}
+            given.digests.write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
     for cell, facts in found.items():
         print(f"{cell.method:8} {cell.peft:5} {cell.distributed:6} {facts}")
     if step == 1:
@@ -143,6 +151,13 @@ def same(stage: Path, other: Path) -> bool:
     weights = [(one / "model" / "model.safetensors").read_bytes() for one in (stage, other)]
     losses = [[json.loads(line).get("loss") for line in (one / "metrics.jsonl").open()] for one in (stage, other)]
     return weights[0] == weights[1] and losses[0] == losses[1]
+
+
+def digest(cell: Cell, folder: Path) -> str:
+    """Of the weights and losses that a cell's run ended with."""
+    stage = Path(cell.jobs(folder)[0]["run_dir"], "cell")
+    losses = [json.loads(line).get("loss") for line in (stage / "metrics.jsonl").open()]
+    return hashlib.sha256((stage / "model" / "model.safetensors").read_bytes() + repr(losses).encode()).hexdigest()
 
 
 def page(found: dict[Cell, str]) -> str:
