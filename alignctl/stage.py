@@ -39,9 +39,7 @@ from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.stage_rehearsal import STEPS, longest, rehearsed, scratch, wants_rehearsal
 from alignctl.stage_rows import texts_of, trained_model, write_ledgers, write_rows
 from alignctl.stage_training import check_room, full_disk_explained, held_out_loss, train
-from alignctl.trainers.checkpointing import CompleteCheckpoints
-from alignctl.trainers.not_finite import ROW_NUMBER, StopsWhenNotFinite
-from alignctl.trainers.replicas import OneModel
+from alignctl.trainers.base.not_finite import ROW_NUMBER
 
 Weights = Mapping[Role, str | None]
 """Folder or Hub id of each role's weights; None for random ones."""
@@ -231,9 +229,7 @@ def _build_trainer(
         itself = weights["reference"] == weights[method.trained]
         spared = itself and (peft_config is not None or stage.trainer.get("precompute_ref_log_probs"))
         roles["ref_model"] = None if spared else load("reference")
-    trainer_class = resolve(method.trainer)
-    mixins = (StopsWhenNotFinite, CompleteCheckpoints)
-    trainer = type(f"Alignctl{trainer_class.__name__}", (*mixins, trainer_class), {})(
+    trainer = resolve(method.trainer)(
         model=trained,
         args=args,
         train_dataset=rows.dataset.add_column(ROW_NUMBER, rows.numbers),
@@ -245,8 +241,7 @@ def _build_trainer(
     )
     if hasattr(trainer, "show_samples"):
         trainer.show_samples = progress.samples
-    trainer.add_callback(OneModel(trainer))
-    for notice in getattr(trainer, "notices", ()):
+    for notice in trainer.notices:
         progress.notice(notice)
     return trainer
 

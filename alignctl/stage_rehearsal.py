@@ -24,7 +24,7 @@ from alignctl.data.reading import Rows
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.paths import StagePaths
-from alignctl.trainers.room import optimizer_steps
+from alignctl.trainers.base.room import optimizer_steps
 
 STEPS = 2  # the second is the first with the optimizer's state in memory
 _LEAST_STEPS = 20

@@ -22,9 +22,9 @@ from alignctl.run.files import write_json
 from alignctl.run.paths import StagePaths
 from alignctl.run.shares import must_convert, shares
 from alignctl.stage_rows import trained_model
-from alignctl.trainers.not_finite import NotFinite
-from alignctl.trainers.room import writes_of
-from alignctl.trainers.universal import converted
+from alignctl.trainers.base.not_finite import NotFinite
+from alignctl.trainers.base.room import writes_of
+from alignctl.trainers.base.universal import converted
 
 
 def train(trainer: Trainer, stage: StageConfig, paths: StagePaths, stop: StopOnRequest, progress: ProgressFile) -> None:

@@ -306,7 +306,7 @@ def build(arguments: argparse.Namespace, method: str, data: str, folder: str) ->
     else:
         trainer_class, config_class = getattr(trl, f"{names[method]}Trainer"), getattr(trl, f"{names[method]}Config")
         if best and method != "kto":
-            from alignctl.trainers.engine import ByLength
+            from alignctl.trainers.base.on_engine import ByLength
 
             class Grouped(trainer_class):  # TRL finds no lengths in rows of pairs
                 def _get_train_sampler(self, train_dataset: Any = None) -> Any:

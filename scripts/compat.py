@@ -2,8 +2,8 @@
 
     python scripts/compat.py                      # all cells, and docs/compatibility.md
     python scripts/compat.py --part 3/12          # every twelfth cell from the third on; writes no page
-    python scripts/compat.py --part 1/2 --digests FILE     # and what weights and losses hash to: whether another version
-                                                           # of alignctl comes to the same bits
+    python scripts/compat.py --digests FILE       # also what weights and losses hash to: whether another version
+                                                  # of alignctl comes to the same bits
 
 A cell trains a tiny model on CPUs for a few steps with checkpoints, saves it, loads it with transformers, and trains it
 again from its first checkpoint, as if it had been killed there: the weights must be the same bit for bit. A cell that

@@ -30,8 +30,8 @@ METHOD = Method(
     takes_margin=False,
     roles=("policy", "reference"),
     stability="stable",
-    config_class="alignctl.trainers.kto:KTOConfig",
-    trainer="alignctl.trainers.kto:KTOTrainer",
+    config_class="alignctl.trainers.preference.kto:KTOConfig",
+    trainer="alignctl.trainers.preference.kto:KTOTrainer",
     owned_fields=RUN_OWNED_FIELDS
     | {"train_sampling_strategy": "KTO shuffles once: its KL estimate needs batches of a fixed order"},
     key_metrics=("rewards/margins", "kl"),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import trl
 from trl.trainer.reward_config import RewardConfig as TRLRewardConfig
 
-from alignctl.trainers.engine import EngineConfig, OnEngine
+from alignctl.trainers.base.managed import Managed
+from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
 
 
 @dataclass
@@ -15,7 +16,7 @@ class RewardConfig(EngineConfig, TRLRewardConfig):
     """Settings of reward models."""
 
 
-class RewardTrainer(OnEngine, trl.RewardTrainer):
+class RewardTrainer(Managed, OnEngine, trl.RewardTrainer):
     """Bradley-Terry reward model."""
 
     blocks = 2

@@ -12,7 +12,8 @@ from trl.trainer.sft_config import SFTConfig as TRLSFTConfig
 
 from alignctl.errors import RequestError
 from alignctl.models.template import check_end_is_trained
-from alignctl.trainers.engine import EngineConfig, OnEngine
+from alignctl.trainers.base.managed import Managed
+from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
 
 _ROWS = 100
 
@@ -22,7 +23,7 @@ class SFTConfig(EngineConfig, TRLSFTConfig):
     """Settings of SFT."""
 
 
-class SFTTrainer(OnEngine, trl.SFTTrainer):
+class SFTTrainer(Managed, OnEngine, trl.SFTTrainer):
     """Supervised fine-tuning."""
 
     def __init__(self, *, train_dataset: Dataset, **kwargs: Any):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from alignctl.trainers.head import put_head_on
+from alignctl.trainers.base.heads import put_head_on
 
 pytestmark = pytest.mark.train
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from alignctl.engine.forward import takes_packed_rows
 from alignctl.methods.registry import methods, resolve
-from alignctl.trainers import head
+from alignctl.trainers.base import heads
 
 pytestmark = pytest.mark.train
 
@@ -133,8 +133,8 @@ def test_loss_and_gradient_of_bare_trl(tmp_path, monkeypatch, real, case):
     name, settings = CASES[case]
     packed = []
     for function in ("pack_rows", "packed_already"):
-        plain = getattr(head, function)
-        monkeypatch.setattr(head, function, lambda *given, plain=plain: packed.append(given) or plain(*given))
+        plain = getattr(heads, function)
+        monkeypatch.setattr(heads, function, lambda *given, plain=plain: packed.append(given) or plain(*given))
     ours = real(tmp_path, name, **settings)
     assert "nothing padded (sdpa attention)" in ours.notices[0]
     packed.clear()

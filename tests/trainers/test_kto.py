@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alignctl.errors import RequestError
-from alignctl.trainers.kto import balanced_weights, describe_weights
+from alignctl.trainers.preference.kto import balanced_weights, describe_weights
 
 pytestmark = pytest.mark.train
 

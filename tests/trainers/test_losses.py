@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import tensor
 
-from alignctl.trainers.losses import ipo_losses, log_odds_ratio, odds_ratio_losses, simpo_losses
+from alignctl.trainers.preference.losses import ipo_losses, log_odds_ratio, odds_ratio_losses, simpo_losses
 
 pytestmark = pytest.mark.train
 

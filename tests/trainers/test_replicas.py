@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from alignctl.trainers.replicas import check_same, check_wrapped, checksum
+from alignctl.trainers.base.replicas import check_same, check_wrapped, checksum
 
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2

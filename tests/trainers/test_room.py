@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from alignctl.errors import AlignctlError, LaunchError
 from alignctl.run.checkpoints import STAGING, complete_checkpoints
-from alignctl.trainers.room import writes_of
+from alignctl.trainers.base.room import writes_of
 
 pytestmark = pytest.mark.train
 

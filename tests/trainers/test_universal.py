@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alignctl.run.disk import lack_of_room
-from alignctl.trainers import universal
+from alignctl.trainers.base import universal
 
 pytestmark = pytest.mark.train
 

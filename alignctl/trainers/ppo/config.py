@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from alignctl.trainers.engine import EngineConfig
+from alignctl.trainers.base.on_engine import EngineConfig
 
 
 @dataclass

@@ -36,8 +36,9 @@ from alignctl.models.sharding import whole_weights
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json_lines, write_json_lines
 from alignctl.run.paths import StagePaths
-from alignctl.trainers.head import why_not_scored_packed
-from alignctl.trainers.not_finite import ROW_NUMBER
+from alignctl.trainers.base.heads import why_not_scored_packed
+from alignctl.trainers.base.managed import Managed
+from alignctl.trainers.base.not_finite import ROW_NUMBER
 from alignctl.trainers.ppo.advantage import Experience, build_experience, moments
 from alignctl.trainers.ppo.config import PPOConfig
 from alignctl.trainers.ppo.models import ActorCritic, Batch, Scored, lay_out, policy_logps
@@ -61,8 +62,8 @@ _IDS = "prompt_ids"
 _CONSTANT_STEPS = 5  # rollouts of equal scores until training is stopped
 
 
-class PPOTrainer(Trainer):
-    """Proximal policy optimization on prompts."""
+class ActorCriticTrainer(Trainer):
+    """Draws, scores and updates; to be managed."""
 
     show_samples: Callable[[list[dict[str, Any]]], None] | None = None
     """Is given the completions of each log that are kept, with their scores."""
@@ -85,7 +86,6 @@ class PPOTrainer(Trainer):
         eval_dataset: Dataset | None = None,
     ):
         """`reward_adapter` is for `roles=shared_base`, `reward_model` for the others."""
-        self.notices: list[str] = []
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
             if value_model is not None:  # which then is an adapter with a head, too
@@ -510,6 +510,14 @@ class PPOTrainer(Trainer):
         state = json.loads(Path(checkpoint, _STATE).read_text(encoding="utf-8"))
         self.kl_coef, self._constant, self._total_tokens = state["kl_coef"], state["constant"], state["total_tokens"]
         self.seen = {name: Moments(**seen) for name, seen in state["seen"].items()}
+
+
+class PPOTrainer(Managed, ActorCriticTrainer):
+    """Proximal policy optimization on prompts."""
+
+    @property
+    def trained_model(self) -> PreTrainedModel | PeftModel:
+        return self.policy
 
 
 def _lengths(episodes: Episodes) -> list[int]:

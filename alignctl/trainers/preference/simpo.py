@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alignctl.trainers.dpo import DPOConfig
-from alignctl.trainers.losses import simpo_losses
-from alignctl.trainers.pairs import Completions, PairLoss, PairTrainer
+from alignctl.trainers.preference.dpo import DPOConfig
+from alignctl.trainers.preference.losses import simpo_losses
+from alignctl.trainers.preference.pairs import Completions, PairLoss, PairTrainer
 
 
 @dataclass

@@ -10,8 +10,9 @@ from datasets import Dataset
 from trl.trainer.kto_config import KTOConfig as TRLKTOConfig
 
 from alignctl.errors import RequestError
-from alignctl.trainers.engine import EngineConfig, OnEngine
-from alignctl.trainers.reference_logps import CachedReferenceLogps
+from alignctl.trainers.base.managed import Managed
+from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
+from alignctl.trainers.preference.reference_logps import CachedReferenceLogps
 
 # Bounds of (desirable_weight * desirable rows) / (undesirable_weight * undesirable rows), arXiv:2402.01306, Eq. 8.
 _LEAST, _MOST = 1.0, 4 / 3
@@ -27,7 +28,7 @@ class KTOConfig(EngineConfig, TRLKTOConfig):
     """Weight of the loss of unwanted completions."""
 
 
-class KTOTrainer(CachedReferenceLogps, OnEngine, trl.KTOTrainer):
+class KTOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.KTOTrainer):
     """Kahneman-Tversky optimization, arXiv:2402.01306."""
 
     def __init__(self, *, args: KTOConfig, train_dataset: Dataset, **kwargs: Any):

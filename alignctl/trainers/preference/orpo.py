@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from alignctl.models.template import check_end_is_trained
-from alignctl.trainers.dpo import DPOConfig
-from alignctl.trainers.losses import log_odds_ratio, odds_ratio_losses
-from alignctl.trainers.pairs import Completions, PairLoss, PairTrainer
+from alignctl.trainers.preference.dpo import DPOConfig
+from alignctl.trainers.preference.losses import log_odds_ratio, odds_ratio_losses
+from alignctl.trainers.preference.pairs import Completions, PairLoss, PairTrainer
 
 _ROWS = 100
 

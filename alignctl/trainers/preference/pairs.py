@@ -15,7 +15,8 @@ import trl
 from torch import Tensor, nn
 from trl.trainer.dpo_config import DPOConfig
 
-from alignctl.trainers.engine import OnEngine
+from alignctl.trainers.base.managed import Managed
+from alignctl.trainers.base.on_engine import OnEngine
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class PairLoss:
     """Scalars to log beside the usual ones."""
 
 
-class PairTrainer(OnEngine, trl.DPOTrainer):
+class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
     """A DPOTrainer whose loss a subclass gives."""
 
     blocks = 2

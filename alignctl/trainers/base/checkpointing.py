@@ -11,7 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from alignctl.models.sharding import load_trained
 from alignctl.run.checkpoints import PREFIX, STAGING, Checkpoint, complete_checkpoints, publish, remove_old
-from alignctl.trainers.universal import mend_loaded
+from alignctl.trainers.base.universal import mend_loaded
 
 
 class CompleteCheckpoints:

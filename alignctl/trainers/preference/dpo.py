@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import trl
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
-from alignctl.trainers.engine import EngineConfig, OnEngine
-from alignctl.trainers.reference_logps import CachedReferenceLogps
+from alignctl.trainers.base.managed import Managed
+from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
+from alignctl.trainers.preference.reference_logps import CachedReferenceLogps
 
 
 @dataclass
@@ -16,7 +17,7 @@ class DPOConfig(EngineConfig, TRLDPOConfig):
     """Settings of DPO."""
 
 
-class DPOTrainer(CachedReferenceLogps, OnEngine, trl.DPOTrainer):
+class DPOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.DPOTrainer):
     """Direct preference optimization, arXiv:2305.18290."""
 
     blocks = 2

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from alignctl.trainers.dpo import DPOConfig
-from alignctl.trainers.losses import ipo_losses
-from alignctl.trainers.pairs import Completions, PairLoss, PairTrainer
-from alignctl.trainers.reference_logps import CachedReferenceLogps
+from alignctl.trainers.preference.dpo import DPOConfig
+from alignctl.trainers.preference.losses import ipo_losses
+from alignctl.trainers.preference.pairs import Completions, PairLoss, PairTrainer
+from alignctl.trainers.preference.reference_logps import CachedReferenceLogps
 
 
 @dataclass

@@ -1,0 +1,78 @@
+"""The base of every trainer: what a stage may ask of one, and what it does whatever it trains."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+
+from alignctl.run.checkpoints import Checkpoint
+from alignctl.trainers.base.checkpointing import CompleteCheckpoints
+from alignctl.trainers.base.not_finite import StopsWhenNotFinite
+from alignctl.trainers.base.replicas import OneModel
+
+
+class StageTrainer(Protocol):
+    """What a stage may ask of a trainer. `Managed` before a class of transformers or TRL is one."""
+
+    model: nn.Module
+    """As it was made, or with FSDP2's parts in it."""
+    model_wrapped: nn.Module
+    """The same as it is trained: in DDP, DeepSpeed's engine, or itself."""
+    ref_model: nn.Module | None
+    """The reference where it is a model of its own."""
+    args: TrainingArguments
+    state: TrainerState
+    accelerator: Accelerator
+    train_dataset: Dataset
+    """Rows as they are trained on."""
+    eval_dataset: Dataset | None
+    processing_class: PreTrainedTokenizerBase
+    is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
+    notices: list[str]
+    """What people should know of how it was built."""
+    keep_last: int | None
+    """`save_total_limit`, which transformers is not told."""
+
+    @property
+    def trained_model(self) -> PreTrainedModel: ...
+
+    def train(self, resume_from_checkpoint: str | None = None) -> Any: ...
+
+    def evaluate(self) -> dict[str, float]: ...
+
+    def checkpoint_kind(self) -> dict[str, Any]: ...
+
+    def take_over(self, checkpoint: Checkpoint) -> bool: ...
+
+    def is_world_process_zero(self) -> bool: ...
+
+    def add_callback(self, callback: TrainerCallback) -> None: ...
+
+
+class Managed(StopsWhenNotFinite, CompleteCheckpoints):
+    """Mixin before a class of transformers or TRL: stops at numbers that are none, saves checkpoints whole or not at
+    all, and makes sure that all processes train one model."""
+
+    ref_model: nn.Module | None = None
+    notices: list[str]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.notices = []
+        super().__init__(*args, **kwargs)
+        self.add_callback(OneModel(self))
+
+    @property
+    def trained_model(self) -> PreTrainedModel:
+        """Without what processes or a value model have around it."""
+        return self.accelerator.unwrap_model(self.model)
