@@ -41,7 +41,7 @@ def main(run_dir: str, stage_name: str) -> int:
         if stage.distributed.type == "none":
             os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # else transformers takes all GPUs, one thread for each
 
-        from alignctl.stage import run_stage  # imports torch: after the signals are ours
+        from alignctl.stage.run import run_stage  # imports torch: after the signals are ours
 
         run_stage(stage, weights, stage_paths, stop)
         return 0

@@ -28,7 +28,7 @@ from alignctl.plan.freeze import absolute_paths, freeze
 from alignctl.plan.plan import make_plan
 from alignctl.run.checkpoints import complete_checkpoints
 from alignctl.run.frozen import read_stage
-from alignctl.stage import run_stage
+from alignctl.stage.run import run_stage
 
 RANK = int(os.environ.get("RANK", 0))
 

@@ -29,7 +29,7 @@ def run_stages(run_dir: Path, *arguments: str, signal: StopSignal | None = None)
     Raises:
         AlignctlError: As the command would say it.
     """
-    from alignctl.stage import run_stage
+    from alignctl.stage.run import run_stage
 
     request = read_request(arguments)
     config, problems = compose(request)

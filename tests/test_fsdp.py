@@ -18,10 +18,10 @@ import runpy
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from alignctl import stage
+from alignctl.stage import build, run
 from alignctl.checks import problems
 
-arguments = stage._arguments
+arguments = build.build_arguments
 
 def as_if_on_gpus(settings, *others):
     made = arguments(settings, *others)
@@ -29,7 +29,7 @@ def as_if_on_gpus(settings, *others):
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return made
 
-stage._arguments = as_if_on_gpus
+run.build_arguments = as_if_on_gpus
 problems.find_problems = lambda config: []
 runpy.run_path({str(RUN_MANY)!r}, run_name="__main__")
 """

@@ -100,11 +100,7 @@ ALLOWED = {
     "models": {"config", "engine", "errors", "methods", "run"},
     "evaluate": {"config", "data", "engine", "models"},
     "trainers": {"data", "engine", "errors", "models", "run"},
-    "stage": {"config", "data", "engine", "errors", "evaluate", "methods", "models", "monitor", "run"}
-    | {"stage_rehearsal", "stage_rows", "stage_training", "trainers"},
-    "stage_rehearsal": {"config", "data", "run", "trainers"},
-    "stage_training": {"config", "errors", "monitor", "run", "stage_rows", "trainers"},
-    "stage_rows": {"config", "data", "errors", "models", "monitor", "run"},
+    "stage": {"config", "data", "engine", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
     "worker": {"errors", "monitor", "run", "stage"},
     "cli": {"checks", "config", "data", "errors", "launch", "methods", "plan", "run"},
     "__main__": {"cli"},

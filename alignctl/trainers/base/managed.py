@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from accelerate import Accelerator
@@ -43,6 +44,8 @@ class StageTrainer(Protocol):
     """What people should know of how it was built."""
     keep_last: int | None
     """`save_total_limit`, which transformers is not told."""
+    show_samples: Callable[[list[dict[str, Any]]], None] | None
+    """Is given completions that training drew, with their scores, whenever it logs."""
 
     @property
     def trained_model(self) -> PreTrainedModel: ...
@@ -66,6 +69,7 @@ class Managed(StopsWhenNotFinite, CompleteCheckpoints):
 
     ref_model: nn.Module | None = None
     notices: list[str]
+    show_samples: Callable[[list[dict[str, Any]]], None] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.notices = []

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,6 @@ _CONSTANT_STEPS = 5  # rollouts of equal scores until training is stopped
 
 class ActorCriticTrainer(Trainer):
     """Draws, scores and updates; to be managed."""
-
-    show_samples: Callable[[list[dict[str, Any]]], None] | None = None
-    """Is given the completions of each log that are kept, with their scores."""
 
     def __init__(
         self,

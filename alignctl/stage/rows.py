@@ -1,4 +1,4 @@
-"""The rows of a stage: as its tokenizer can write them, and what became of each. Used by stage.py."""
+"""The rows of a stage: as its tokenizer can write them, and what became of each. Used by run.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.formats import is_messages
@@ -17,7 +17,8 @@ from alignctl.errors import RequestError
 from alignctl.models.template import check_template
 from alignctl.monitor.callbacks import ProgressFile
 from alignctl.run.files import write_json
-from alignctl.run.paths import StagePaths
+from alignctl.stage.job import Job
+from alignctl.trainers.base.managed import StageTrainer
 
 
 def texts_of(dataset: Dataset) -> Iterator[str]:
@@ -58,22 +59,22 @@ def write_rows(
     return rows.select([i for i in range(len(rows.dataset)) if i not in refused])
 
 
-def write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows: Rows, held_rows: Rows | None) -> None:
+def write_ledgers(job: Job, trainer: StageTrainer, rows: Rows, held_rows: Rows | None) -> None:
     """What became of all rows, those included that trainers drop because nothing of them is left within `max_length`.
 
     Raises:
         RequestError: Too many of the training rows are.
     """
-    ledgers = {}
+    stage, ledgers = job.stage, {}
     for part, given, used in (("train", rows, trainer.train_dataset), ("eval", held_rows, trainer.eval_dataset)):
         if given is not None and used is not None:
             left = _left_by_packing(given, stage, trainer) if stage.trainer.get("packing") else len(used)
             ledgers[part] = asdict(given.ledger) | {"too_long": len(given.dataset) - left}
     if trainer.is_world_process_zero():
-        write_json(paths.data, ledgers)
+        write_json(job.paths.data, ledgers)
     lost, count = ledgers["train"]["too_long"], len(rows.dataset)
     if lost == count or lost > stage.data.max_too_long * count:
-        limit = getattr(trained_model(trainer).config.get_text_config(), "max_position_embeddings", None)
+        limit = getattr(trainer.trained_model.config.get_text_config(), "max_position_embeddings", None)
         field = "max_length" if hasattr(trainer.args, "max_length") else "max_prompt_length"
         key, length, percent = f"{stage.name}.{field}", getattr(trainer.args, field), math.ceil(100 * lost / count)
         why = "nothing of a completion is left" if field == "max_length" else "their prompts are longer"
@@ -86,7 +87,7 @@ def write_ledgers(stage: StageConfig, paths: StagePaths, trainer: Trainer, rows:
         )
 
 
-def _left_by_packing(rows: Rows, stage: StageConfig, trainer: Trainer) -> int:
+def _left_by_packing(rows: Rows, stage: StageConfig, trainer: StageTrainer) -> int:
     """Rows of which something is trained on: what fills `max_length` before its completion is cut while packing."""
     if "completion" not in rows.dataset.column_names:
         return len(rows.dataset)
@@ -97,9 +98,3 @@ def _left_by_packing(rows: Rows, stage: StageConfig, trainer: Trainer) -> int:
         desc="Counting rows",
     )
     return len(left)
-
-
-def trained_model(trainer: Trainer) -> PreTrainedModel:
-    """The trained model itself, where a trainer wraps it or trains another one beside it."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return getattr(model, "policy", model)

@@ -1,4 +1,4 @@
-"""The training of a stage, and how it ends: from which checkpoint, with how much room, on which rows. Used by stage.py.
+"""The training of a stage, and how it ends: from which checkpoint, with how much room, on which rows. Used by run.py.
 
 What a trainer cannot say to people, because it knows nothing of run directories, is said here.
 """
@@ -11,49 +11,48 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers import Trainer
-
-from alignctl.config.stages import StageConfig
 from alignctl.errors import AlignctlError, LaunchError, Stopped
-from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
 from alignctl.run.checkpoints import STAGING, Checkpoint, newest_checkpoint, remove_torn
 from alignctl.run.disk import free_bytes, lack_of_room, shown_bytes
 from alignctl.run.files import write_json
 from alignctl.run.paths import StagePaths
 from alignctl.run.shares import must_convert, shares
-from alignctl.stage_rows import trained_model
+from alignctl.stage.job import Job
+from alignctl.trainers.base.managed import StageTrainer
 from alignctl.trainers.base.not_finite import NotFinite
 from alignctl.trainers.base.room import writes_of
 from alignctl.trainers.base.universal import converted
 
 
-def train(trainer: Trainer, stage: StageConfig, paths: StagePaths, stop: StopOnRequest, progress: ProgressFile) -> None:
+def train(job: Job, trainer: StageTrainer) -> None:
     """Trains from the newest complete checkpoint, or from the start.
 
     Raises:
         Stopped: As requested.
         AlignctlError: Loss, gradient or weights are no numbers any more.
     """
-    checkpoint = _continue_from(trainer, paths, progress)
+    progress = job.progress
+    checkpoint = _continue_from(job, trainer)
     if not (checkpoint and trainer.take_over(checkpoint)):
         if checkpoint and trainer.args.save_only_model:
             progress.notice("checkpoints hold the model alone (`save_only_model`): training starts from the beginning")
             checkpoint = None
         try:
-            folder = _for_these_processes(checkpoint, trainer, progress) if checkpoint else None
+            folder = _for_these_processes(job, trainer, checkpoint) if checkpoint else None
             trainer.train(resume_from_checkpoint=folder and str(folder))
         except NotFinite as error:
-            raise _not_finite(error, trainer, stage, paths) from error
+            raise _not_finite(job, trainer, error) from error
     state = trainer.state
-    if stop.stopped:
+    if job.stop.stopped:
         raise Stopped(f"stopped at step {state.global_step} of {state.max_steps}; a checkpoint is saved")
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
         best = Path(state.best_model_checkpoint).name
         progress.notice(f"the model is that of {best}, the best by `{trainer.args.metric_for_best_model}`")
 
 
-def _continue_from(trainer: Trainer, paths: StagePaths, progress: ProgressFile) -> Checkpoint | None:
+def _continue_from(job: Job, trainer: StageTrainer) -> Checkpoint | None:
     """The checkpoint to continue from; says which are not taken and why, and removes them."""
+    paths = job.paths
     if trainer.is_world_process_zero():
         paths.not_finite.unlink(missing_ok=True)
         shutil.rmtree(paths.checkpoints / STAGING, ignore_errors=True)  # a killed run's; its room is needed
@@ -61,12 +60,12 @@ def _continue_from(trainer: Trainer, paths: StagePaths, progress: ProgressFile) 
         newest = newest_checkpoint(paths.checkpoints)
         instead = f"training continues from {newest.path.name}" if newest else "training starts from the beginning"
         for path, flaw in torn.items():
-            progress.notice(f"{path.name} cannot be used and is removed: {flaw}; {instead}")
+            job.progress.notice(f"{path.name} cannot be used and is removed: {flaw}; {instead}")
     trainer.accelerator.wait_for_everyone()
     return newest_checkpoint(paths.checkpoints)
 
 
-def _for_these_processes(checkpoint: Checkpoint, trainer: Trainer, progress: ProgressFile) -> Path:
+def _for_these_processes(job: Job, trainer: StageTrainer, checkpoint: Checkpoint) -> Path:
     """The folder to continue from: the checkpoint's, or what is made of it where others wrote it.
 
     Raises:
@@ -76,20 +75,21 @@ def _for_these_processes(checkpoint: Checkpoint, trainer: Trainer, progress: Pro
     now = trainer.checkpoint_kind()
     if not must_convert(checkpoint, now):
         return checkpoint.path
-    needed, free = writes_of(trainer, trainer.keep_last, trained_model(trainer)).conversion, free_bytes(checkpoint.path)
+    needed, free = writes_of(trainer, trainer.keep_last, trainer.trained_model).conversion, free_bytes(checkpoint.path)
     if needed > free:
         raise LaunchError(
             f"the disk of {checkpoint.path} has {shown_bytes(free)} free, and {shown_bytes(needed)} are needed to "
             f"convert it for {shares(now)}",
             f"make room, or go on with {shares(checkpoint.kind)}, which wrote it",
         )
-    progress.phase("loading checkpoint")
-    progress.notice(f"step {checkpoint.step} was saved by {shares(checkpoint.kind)}; converted for {shares(now)}")
+    job.progress.phase("loading checkpoint")
+    job.progress.notice(f"step {checkpoint.step} was saved by {shares(checkpoint.kind)}; converted for {shares(now)}")
     return converted(trainer, checkpoint)
 
 
-def _not_finite(error: NotFinite, trainer: Trainer, stage: StageConfig, paths: StagePaths) -> AlignctlError:
+def _not_finite(job: Job, trainer: StageTrainer, error: NotFinite) -> AlignctlError:
     """What to tell people; the rows of the batch are written down."""
+    stage, paths = job.stage, job.paths
     newest = newest_checkpoint(paths.checkpoints)
     if trainer.is_world_process_zero():
         content = {
@@ -112,14 +112,14 @@ def _not_finite(error: NotFinite, trainer: Trainer, stage: StageConfig, paths: S
     )
 
 
-def held_out_loss(trainer: Trainer) -> float:
+def held_out_loss(trainer: StageTrainer) -> float:
     """Mean loss of the held-out rows."""
     with _evaluated_as_it_is(trainer):
         return trainer.evaluate()["eval_loss"]
 
 
 @contextmanager
-def _evaluated_as_it_is(trainer: Trainer) -> Iterator[None]:
+def _evaluated_as_it_is(trainer: StageTrainer) -> Iterator[None]:
     """Lets a model be evaluated before it is trained without a trace that training would find.
 
     transformers (5.23) has accelerate prepare such a model for evaluation alone, unless accelerate knows a model
@@ -146,7 +146,7 @@ def _evaluated_as_it_is(trainer: Trainer) -> Iterator[None]:
             trainer.model.to(device)
 
 
-def check_room(trainer: Trainer, stage: StageConfig, paths: StagePaths) -> None:
+def check_room(job: Job, trainer: StageTrainer) -> None:
     """Refuses what would fill the disk, before the first step.
 
     Raises:
@@ -154,7 +154,8 @@ def check_room(trainer: Trainer, stage: StageConfig, paths: StagePaths) -> None:
     """
     if not trainer.is_world_process_zero():
         return
-    writes = writes_of(trainer, trainer.keep_last, trained_model(trainer))
+    stage, paths = job.stage, job.paths
+    writes = writes_of(trainer, trainer.keep_last, trainer.trained_model)
     there = sum(file.stat().st_size for file in paths.checkpoints.rglob("*") if file.is_file())
     needed, free = writes.total - there, free_bytes(paths.root)
     if needed > free:

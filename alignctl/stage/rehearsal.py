@@ -2,7 +2,7 @@
 
 The rehearsal loads models of its own and throws them away. Training the real ones for two steps and putting weights,
 optimizer, schedule, data order and metrics back would spare the loading, but leave a trace wherever one is forgotten.
-Used by stage.py.
+Used by run.py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import replace
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.paths import StagePaths
+from alignctl.stage.job import Job
 from alignctl.trainers.base.room import optimizer_steps
 
 STEPS = 2  # the second is the first with the optimizer's state in memory
@@ -32,10 +32,10 @@ _PACKED = 16  # rows for each packed one
 _PROMPTS = 4
 
 
-def wants_rehearsal(stage: StageConfig, paths: StagePaths, args: TrainingArguments, rows: int) -> bool:
+def wants_rehearsal(job: Job) -> bool:
     """Whether a stage begins with a rehearsal: one that is short, or was begun before, does not."""
-    begun = paths.rehearsal.exists() or newest_checkpoint(paths.checkpoints) is not None
-    return stage.rehearse and not begun and optimizer_steps(args, rows) >= _LEAST_STEPS
+    begun = job.paths.rehearsal.exists() or newest_checkpoint(job.paths.checkpoints) is not None
+    return job.stage.rehearse and not begun and optimizer_steps(job.args, len(job.rows.dataset)) >= _LEAST_STEPS
 
 
 def rehearsed(stage: StageConfig) -> StageConfig:
@@ -52,12 +52,13 @@ def rehearsed(stage: StageConfig) -> StageConfig:
     )
 
 
-def longest(rows: Rows, tokenizer: PreTrainedTokenizerBase, args: TrainingArguments, count: int | None = None) -> Rows:
+def longest(rows: Rows, job: Job, count: int | None = None) -> Rows:
     """The longest rows, by their characters, whose prompts leave room for something to be trained on.
 
     Args:
         count: How many; None for as many as are trained on.
     """
+    args = job.args
     if count is None:
         count = STEPS * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         count *= _PACKED if getattr(args, "packing", False) else 1
@@ -66,7 +67,7 @@ def longest(rows: Rows, tokenizer: PreTrainedTokenizerBase, args: TrainingArgume
     chosen: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         row = rows.dataset[index]
-        if "prompt" not in row or len(tokenize_prompt(tokenizer, row["prompt"])) < limit:
+        if "prompt" not in row or len(tokenize_prompt(job.tokenizer, row["prompt"])) < limit:
             chosen.append(index)
         if len(chosen) == count:
             break

@@ -1,0 +1,170 @@
+"""Builds the trainer of a stage: its settings, its models, its rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from alignctl.config.schema import ZERO_STAGES
+from alignctl.config.stages import StageConfig
+from alignctl.data.reading import Rows, as_kind
+from alignctl.errors import RequestError
+from alignctl.evaluate.reward_model import REWARD_STATISTICS
+from alignctl.methods.registry import Role, methods, resolve
+from alignctl.models.adapters import load_score_adapter
+from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer
+from alignctl.models.sharding import start_deepspeed_on_cpu
+from alignctl.monitor.callbacks import MetricsFile
+from alignctl.run.files import read_json
+from alignctl.run.paths import RunPaths, StagePaths
+from alignctl.stage.job import Job
+from alignctl.trainers.base.managed import StageTrainer
+from alignctl.trainers.base.not_finite import ROW_NUMBER
+
+_WAIT_S = 24 * 3600
+
+
+def sees_gpu() -> bool:
+    return torch.accelerator.is_available()
+
+
+def build_arguments(stage: StageConfig, paths: StagePaths) -> TrainingArguments:
+    """The trainer's settings: the stage's, and what the run and the machine decide."""
+    on_cpu = bool(stage.launcher.processes)
+    gpu = torch.cuda.is_available() and not on_cpu
+    kind, given = stage.distributed.type, stage.trainer
+    decided: dict[str, Any] = {
+        "output_dir": str(paths.checkpoints),
+        "report_to": stage.report_to,
+        "disable_tqdm": True,
+    }
+    if on_cpu:
+        decided["use_cpu"] = True
+    if kind in ZERO_STAGES:
+        decided["deepspeed"] = str(RunPaths(paths.root.parent).deepspeed)
+        if on_cpu:
+            start_deepspeed_on_cpu()
+    elif kind == "fsdp2":
+        decided |= {"fsdp": True, "fsdp_config": {"version": 2}}
+    return resolve(methods()[stage.method].config_class)(
+        **{
+            "seed": stage.seed,
+            "bf16": gpu and torch.cuda.is_bf16_supported() and not given.get("fp16", False),
+            "dataloader_pin_memory": gpu,
+            "per_device_eval_batch_size": stage.eval.batch_size,
+            "prediction_loss_only": True,
+            "logging_nan_inf_filter": False,  # it would show the mean of other losses in place of one that is no number
+            # Processes wait for one that tokenises as long as that takes; the launcher sees to those that are stuck.
+            "ddp_timeout": _WAIT_S,
+        }
+        | given
+        | decided
+    )
+
+
+def rows_to_train_on(job: Job) -> tuple[Rows, Rows | None]:
+    """Rows and held-out rows as the kind that the method learns from."""
+    kind = job.method.data_kind
+    if job.rows.format.kind == kind:
+        return job.rows, job.held_rows
+    rows, held_rows = (part and as_kind(part, kind) for part in (job.rows, job.held_rows))
+    if kind == "feedback":
+        pairs, single = len(job.rows.dataset), len(rows.dataset)
+        job.progress.notice(f"{pairs:,} pairs are taken apart into {single:,} labelled completions")
+    return rows, held_rows
+
+
+def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
+    """The method's trainer with its models and rows."""
+    stage, method = job.stage, job.method
+    trained = _load(job, method.trained, alive=True)
+    _check_length(stage, trained)
+    others: dict[str, Any] = {}
+    for role, take in _TAKEN.items():
+        if role in method.roles[1:]:
+            others |= take(job, others)
+    trainer = resolve(method.trainer)(
+        model=trained,
+        args=job.args,
+        train_dataset=rows.dataset.add_column(ROW_NUMBER, rows.numbers),
+        eval_dataset=held_rows.dataset if held_rows else None,
+        processing_class=job.tokenizer,
+        peft_config=build_peft_config(stage.peft, method.trained),
+        callbacks=[MetricsFile(job.paths), job.stop, job.progress],
+        **others,
+    )
+    trainer.show_samples = job.progress.samples
+    for notice in trainer.notices:
+        job.progress.notice(notice)
+    return trainer
+
+
+def _load(job: Job, role: Role, alive: bool = False) -> PreTrainedModel:
+    """The model of a role; with `alive` each of its passes says that the process goes on."""
+    stage, progress = job.stage, job.progress
+    model = load_model(stage.model, role, job.weights[role], job.tokenizer, stage.peft, stage.seed)
+    if alive and not stage.trainer.get("torch_compile"):
+        model.get_input_embeddings().register_forward_pre_hook(lambda *_: progress.alive())
+    return model
+
+
+def _reference(job: Job, others: dict[str, Any]) -> dict[str, Any]:
+    """An adapter switched off is the reference; so is the model itself before it is trained, where log-probabilities
+    are computed beforehand."""
+    itself = job.weights["reference"] == job.weights[job.method.trained]
+    adapter = build_peft_config(job.stage.peft, job.method.trained) is not None
+    spared = itself and (adapter or job.stage.trainer.get("precompute_ref_log_probs"))
+    return {"ref_model": None if spared else _load(job, "reference", alive=True)}
+
+
+def _reward_model(job: Job, others: dict[str, Any]) -> dict[str, Any]:
+    """The model or its adapter, its own tokenizer, and how its scores are distributed. Nothing where the stage names
+    none."""
+    stage, folder = job.stage, job.weights.get("reward_model")
+    if not folder:
+        return {}
+    tokenizer = load_reward_tokenizer(folder, stage.model)
+    taken: dict[str, Any] = {
+        "reward_processing_class": tokenizer,
+        "reward_statistics": read_json(Path(folder, REWARD_STATISTICS)),
+    }
+    if stage.trainer.get("roles") == "shared_base":
+        taken["reward_adapter"] = load_score_adapter(folder, job.weights["policy"])
+    else:
+        taken["reward_model"] = load_model(stage.model, "reward_model", folder, tokenizer, stage.peft, stage.seed)
+    return taken
+
+
+def _value_model(job: Job, others: dict[str, Any]) -> dict[str, Any]:
+    """Where it is one by itself: from the reward model's weights if that reads the same tokens."""
+    stage = job.stage
+    if stage.trainer.get("roles", "separate") != "separate":
+        return {}
+    start = job.weights["value_model"]
+    if "reward_model" in others and not _values_start_as(others, job.tokenizer):
+        start = job.weights["policy"]
+        job.progress.notice("the value model starts from the policy: the reward model has other tokens")
+    return {"value_model": load_model(stage.model, "value_model", start, job.tokenizer, stage.peft, stage.seed)}
+
+
+def _values_start_as(reward: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> bool:
+    same_tokens = reward["reward_processing_class"].get_vocab() == tokenizer.get_vocab()
+    return same_tokens and hasattr(reward["reward_model"], "score")
+
+
+_TAKEN = {"reward_model": _reward_model, "value_model": _value_model, "reference": _reference}
+"""What a trainer takes of each role that it does not train: keyword arguments, from the job and those of the roles
+before it."""
+
+
+def _check_length(stage: StageConfig, model: PreTrainedModel) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    wanted = stage.trainer.get("max_length")
+    if limit and wanted and wanted > limit:
+        raise RequestError(
+            f"`{stage.name}.max_length={wanted}` is longer than the model can see: {limit} tokens",
+            f"set `{stage.name}.max_length={limit}`",
+        )

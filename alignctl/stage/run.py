@@ -1,0 +1,126 @@
+"""One stage: read, build, measure, train, measure, save. Run by worker.py in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from accelerate import PartialState
+
+from alignctl.config.stages import StageConfig
+from alignctl.data.reading import read_split
+from alignctl.errors import LaunchError, Stopped
+from alignctl.methods.registry import methods
+from alignctl.models.loading import load_tokenizer
+from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
+from alignctl.monitor.heartbeat import Heartbeat, RehearsalHeartbeat
+from alignctl.monitor.stopping import StopSignal
+from alignctl.run.files import write_json
+from alignctl.run.paths import StagePaths
+from alignctl.stage.build import build_arguments, build_trainer, rows_to_train_on, sees_gpu
+from alignctl.stage.job import Job, Weights, rank
+from alignctl.stage.measure import Measuring, random_state_kept
+from alignctl.stage.rehearsal import STEPS, longest, rehearsed, scratch, wants_rehearsal
+from alignctl.stage.rows import texts_of, write_ledgers, write_rows
+from alignctl.stage.save import save
+from alignctl.stage.training import check_room, full_disk_explained, train
+
+
+def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSignal) -> None:
+    """Runs a stage to its result, continuing from its newest complete checkpoint if there is one.
+
+    Args:
+        weights: Of the method's roles, the trained one first.
+        signal: Looked at at the end of every optimizer step.
+
+    Raises:
+        Stopped: Training was stopped on request; its checkpoint continues it.
+        AlignctlError: Something the user can mend.
+    """
+    with full_disk_explained(paths):
+        _check_gpus(stage)
+        heartbeat = Heartbeat(paths, rank())
+        job = _prepare(stage, weights, paths, heartbeat, signal)
+        if wants_rehearsal(job):
+            _rehearse(job, heartbeat, signal)
+            job = replace(job, args=build_arguments(stage, paths))
+        _work(job)
+
+
+def _check_gpus(stage: StageConfig) -> None:
+    """Whether the GPUs that were asked for are seen: training on the CPU beside them would be a costly mistake.
+
+    Raises:
+        LaunchError: They are not.
+    """
+    if stage.launcher.gpus_per_node and not stage.trainer.get("use_cpu") and not sees_gpu():
+        raise LaunchError(
+            f"`launcher.gpus_per_node={stage.launcher.gpus_per_node}`, and torch sees no GPU",
+            "look at the driver, at torch's build (`torch.version.cuda`), and at the container's options (`--nv`)",
+        )
+
+
+def _prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: Heartbeat, signal: StopSignal) -> Job:
+    """Reads rows and tokenizer."""
+    method = methods()[stage.method]
+    progress = ProgressFile(paths, method.key_metrics, heartbeat, is_first=rank() == 0)
+    progress.phase("reading data")
+    rows, held_rows = read_split(stage.data, method.data_kind, stage.seed, with_margin=method.takes_margin)
+    progress.phase("loading model")
+    start = weights[method.trained]
+    tokenizer = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
+    rows, held_rows = (part and write_rows(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
+    args = build_arguments(stage, paths)
+    return Job(stage, weights, paths, progress, StopOnRequest(signal), tokenizer, rows, held_rows, args)
+
+
+def _rehearse(job: Job, heartbeat: Heartbeat, signal: StopSignal) -> None:
+    """Does the whole stage in small, and says what that took.
+
+    Raises:
+        KeyboardInterrupt: A stop was requested; there is nothing to continue from.
+        AlignctlError: As the stage itself would, later.
+    """
+    job.progress.phase("rehearsing")
+    began = time.monotonic()
+    some = longest(job.rows, job)
+    held = job.held_rows and longest(job.held_rows, job, count=2 * job.stage.eval.batch_size)
+    with scratch(job.paths) as there, full_disk_explained(there), random_state_kept():
+        stage = rehearsed(job.stage)
+        small = replace(
+            job,
+            stage=stage,
+            paths=there,
+            progress=ProgressFile(there, (), RehearsalHeartbeat(heartbeat), is_first=rank() == 0),
+            stop=StopOnRequest(signal),
+            rows=some,
+            held_rows=held,
+            args=build_arguments(stage, there),
+        )
+        try:
+            _work(small, twice=True)
+        except Stopped as error:
+            raise KeyboardInterrupt from error
+    seconds = round(time.monotonic() - began, 1)
+    done = f"rehearsed in {seconds:g} s: {STEPS} steps on the longest rows, measured, saved and loaded back"
+    job.progress.notice(done)
+    if PartialState().is_main_process:
+        write_json(job.paths.rehearsal, {"seconds": seconds})
+
+
+def _work(job: Job, twice: bool = False) -> None:
+    """The stage on rows as its tokenizer can write them.
+
+    Args:
+        twice: Goes to the end of training a second time, which loads the last checkpoint.
+    """
+    rows, held_rows = rows_to_train_on(job)
+    trainer = build_trainer(job, rows, held_rows)
+    write_ledgers(job, trainer, rows, held_rows)
+    check_room(job, trainer)  # before anything is written that other settings would spoil
+    measuring = Measuring(job, trainer)
+    before = measuring.before()
+    for _ in range(2 if twice else 1):
+        train(job, trainer)
+    after = measuring.after()
+    save(job, trainer, measuring, before, after)
