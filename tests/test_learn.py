@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from in_process import read, run_stages
+from support.in_process import read, run_stages
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 

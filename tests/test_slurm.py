@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from slurm_cluster import (
+from support.slurm_cluster import (
     ONE,
     TINY,
     Cluster,

@@ -8,7 +8,7 @@ import re
 import signal
 
 import pytest
-from slurm_cluster import (
+from support.slurm_cluster import (
     ONE,
     TINY,
     Cluster,

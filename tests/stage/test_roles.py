@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from in_process import run_stages
 from support.added import add_method
+from support.in_process import run_stages
 
 from alignctl.trainers.sft import SFTTrainer
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from in_process import read, run_stages
+from support.in_process import read, run_stages
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer

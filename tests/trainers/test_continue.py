@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from in_process import NeverStops, read, run_stages
 from safetensors.torch import load_file
+from support.in_process import NeverStops, read, run_stages
 
 from alignctl.errors import Stopped
 from alignctl.methods.registry import methods

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from datasets import Dataset
-from in_process import read, run_stages
+from support.in_process import read, run_stages
 
 from alignctl.data.quickstart import preferences
 from alignctl.errors import AlignctlError

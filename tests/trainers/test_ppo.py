@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from in_process import read, run_stages
+from support.in_process import read, run_stages
 from transformers import LlamaForCausalLM
 
 from alignctl.errors import AlignctlError, RequestError

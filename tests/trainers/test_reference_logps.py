@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from in_process import read, run_stages
+from support.in_process import read, run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignctl.data.tokenizing import cut, tokenize_completions

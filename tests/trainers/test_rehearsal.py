@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 
 import pytest
-from in_process import NeverStops, read, run_stages
 from safetensors.torch import load_file
+from support.in_process import NeverStops, read, run_stages
 from test_continue import StopsAfter
 from transformers import PreTrainedModel
 

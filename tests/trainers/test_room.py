@@ -5,9 +5,9 @@ from __future__ import annotations
 import resource
 
 import pytest
-from in_process import NeverStops, run_stages
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from support.in_process import NeverStops, run_stages
 from transformers import LlamaForCausalLM
 
 from alignctl.errors import AlignctlError, LaunchError

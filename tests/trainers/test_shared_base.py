@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from in_process import read, run_stages
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from support.in_process import read, run_stages
 from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
 
 from alignctl.errors import AlignctlError

@@ -6,8 +6,8 @@ import pickle
 import shutil
 
 import pytest
-from in_process import read, run_stages
 from safetensors.torch import load_file
+from support.in_process import read, run_stages
 from test_continue import StopsAfter
 
 from alignctl.errors import Stopped

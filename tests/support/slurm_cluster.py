@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm_test_cluster.sh"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "slurm_test_cluster.sh"
 
 
 TINY = (
