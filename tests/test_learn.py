@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from support.in_process import read, run_stages
+from support.files import read
+from support.in_process import run_stages
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 

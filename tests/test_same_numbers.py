@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.many import differ, outcome, run_many
+from support.rewards import REWARDS
 
 from alignctl.methods.registry import methods
 
@@ -24,9 +25,6 @@ data: {{path: "{rows}", limit: 40}}
 eval: {{prompts: 2, max_new_tokens: 4}}
 model: {{path: "{model}"}}
 """
-
-# A reward that every model gets different amounts of.
-REWARD = "def length(completions):\n    return [len(completion) / 10 for completion in completions]\n"
 
 # What a loss is the same over: all rows of an optimizer step, however they are divided; the rows of a micro-batch, of
 # which it takes a mean over tokens; the rows that all processes hold at once, as KTO's KL estimate and PPO's rollout.
@@ -45,7 +43,7 @@ CASES = {
     "ppo": (
         "ppo",
         PROCESSES,
-        {"reward_funcs": "[rewards.py:length]", "response_length": 8, "max_prompt_length": 256, "update_tokens": 256},
+        {"reward_funcs": f"[{REWARDS}:length]", "response_length": 8, "max_prompt_length": 256, "update_tokens": 256},
     ),
 }
 # Per device, accumulation, and how the processes work together: 8 rows an optimizer step, always.
@@ -98,7 +96,6 @@ def job(folder: Path, shared_data: Path, case: tuple, division: tuple) -> dict:
     per_device, accumulation, how = division
     source = "sft/llms_from_scratch" if method == "sft" else "preference/llms_from_scratch_pref"
     recipe = folder / f"{method}.yaml"
-    (folder / "rewards.py").write_text(REWARD)
     recipe.write_text(
         RECIPE.format(
             method=method, rows=shared_data / source / "train.jsonl", model=shared_data / "models" / "stories260K"

@@ -9,7 +9,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from support.in_process import read, run_stages
+from support.files import read
+from support.in_process import run_stages
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignctl.models.loading import load_model

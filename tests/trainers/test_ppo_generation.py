@@ -14,7 +14,8 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support.in_process import read, run_stages
+from support.files import read
+from support.in_process import run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignctl.engine.forward import takes_packed_rows
