@@ -21,7 +21,7 @@ from support.slurm_cluster import (
     wait_for_state,
 )
 
-pytestmark = [pytest.mark.train, pytest.mark.slow]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The promise: kill it anywhere, give the same command again, and the result is what it would have been, bit for bit.
 
-Real signals to real runs at random moments. ALIGNCTL_KILLS says how many moments are tried (5, or more at night), and
+Real signals to real runs; at night at random moments too. ALIGNCTL_KILLS says how many moments are tried, and
 ALIGNCTL_SEED which; every day has its own.
 """
 
@@ -22,11 +22,9 @@ from support.rewards import REWARDS
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
-KILLS = int(os.environ.get("ALIGNCTL_KILLS", 5))
+KILLS = int(os.environ.get("ALIGNCTL_KILLS", 20))
 SEED = os.environ.get("ALIGNCTL_SEED") or time.strftime("%Y-%m-%d")
-MODEL = (
-    "data.limit=96", "data.eval_limit=8", "eval.prompts=0", *TINY, "run_dir=run",
-)  # fmt: skip
+MODEL = ("data.limit=96", "data.eval_limit=8", "eval.prompts=0", *TINY, "run_dir=run")
 
 
 def settings(stage: str, steps: int, **given: object) -> tuple[str, ...]:
@@ -96,6 +94,7 @@ def drill(count: int) -> list[tuple[str, str, float]]:
     return [(name, chance.choice(VICTIMS), chance.uniform(0.3, 1.0)) for name in islice(cycle(names), count)]
 
 
+@pytest.mark.night
 @pytest.mark.parametrize(("name", "victim", "when"), drill(KILLS), ids=lambda part: str(part)[:20])
 def test_killed_at_a_random_moment_and_started_again(tmp_path, undisturbed, name, victim, when):
     expected, seconds = undisturbed(name)
