@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.processes import HANG_S
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ALIGNCTL_SHARED", ROOT.parent / "shared")).resolve()
@@ -44,7 +45,7 @@ class Done:
 def alignctl(tmp_path: Path):
     """Runs `alignctl ARGUMENTS` in a process of its own, in an empty folder."""
 
-    def run(*arguments: str, folder: Path = tmp_path, timeout_s: float = 300) -> Done:
+    def run(*arguments: str, folder: Path = tmp_path, timeout_s: float = HANG_S) -> Done:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "alignctl", *arguments],
             cwd=folder,

@@ -59,6 +59,11 @@ class Cluster:
         text = self.run("scontrol", "-o", "show", "job", job)
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
+    def minutes(self, job: str) -> int:
+        """How long a job has run, in whole minutes."""
+        hours, minutes, _ = self.facts(job)["RunTime"].split(":")
+        return 60 * int(hours) + int(minutes)
+
     def end_jobs(self) -> None:
         self.run("scancel", "--user", str(os.getuid()))
         wait_until(lambda: "idle" in set(self.run("sinfo", "-h", "-o", "%T").split()), "jobs do not end", every_s=0.2)

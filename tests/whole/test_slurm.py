@@ -149,12 +149,15 @@ def test_cancelled_it_saves_and_is_resumed(alignctl, cluster, tmp_path):
 def test_out_of_time_without_requeue_it_is_stopped(alignctl, cluster, tmp_path):
     """At the real end of a job's time: SLURM's signal comes up to a minute earlier than asked for."""
     alignctl(
-        "submit", *TINY, *ONE, LONG, "launcher.time=00:01:30", "launcher.signal_seconds=20", "launcher.max_requeues=0",
+        "submit", *TINY, *ONE, LONG, "launcher.time=00:20:00", "launcher.signal_seconds=20", "launcher.max_requeues=0",
         "run_dir=run",
     )  # fmt: skip
+    own = job(tmp_path / "run", "sft")
+    wait_for_step(tmp_path / "run" / "sft", 5)
+    cluster.run("scontrol", "update", f"JobId={own}", f"TimeLimit={cluster.minutes(own) + 2}")
     wait_for_end(alignctl, "run", "stopped")
     assert "not back into the queue: launcher.max_requeues=0" in alignctl("logs", "run", "--stage", "sft")
-    assert cluster.facts(job(tmp_path / "run", "sft"))["ExitCode"] == "75:0"
+    assert cluster.facts(own)["ExitCode"] == "75:0"
 
 
 def test_a_sweep_is_an_array_after_one_shared_stage(alignctl, cluster, tmp_path):

@@ -46,17 +46,18 @@ def test_out_of_time_before_it_could_save(alignctl, cluster, tmp_path):
     """Its process does not answer, so SLURM kills the job at its limit. Minutes later only the accounts know."""
     run = tmp_path / "run"
     command = ("submit", *TINY, *ONE, "launcher.account=lab", "run_dir=run")
-    alignctl(*command, "launcher.time=00:01:00", "launcher.signal_seconds=10")
+    alignctl(*command, "launcher.time=00:20:00", "launcher.signal_seconds=10")
     first, second = job(run, "sft"), job(run, "dpo")
     wait_for_step(run / "sft", 25)
     os.kill(json.loads((run / "sft" / "ranks" / "rank_0.json").read_text())["pid"], signal.SIGSTOP)
+    cluster.run("scontrol", "update", f"JobId={first}", "TimeLimit=1")
     wait_for_end(alignctl, "run", "failed")
     wait_until(lambda: forgotten(cluster, first, second), "squeue still knows")
     assert "TIMEOUT" in cluster.run("sacct", "--noheader", "--allocations", "--format=State", f"--jobs={first}")
     assert states(alignctl, "run") == {"sft": "failed", "dpo": "cancelled", "run": "failed"}
     saved = r"out of time before it could save: raise `launcher.signal_seconds`; step \d+ is saved"
     assert re.search(rf"sft +failed +{first} .*{saved}", alignctl("status", "run"))
-    alignctl(*command, "launcher.time=00:10:00")
+    alignctl(*command, "launcher.time=00:30:00")
     wait_for_state(alignctl, "run", "done")
     wait_until(lambda: forgotten(cluster, job(run, "sft"), job(run, "dpo")), "squeue still knows")
     assert states(alignctl, "run") == {"sft": "done", "dpo": "done", "run": "done"}
