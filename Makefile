@@ -4,18 +4,23 @@ TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
-.PHONY: quickstart test test-fast lint wheel clean
+.PHONY: quickstart test test-night test-fast lint wheel clean
 
 quickstart: $(READY) ## SFT and DPO of a tiny model, under 3 minutes after set-up
 	$(BIN)/alignctl train recipe=quickstart
 
-test: $(READY) ## the whole test suite, a file on each core; with a real SLURM where it may be installed
+test: $(READY) ## the test suite, a file on each core; with a real SLURM where it may be installed
+	-scripts/slurm_test_cluster.sh install
+	$(PYTEST) --no-loadscope-reorder --durations=40 -m "not night"
+
+test-night: $(READY) ## what repeats at random or is heavy: kills at 20 moments, the wheel, every cell of the tables
 	-scripts/slurm_test_cluster.sh install --accounts
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --durations=40
+	$(PYTEST) --no-loadscope-reorder --durations=20 -m night
 
 test-fast: $(READY) ## what answers within a minute
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile -m "not slow and not train"
+	$(PYTEST) -m "not slow and not train and not night"
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

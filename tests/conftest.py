@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.processes import HANG_S
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ALIGNCTL_SHARED", ROOT.parent / "shared")).resolve()
 
 
 # Folders whose tests all train something: their imports alone take longer than the fast tests may.
-HEAVY = ("engine", "evaluate", "models", "trainers")
+HEAVY = ("engine", "evaluate", "models", "stage", "trainers")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -28,7 +29,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, whole runs before all, so that no core is left with one of them at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, item.path.parent != ROOT / "tests"))
+    items.sort(key=lambda item: (item.path not in slow, item.path.parent != ROOT / "tests" / "whole"))
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Done:
 def alignctl(tmp_path: Path):
     """Runs `alignctl ARGUMENTS` in a process of its own, in an empty folder."""
 
-    def run(*arguments: str, folder: Path = tmp_path, timeout_s: float = 300) -> Done:
+    def run(*arguments: str, folder: Path = tmp_path, timeout_s: float = HANG_S) -> Done:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "alignctl", *arguments],
             cwd=folder,

@@ -1,25 +1,14 @@
 """The chunked head gives the numbers and gradients of the full logits."""
 
 import pytest
+from support.models import tiny
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.train
 
 
-def tiny(**options):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        **options,
-    )
-    return AutoModelForCausalLM.from_config(config).double()
+def narrow(**options):
+    return tiny(hidden_size=16, intermediate_size=32, num_hidden_layers=1, **options).double()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 10, 100])
@@ -28,7 +17,7 @@ def test_numbers_and_gradients_whatever_the_chunk(monkeypatch, chunk, tied):
     from alignctl.engine import head
 
     monkeypatch.setattr(head, "_LOGITS_CPU", 64 * chunk)
-    model = tiny(tie_word_embeddings=tied)
+    model = narrow(tie_word_embeddings=tied)
     ids = torch.randint(0, 64, (2, 6))
     hidden = model.model(input_ids=ids).last_hidden_state[:, :-1].reshape(10, 16)
     scores = head.score_tokens(model, hidden, ids[:, 1:].reshape(10), statistics=True)
@@ -57,7 +46,7 @@ def test_the_entropy_s_gradient_is_that_of_the_full_logits(monkeypatch, chunk, c
     from alignctl.engine import head
 
     monkeypatch.setattr(head, "_LOGITS_CPU", 64 * chunk)
-    model = tiny()
+    model = narrow()
     model.config.final_logit_softcapping = cap
     ids = torch.randint(0, 64, (2, 6))
     targets, weights = ids[:, 1:].reshape(10), torch.arange(1.0, 11.0)
@@ -85,7 +74,7 @@ def test_the_entropy_s_gradient_keeps_no_more_than_the_logits(monkeypatch, chunk
     from alignctl.engine import head
 
     monkeypatch.setattr(head, "_LOGITS_CPU", 64 * chunk)
-    model, kept = tiny(), []
+    model, kept = narrow(), []
     for entropy_gradient in (False, True):
         found = {}
 
@@ -115,7 +104,7 @@ def test_the_entropy_s_gradient_in_float64():
 def test_without_being_asked_for_the_entropy_has_no_gradient():
     from alignctl.engine.head import score_tokens
 
-    model = tiny()
+    model = narrow()
     scores = score_tokens(model, torch.randn(4, 16, dtype=torch.double, requires_grad=True), torch.arange(4), True)
     assert scores.logps.requires_grad
     assert not scores.entropy.requires_grad
@@ -124,7 +113,7 @@ def test_without_being_asked_for_the_entropy_has_no_gradient():
 def test_no_tokens_give_no_scores_and_keep_the_graph():
     from alignctl.engine.head import score_tokens
 
-    model = tiny()
+    model = narrow()
     hidden = torch.zeros(0, 16, dtype=torch.double, requires_grad=True)
     scores = score_tokens(model, hidden, torch.zeros(0, dtype=torch.long))
     assert scores.logps.shape == (0,)

@@ -88,7 +88,7 @@ def test_both_masks_say_the_same(rows, groups):
 
 @pytest.mark.parametrize(("rows", "groups"), CASES)
 def test_hidden_states_are_those_of_each_sequence_alone(rows, groups):
-    from test_logps import tiny
+    from support.models import tiny
 
     from alignctl.engine.forward import last_hidden
     from alignctl.models.attention import put_packed_attention_on

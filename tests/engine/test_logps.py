@@ -1,29 +1,13 @@
 """Completion log-probabilities equal those of the full logits, whatever the architecture does after its LM head."""
 
 import pytest
+from support.models import tiny
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.train
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
 COMPLETIONS = [[14, 15], [16, 17, 18, 19], [20]]
-
-SIZE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
-
-
-def tiny(model_type, **options):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZE, **options)).eval()
 
 
 @pytest.mark.parametrize(

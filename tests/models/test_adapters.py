@@ -7,9 +7,10 @@ import shutil
 
 import pytest
 import torch
-from in_process import read, run_stages
 from peft import PeftModel
 from safetensors.torch import load_file
+from support.files import read
+from support.in_process import run_stages
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignctl.models.loading import load_model

@@ -1,14 +1,11 @@
 """Which models take packed rows, and that the others stay as they were."""
 
 import pytest
+from support.models import SIZE
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.train
 
-SIZE = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8,
-}  # fmt: skip
 VISION = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
 }  # fmt: skip

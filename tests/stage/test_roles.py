@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from in_process import run_stages
 from support.added import add_method
+from support.in_process import run_stages
+from support.models import TINY
 
 from alignctl.trainers.sft import SFTTrainer
 
 pytestmark = pytest.mark.train
 
 SMALL = (
-    "data.limit=48", "data.eval_limit=8", "eval.prompts=0", "model.scratch.config.hidden_size=32",
-    "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
+    "data.limit=48", "data.eval_limit=8", "eval.prompts=0", *TINY,
 )  # fmt: skip
 
 

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import load_file
+if TYPE_CHECKING:
+    import torch
 
 RUN_MANY = Path(__file__).parents[2] / "scripts" / "run_many.py"
 
@@ -25,7 +26,7 @@ def run_many(folder: Path, jobs: list[dict], processes: int, script: Path = RUN_
     file.write_text(json.dumps(jobs), encoding="utf-8")
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     done = subprocess.run(
-        [sys.executable, *torchrun, script, file], cwd=folder, capture_output=True, text=True, timeout=1800,
+        [sys.executable, *torchrun, script, file], cwd=folder, capture_output=True, text=True, timeout=3600,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     first = done.stderr.find("Traceback")  # torchrun's own comes last
@@ -36,6 +37,9 @@ def run_many(folder: Path, jobs: list[dict], processes: int, script: Path = RUN_
 
 def outcome(run_dir: str) -> tuple[list[float], torch.Tensor]:
     """Losses, and all weights as one vector, of a run of one stage."""
+    import torch
+    from safetensors.torch import load_file
+
     (stage,) = (path for path in Path(run_dir).iterdir() if path.is_dir())
     rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     weights = load_file(stage / "model" / "model.safetensors")

@@ -10,12 +10,13 @@ import math
 
 import pytest
 import torch
-import trl
 from datasets import Dataset
-from in_process import read, run_stages
+from support.files import read, write_rows
+from support.in_process import run_stages
+from support.methods import METHODS
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
-from trl.experimental.cpo import CPOConfig, CPOTrainer
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from alignctl.methods.registry import methods, resolve
 
 pytestmark = pytest.mark.train
 
@@ -56,28 +57,32 @@ def rows(shared_data, reference, tmp_path_factory):
             split.append({"prompt": prompt + mark, "chosen": f" {chosen.strip()}", "rejected": f" {rejected.strip()}"})
         if len(kept) == ROWS:
             break
-    file = tmp_path_factory.mktemp("rows") / "hh.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    return file, split
+    return write_rows(tmp_path_factory.mktemp("rows") / "hh.jsonl", kept), split
 
 
-def first_loss(tmp_path, name, recipe, policy, file, *more: str) -> float:
+def first_loss(tmp_path, name, policy, file, *more: str) -> float:
+    """Of a method's stage."""
+    row = METHODS[name]
     run = run_stages(
-        tmp_path / "run", f"recipe={recipe}", f"model.path={policy}", f"data.path={file}", "data.eval_rows=0",
-        "eval.prompts=0", f"{name}.max_length={MAX_LENGTH}", f"{name}.per_device_train_batch_size=16",
-        f"{name}.max_steps=1", f"{name}.logging_steps=1", *more,
+        tmp_path / "run", f"recipe={row.local}", f"model.path={policy}", f"data.path={file}", "data.eval_rows=0",
+        "eval.prompts=0", f"{row.stage}.max_length={MAX_LENGTH}", f"{row.stage}.per_device_train_batch_size=16",
+        f"{row.stage}.max_steps=1", f"{row.stage}.logging_steps=1", *more,
     )  # fmt: skip
-    return read(run / name / "metrics.jsonl")[0]["loss"]
+    return read(run / row.stage / "metrics.jsonl")[0]["loss"]
 
 
-def bare(trainer_class, config_class, tmp_path, model, reference, rows, **settings):
-    """The loss of a bare trainer on all rows as one batch."""
+def bare(tmp_path, name, policy, reference, rows, **settings) -> float:
+    """The loss of TRL's trainer on all rows as one batch."""
+    method, (trainer_class, config_class) = methods()[name], map(resolve, METHODS[name].trl)
     tokenizer = AutoTokenizer.from_pretrained(reference)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    roles = {}
-    if trainer_class in (trl.DPOTrainer, trl.KTOTrainer):
-        roles["ref_model"] = AutoModelForCausalLM.from_pretrained(reference)
+    set_seed(42)  # a reward model's head is random
+    if method.trained == "reward_model":
+        model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(policy)
+    roles = {"ref_model": AutoModelForCausalLM.from_pretrained(reference)} if "reference" in method.roles else {}
     args = config_class(
         output_dir=str(tmp_path / "bare"), max_length=MAX_LENGTH, per_device_train_batch_size=16, bf16=False,
         use_cpu=True, report_to="none", **settings,
@@ -91,8 +96,43 @@ def bare(trainer_class, config_class, tmp_path, model, reference, rows, **settin
         return float(trainer.compute_loss(trainer.model, batch))
 
 
-def loaded(folder):
-    return AutoModelForCausalLM.from_pretrained(folder)
+def rows_for(name, folder, file, split):
+    """The file that a method's stage is given, and the same rows as TRL takes them."""
+    method = methods()[name]
+    if method.data_kind == "demonstrations":
+        split = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in split]
+        return write_rows(folder / "answers.jsonl", split), split
+    if method.data_kind == "feedback":
+        single = [
+            {"prompt": row["prompt"], "completion": row[side], "label": label}
+            for row in split
+            for side, label in (("chosen", True), ("rejected", False))
+        ]
+        return file, list(Dataset.from_list(single).shuffle(seed=42))  # as the stage does, with the run's seed
+    if method.takes_margin:
+        margins = [{"margin": 0.1 * number} for number in range(len(split))]
+        marked = [row | margin for row, margin in zip(read(file), margins, strict=True)]
+        split = [row | margin for row, margin in zip(split, margins, strict=True)]
+        return write_rows(folder / "margin.jsonl", marked), split
+    return file, split
+
+
+def reference_of(name, reference) -> tuple[str, ...]:
+    return (f"{METHODS[name].stage}.reference={reference}",) if "reference" in methods()[name].roles else ()
+
+
+COMPARED = [(name, number) for name, row in METHODS.items() for number in range(len(row.compared))]
+
+
+@pytest.mark.parametrize(("name", "number"), COMPARED)
+def test_the_first_loss_is_that_of_trl(tmp_path, policy, reference, rows, name, number):
+    case = METHODS[name].compared[number]
+    file, split = rows_for(name, tmp_path, *rows)
+    ours = first_loss(tmp_path, name, policy, file, *reference_of(name, reference), *case.ours)
+    theirs = bare(tmp_path, name, policy, reference, split, **case.theirs)
+    assert ours == pytest.approx(theirs, **case.within)
+    if "reference" in methods()[name].roles:  # from which the policy differs
+        assert abs(theirs - bare(tmp_path, name, reference, reference, split, **case.theirs)) > 1e-3
 
 
 DPO_LOSSES = [
@@ -107,107 +147,27 @@ def test_all_losses_of_trl_are_here():
     assert set(config_fields("trl.trainer.dpo_config:DPOConfig")["loss_type"].choices) == set(DPO_LOSSES)
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "aot"])
-def test_dpo(tmp_path, policy, reference, rows, loss):
-    file, split = rows
-    ours = first_loss(
-        tmp_path, "dpo", "dpo_local", policy, file, f"dpo.reference={reference}", f"dpo.loss_type=[{loss}]"
-    )
-    theirs = bare(trl.DPOTrainer, trl.DPOConfig, tmp_path, loaded(policy), reference, split, loss_type=[loss])
-    assert ours == pytest.approx(theirs, rel=5e-6)  # sums of float32 in another order
-    assert abs(theirs - math.log(2)) > 1e-3  # the reference is not the policy
-
-
 def test_several_weighted_losses_with_smoothing(tmp_path, policy, reference, rows):
     file, split = rows
     settings = {"loss_type": DPO_LOSSES, "loss_weights": [0.1 * (i + 1) for i in range(15)], "label_smoothing": 0.1}
     ours = first_loss(
-        tmp_path, "dpo", "dpo_local", policy, file, f"dpo.reference={reference}", "dpo.label_smoothing=0.1",
+        tmp_path, "dpo", policy, file, *reference_of("dpo", reference), "dpo.label_smoothing=0.1",
         f"dpo.loss_type=[{','.join(DPO_LOSSES)}]", f"dpo.loss_weights={settings['loss_weights']}".replace(" ", ""),
     )  # fmt: skip
-    theirs = bare(trl.DPOTrainer, trl.DPOConfig, tmp_path, loaded(policy), reference, split, **settings)
+    theirs = bare(tmp_path, "dpo", policy, reference, split, **settings)
     assert ours == pytest.approx(theirs, rel=1e-6)
-
-
-def test_ipo_normalised_is_trl_s(tmp_path, policy, reference, rows):
-    file, split = rows
-    ours = first_loss(tmp_path, "ipo", "ipo_local", policy, file, f"ipo.reference={reference}", "ipo.beta=0.1")
-    theirs = bare(
-        trl.DPOTrainer, trl.DPOConfig, tmp_path, loaded(policy), reference, split, loss_type=["ipo"], beta=0.1
-    )
-    assert ours == pytest.approx(theirs, rel=1e-6)
-
-
-def test_kto(tmp_path, policy, reference, rows):
-    file, split = rows
-    ours = first_loss(tmp_path, "kto", "kto_local", policy, file, f"kto.reference={reference}")
-    single = [
-        {"prompt": row["prompt"], "completion": row[side], "label": label}
-        for row in split
-        for side, label in (("chosen", True), ("rejected", False))
-    ]
-    shuffled = list(Dataset.from_list(single).shuffle(seed=42))  # as the stage does, with the run's seed
-    theirs = bare(trl.KTOTrainer, trl.KTOConfig, tmp_path, loaded(policy), reference, shuffled)
-    assert ours == pytest.approx(theirs, abs=1e-6)
-
-
-def test_reward(tmp_path, policy, reference, rows):
-    file, split = rows
-    with_margin = [row | {"margin": 0.1 * i} for i, row in enumerate(split)]
-    marked = tmp_path / "margin.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    marked.write_text("".join(json.dumps(row | {"margin": 0.1 * i}) + "\n" for i, row in enumerate(lines)))
-    ours = first_loss(
-        tmp_path, "rm", "reward_local", policy, marked, "rm.center_rewards_coefficient=0.01", "rm.learning_rate=1e-9"
-    )
-    set_seed(42)
-    model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
-    theirs = bare(
-        trl.RewardTrainer, trl.RewardConfig, tmp_path, model, reference, with_margin, center_rewards_coefficient=0.01
-    )
-    assert ours == pytest.approx(theirs, abs=1e-6)
-
-
-def test_sft(tmp_path, policy, reference, rows):
-    file, split = rows
-    demonstrations = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in split]
-    answers = tmp_path / "answers.jsonl"
-    answers.write_text("".join(json.dumps(row) + "\n" for row in demonstrations))
-    ours = first_loss(tmp_path, "sft", "sft_local", policy, answers)
-    theirs = bare(trl.SFTTrainer, trl.SFTConfig, tmp_path, loaded(policy), reference, demonstrations)
-    assert ours == pytest.approx(theirs, abs=1e-6)
-
-
-def test_simpo_is_trl_s_experimental_one(tmp_path, policy, reference, rows):
-    file, split = rows
-    ours = first_loss(
-        tmp_path, "simpo", "simpo_local", policy, file, "simpo.beta=2.0", "simpo.gamma_beta_ratio=0.8",
-        "simpo.sft_weight=0.5", "simpo.label_smoothing=0.1",
-    )  # fmt: skip
-    theirs = bare(
-        CPOTrainer, CPOConfig, tmp_path, loaded(policy), reference, split,
-        loss_type="simpo", beta=2.0, simpo_gamma=1.6, cpo_alpha=0.5, label_smoothing=0.1,
-    )  # fmt: skip
-    assert ours == pytest.approx(theirs, abs=1e-6)
-
-
-def test_orpo_is_trl_s_experimental_one(tmp_path, policy, reference, rows):
-    file, split = rows
-    ours = first_loss(tmp_path, "orpo", "orpo_local", policy, file, "orpo.beta=0.25")
-    theirs = bare(ORPOTrainer, ORPOConfig, tmp_path, loaded(policy), reference, split, beta=0.25)
-    assert ours == pytest.approx(theirs, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "name", "expected", "more"),
+    ("name", "expected", "more"),
     [
-        ("dpo_local", "dpo", math.log(2), ()),
-        ("kto_local", "kto", 0.5, ()),
-        ("ipo_local", "ipo", (1 / (2 * 0.2)) ** 2, ("ipo.beta=0.2",)),
-        ("ipo_local", "ipo", (1 / (2 * 0.2)) ** 2, ("ipo.beta=0.2", "ipo.normalize=none")),
+        ("dpo", math.log(2), ()),
+        ("kto", 0.5, ()),
+        ("ipo", (1 / (2 * 0.2)) ** 2, ("ipo.beta=0.2",)),
+        ("ipo", (1 / (2 * 0.2)) ** 2, ("ipo.beta=0.2", "ipo.normalize=none")),
     ],
     ids=["dpo", "kto", "ipo", "ipo on sums"],
 )
-def test_loss_at_the_start(tmp_path, reference, rows, recipe, name, expected, more):
+def test_loss_at_the_start(tmp_path, reference, rows, name, expected, more):
     """The policy is the reference, so every log-ratio is 0."""
-    assert first_loss(tmp_path, name, recipe, reference, rows[0], *more) == pytest.approx(expected, abs=1e-5)
+    assert first_loss(tmp_path, name, reference, rows[0], *more) == pytest.approx(expected, abs=1e-5)

@@ -7,9 +7,10 @@ import json
 
 import pytest
 import torch
-import trl
 from datasets import Dataset
 from peft import LoraConfig
+from support.methods import METHODS
+from support.models import weights_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from alignctl.engine.forward import takes_packed_rows
@@ -19,12 +20,8 @@ from alignctl.trainers.base import heads
 pytestmark = pytest.mark.train
 
 LENGTH = 160
-BARE = {
-    "dpo": (trl.DPOTrainer, trl.DPOConfig),
-    "kto": (trl.KTOTrainer, trl.KTOConfig),
-    "reward": (trl.RewardTrainer, trl.RewardConfig),
-    "sft": (trl.SFTTrainer, trl.SFTConfig),
-}
+BARE = [name for name, row in METHODS.items() if row.passes is not None]
+OWN = [name for name in METHODS if name not in BARE and methods()[name].data_kind != "prompts"]
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +60,9 @@ def real(shared_data):
         peft_config, margins = settings.pop("peft_config", None), settings.pop("margins", False)
         alone = peft_config is not None or "reference" not in method.roles
         roles = {} if alone else {"ref_model": AutoModelForCausalLM.from_pretrained(folder)}
-        trainer_class, config_class = BARE[name] if bare else (resolve(method.trainer), resolve(method.config_class))
+        trainer_class, config_class = map(resolve, METHODS[name].trl if bare else (method.trainer, method.config_class))
         defaults = {"per_device_train_batch_size": 8, "max_length": LENGTH, "logging_steps": 1, "save_strategy": "no"}
-        if name == "kto":
-            defaults |= {"desirable_weight": 1.0, "undesirable_weight": 1.0}
+        defaults |= METHODS[name].engine
         args = config_class(
             output_dir=str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True,
             **defaults | {"bf16": False, "gradient_checkpointing": False} | settings,
@@ -74,7 +70,7 @@ def real(shared_data):
         data = rows(method.data_kind)
         if margins:
             data = data.add_column("margin", [0.1 * i for i in range(len(data))])
-        if bare and name == "kto":
+        if bare and method.data_kind == "feedback":
             data = data.shuffle(seed=42)  # as our trainer does
         return trainer_class(
             model=model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=peft_config, **roles
@@ -106,23 +102,19 @@ def check_same(ours, theirs):
 
 
 CASES = {
-    "dpo": ("dpo", {}),
+    **{name: (name, {}) for name in BARE},
     "dpo cut at the start": ("dpo", {"truncation_mode": "keep_end"}),
     "dpo with adapters": ("dpo", {"peft_config": LoraConfig(target_modules="all-linear", init_lora_weights=False)}),
     "dpo with checkpoints of activations": ("dpo", {"gradient_checkpointing": True}),
     "dpo computed beforehand": ("dpo", {"precompute_ref_log_probs": True}),
     "dpo with two losses": ("dpo", {"loss_type": ["sigmoid", "ipo"], "use_weighting": True}),
-    "kto": ("kto", {}),
-    "reward": ("reward", {"max_length": 220}),
     "reward with margins and adapters": (
         "reward",
         {
-            "max_length": 220,
             "margins": True,
             "peft_config": LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", init_lora_weights=False),
         },
     ),
-    "sft": ("sft", {}),
     "sft packed": ("sft", {"packing": True}),
 }
 
@@ -139,31 +131,27 @@ def test_loss_and_gradient_of_bare_trl(tmp_path, monkeypatch, real, case):
     assert "nothing padded (sdpa attention)" in ours.notices[0]
     packed.clear()
     check_same(ours, real(tmp_path, name, bare=True, **settings))
-    assert len(packed) == {"sft": 1, "reward": 1, "dpo": 2, "kto": 4}[name] - ("beforehand" in case)
+    assert len(packed) == METHODS[name].passes - ("beforehand" in case)
 
 
-@pytest.mark.parametrize("name", ["ipo", "orpo", "simpo"])
+@pytest.mark.parametrize("name", OWN)
 def test_loss_and_gradient_of_our_own_methods(tmp_path, real, name):
     check_same(real(tmp_path, name), real(tmp_path, name, engine="padded"))
 
 
-@pytest.mark.parametrize("name", sorted(BARE))
+@pytest.mark.parametrize("name", BARE)
 def test_twenty_steps_of_bare_trl(tmp_path, real, name):
     settings = {
         "max_steps": 20, "learning_rate": 3e-4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-        "max_length": 220 if name == "reward" else 96,
+        **{"max_length": 96} | METHODS[name].engine,
     }  # fmt: skip
     ours, theirs = real(tmp_path, name, **settings), real(tmp_path, name, bare=True, **settings)
-    before = weights_of(ours)
+    before = weights_of(ours.model)
     for trainer in (ours, theirs):
         trainer.train()
-    found, expected = weights_of(ours), weights_of(theirs)
+    found, expected = weights_of(ours.model), weights_of(theirs.model)
     assert (found - expected).norm() < 1e-4 * expected.norm()
     assert (found - before).norm() > 3e-3 * before.norm()
-
-
-def weights_of(trainer):
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
 
 def test_in_bfloat16_it_is_as_exact_as_padding(tmp_path, real):
@@ -202,6 +190,6 @@ def test_a_classifier_that_scores_otherwise_keeps_its_padded_rows(tmp_path, real
         return SequenceClassifierOutputWithPast(logits=self.score(hidden.mean(1)))
 
     monkeypatch.setattr(LlamaForSequenceClassification, "forward", of_the_mean)
-    trainer = real(tmp_path, "reward", max_length=220)
+    trainer = real(tmp_path, "reward")
     assert trainer.notices == ["engine: padded rows, because models of type `llama` score rows in another way"]
     assert not takes_packed_rows(trainer.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from in_process import run_stages
+from support.in_process import run_stages
 
 from alignctl.errors import LaunchError
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from support.methods import METHODS
 
 pytestmark = pytest.mark.train
 
@@ -17,7 +18,8 @@ FULL_LOGITS = SEQUENCES * LENGTH * VOCABULARY * 4  # bytes in float32: 1.05 GB
 STEP = """
 import resource, sys
 from pathlib import Path
-from tests.trainers.conftest import Small
+from support.methods import METHODS
+from support.small import Small
 name, folder, length, sequences, vocabulary = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 from datasets import Dataset
 from transformers import LlamaForCausalLM
@@ -42,12 +44,11 @@ rows = [dict(row) for _ in range(count)]
 if method.data_kind == "feedback":
     rows = [dict(row, label=i % 2 == 0) for i, row in enumerate(rows)]
 model = LlamaForCausalLM(config)
-more = {"loss_type": ["sigmoid", "sft"]} if name == "dpo" else {}
 roles = {"ref_model": LlamaForCausalLM(config)} if "reference" in method.roles else {}
 from alignctl.methods.registry import resolve
 args = small.arguments(
     resolve(method.config_class), per_device_train_batch_size=count, max_length=length, max_steps=1,
-    gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, **more,
+    gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, **METHODS[name].memory,
 )
 trainer = resolve(method.trainer)(
     model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=small.tokenizer, **roles
@@ -59,12 +60,13 @@ print("PEAK", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 10
 
 
 # KTO, IPO and SimPO run as these do; a reward model has no logits over a vocabulary.
-@pytest.mark.parametrize("name", ["dpo", "orpo", "sft"])
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.memory is not None])
 def test_one_step_stays_below_the_full_logits(tmp_path, name, root):
     quiet = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "2", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", STEP, name, str(tmp_path), *map(str, (LENGTH, SEQUENCES, VOCABULARY))],
-        cwd=root, env=os.environ | quiet | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
+        cwd=root, env=os.environ | quiet | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     peak = int(done.stdout.rpartition("PEAK")[2])

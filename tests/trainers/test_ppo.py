@@ -8,7 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from in_process import read, run_stages
+from support.files import read
+from support.in_process import run_stages
+from support.models import weights_of
+from support.rewards import REWARDS
 from transformers import LlamaForCausalLM
 
 from alignctl.errors import AlignctlError, RequestError
@@ -159,20 +162,13 @@ def test_tokens_are_spread_over_rows():
 # The trainer
 
 
-def short(prompts, completions):
-    return [-len(completion[0]["content"]) / 10 for completion in completions]
-
-
 def build(small, **given):
     (small.folder / "out").mkdir(exist_ok=True)
-    (small.folder / "rewards.py").write_text(
-        "def short(prompts, completions):\n    return [-len(c[0]['content']) / 10 for c in completions]\n"
-    )
     defaults = {
         "per_device_train_batch_size": 8, "max_prompt_length": 64, "response_length": 8, "max_steps": 2,
         "learning_rate": 1e-3,
         "temperature": 1.0, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "report_to": "none",
-        "reward_funcs": [f"{small.folder / 'rewards.py'}:short"],
+        "reward_funcs": [f"{REWARDS}:short"],
     }  # fmt: skip
     args = PPOConfig(output_dir=str(small.folder / "out"), use_cpu=True, **defaults | given)
     value_model = small.reward_model() if args.roles == "separate" else None
@@ -180,10 +176,6 @@ def build(small, **given):
         model=small.model, args=args, train_dataset=small.rows("preferences", 16).select_columns(["prompt"]),
         processing_class=small.tokenizer, ref_model=small.model, value_model=value_model,
     )  # fmt: skip
-
-
-def weights_of(trainer):
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
 
 def test_with_adapters_the_policy_without_its_own_is_the_reference(tmp_path):
@@ -208,7 +200,7 @@ def test_how_the_work_is_divided_changes_nothing(small, other):
     for trainer in (first, second):
         torch.manual_seed(3)
         trainer.train()
-    difference = (weights_of(first) - weights_of(second)).norm() / weights_of(first).norm()
+    difference = (weights_of(first.model) - weights_of(second.model)).norm() / weights_of(first.model).norm()
     assert difference < 1e-5
 
 
@@ -222,7 +214,7 @@ def test_the_pass_that_scores_is_the_first_of_the_update(small, roles, given):
     for trainer in (first, second):
         torch.manual_seed(3)
         trainer.train()
-    difference = (weights_of(first) - weights_of(second)).norm() / weights_of(first).norm()
+    difference = (weights_of(first.model) - weights_of(second.model)).norm() / weights_of(first.model).norm()
     assert difference < 1e-5
     for name in ("entropy", "ratio", "loss/policy", "loss/value"):
         ours, theirs = ([row[name] for row in one.state.log_history if name in row] for one in (first, second))

@@ -13,8 +13,9 @@ import sys
 
 import pytest
 import torch
-from in_process import read, run_stages
 from peft import LoraConfig, get_peft_model
+from support.files import read
+from support.in_process import run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignctl.engine.forward import takes_packed_rows

@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from in_process import read, run_stages
+from support.files import read
+from support.in_process import run_stages
 
 from alignctl.errors import RequestError, Stopped
 from alignctl.models.tokenizer import train_tokenizer

@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 import torch
-from in_process import read, run_stages
+from support.files import read
+from support.in_process import run_stages
+from support.models import TINY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignctl.data.tokenizing import cut, tokenize_completions
@@ -16,11 +18,6 @@ from alignctl.engine.logps import completion_logps
 pytestmark = pytest.mark.train
 
 QUICK = ("data.limit=32", "data.eval_limit=8", "eval.prompts=0")
-TINY = (
-    "model.scratch.config.hidden_size=32",
-    "model.scratch.config.intermediate_size=64",
-    "model.scratch.vocab_size=400",
-)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 
 import pytest
-from in_process import NeverStops, read, run_stages
-from safetensors.torch import load_file
-from test_continue import StopsAfter
+from support.files import read, weights
+from support.in_process import NeverStops, StopsAfter, run_stages
+from support.methods import small_run
+from support.rewards import REWARDS
 from transformers import PreTrainedModel
 
 from alignctl.data.quickstart import demonstrations
@@ -15,41 +16,31 @@ from alignctl.errors import AlignctlError, Stopped
 
 pytestmark = pytest.mark.train
 
-RECIPES = {
-    "sft": ("recipe=sft_quickstart", "sft.eval_strategy=epoch"),
-    "dpo": ("recipe=sft_dpo_quickstart", "dpo.from=null", "dpo.precompute_ref_log_probs=true", "peft=lora"),
-    "ppo": (
-        "recipe=rlhf_quickstart", "ppo.from=null", "ppo.reward_model=null", "ppo.normalize_rewards=running",
-        "ppo.response_length=8",
-    ),
-}  # fmt: skip
-REWARD = "def length(completions, **row):\n    return [float(len(str(said))) for said in completions]\n"
+# Stages that hold different things in memory: a model, rows computed beforehand and an adapter, several models.
+CASES = {
+    "sft": ("sft.eval_strategy=epoch",),
+    "dpo": ("dpo.precompute_ref_log_probs=true", "peft=lora"),
+    "ppo": (f"ppo.reward_funcs=[{REWARDS}:length]",),
+}
 
 
 def arguments(name, *more):
     """20 steps, the least that are rehearsed."""
-    recipe, *its = RECIPES[name]
-    stage = name
-    return (
-        recipe, f"stages=[{stage}]", "data.limit=40", "data.eval_limit=8", "eval.prompts=4", f"{stage}.max_steps=20",
-        f"{stage}.logging_steps=5", f"{stage}.per_device_train_batch_size=8", f"{stage}.save_steps=10",
-        "model.scratch.vocab_size=400", "model.scratch.config.hidden_size=32", "eval.max_new_tokens=8",
-        "model.scratch.config.intermediate_size=64", *its, *more,
-    )  # fmt: skip
+    asked = ("eval.prompts=4", "eval.max_new_tokens=8")
+    return small_run(name, *asked, *CASES[name], *more, max_steps=20, logging_steps=5, save_steps=10)
 
 
 def what_came_out(stage):
     """Weights, and all logged numbers that are not times."""
     rows = read(stage / "metrics.jsonl")
     logged = [{key: row[key] for key in row if not any(word in key for word in ("per_s", "runtime"))} for row in rows]
-    return {name: one.tolist() for name, one in load_file(stage / "model" / "model.safetensors").items()}, logged
+    return weights(stage / "model"), logged
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CASES)
 def test_it_leaves_no_trace(tmp_path, monkeypatch, name):
     monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "rewards.py").write_text(REWARD)
-    given = arguments(name, *((f"ppo.reward_funcs=[{tmp_path}/rewards.py:length]",) if name == "ppo" else ()))
+    given = arguments(name)
     without = run_stages(tmp_path / "without", *given, "rehearse=false") / name
     with_it = run_stages(tmp_path / "with", *given, "rehearse=true") / name
     assert what_came_out(with_it) == what_came_out(without)

@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from support.processes import HANG_S
 
 pytestmark = pytest.mark.train
 
 SCRIPT = """
 import pytest
+from support.processes import HANG_S
 import torch
 from accelerate import Accelerator
 
@@ -38,6 +40,6 @@ def test_two_processes(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from in_process import read, run_stages
+from support.files import read
+from support.in_process import run_stages
 from transformers import AutoTokenizer
 
 from alignctl.errors import RequestError

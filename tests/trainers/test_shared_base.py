@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
-from in_process import read, run_stages
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from support.files import read
+from support.in_process import run_stages
+from support.models import TINY
+from support.rewards import REWARDS
 from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
 
 from alignctl.errors import AlignctlError
@@ -41,14 +44,11 @@ def reward(small, base):
 
 def build(small, base, reward=None, model=None, **given):
     (small.folder / "out").mkdir(exist_ok=True)
-    (small.folder / "rewards.py").write_text(
-        "def short(prompts, completions):\n    return [-len(c[0]['content']) / 10 for c in completions]\n"
-    )
     defaults = {
         "per_device_train_batch_size": 8, "max_prompt_length": 64, "response_length": 8, "max_steps": 2,
         "learning_rate": 1e-2, "temperature": 1.0, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
         "report_to": "none", "roles": "shared_base",
-        "reward_funcs": [] if reward else [f"{small.folder / 'rewards.py'}:short"],
+        "reward_funcs": [] if reward else [f"{REWARDS}:short"],
     }  # fmt: skip
     args = PPOConfig(output_dir=str(small.folder / "out"), use_cpu=True, **defaults | given)
     torch.manual_seed(2)
@@ -232,8 +232,7 @@ def test_what_each_layout_holds(small):
 SMALL_RUN = (
     "recipe=rlhf_quickstart", "data.limit=64", "data.eval_limit=8", "eval.prompts=2", "eval.max_new_tokens=4",
     "sft.max_steps=2", "rm.max_steps=2", "ppo.max_steps=2", "ppo.per_device_train_batch_size=8",
-    "ppo.response_length=8", "model.scratch.vocab_size=400", "model.scratch.config.hidden_size=32",
-    "model.scratch.config.intermediate_size=64", "sft.peft.type=none", "ppo.roles=shared_base",
+    "ppo.response_length=8", *TINY, "sft.peft.type=none", "ppo.roles=shared_base",
     "ppo.learning_rate=1e-2",
 )  # fmt: skip
 

@@ -6,9 +6,9 @@ import pickle
 import shutil
 
 import pytest
-from in_process import read, run_stages
-from safetensors.torch import load_file
-from test_continue import StopsAfter
+from support.files import read, weights
+from support.in_process import StopsAfter, run_stages
+from support.models import TINY
 
 from alignctl.errors import Stopped
 from alignctl.run.checkpoints import MANIFEST, complete_checkpoints, publish
@@ -17,13 +17,8 @@ pytestmark = pytest.mark.train
 
 SMALL = (
     "recipe=sft_quickstart", "data.limit=64", "data.eval_limit=8", "eval.prompts=0", "sft.logging_steps=1",
-    "sft.per_device_train_batch_size=16", "sft.max_steps=6", "sft.save_steps=2", "model.scratch.vocab_size=400",
-    "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64",
+    "sft.per_device_train_batch_size=16", "sft.max_steps=6", "sft.save_steps=2", *TINY,
 )  # fmt: skip
-
-
-def weights(folder):
-    return {key: value.tolist() for key, value in load_file(folder / "model.safetensors").items()}
 
 
 def steps(stage):

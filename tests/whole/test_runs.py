@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from support.files import metrics, weights
+from support.models import TINY
+from support.processes import HANG_S, finish, start, wait_for_step, wait_until, wait_until_gone, workers
 
 pytestmark = pytest.mark.train
 
 # A model and a data set so small that a stage is mostly imports.
 SMALL = (
     "recipe=quickstart", "data.limit=192", "data.eval_limit=24", "eval.prompts=8", "eval.max_new_tokens=24",
-    "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
-    "log_every=1",
+    *TINY, "log_every=1",
 )  # fmt: skip
 SFT = (*SMALL, "stages=[sft]", "sft.num_train_epochs=4", "sft.logging_steps=1", "sft.save_steps=5")
-
-
-def weights(model: Path) -> str:
-    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-
-
-def metrics(stage: Path) -> list[dict]:
-    return [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "alignctl", "train", *arguments],
-        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def wait_for_step(stage: Path, step: int, timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            if json.loads((stage / "progress.json").read_text()).get("step", 0) >= step:
-                return
-        except (OSError, ValueError):
-            pass
-        time.sleep(0.02)
-    raise TimeoutError(f"{stage} did not reach step {step}")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +29,7 @@ def undisturbed(tmp_path_factory) -> Path:
     """The SFT stage of `SFT`, run to its end without interruption."""
     folder = tmp_path_factory.mktemp("undisturbed")
     run = start(folder, *SFT, "run_dir=run")
-    assert run.wait(180) == 0, run.stderr.read()
+    finish(run)
     return folder / "run" / "sft"
 
 
@@ -68,7 +38,7 @@ def pipeline(tmp_path_factory) -> Path:
     """A shortened quickstart: SFT then DPO."""
     folder = tmp_path_factory.mktemp("pipeline")
     run = start(folder, *SMALL, "sft.max_steps=20", "dpo.max_steps=4", "dpo.logging_steps=2")
-    out, err = run.communicate(timeout=240)
+    out, err = run.communicate(timeout=HANG_S)
     assert run.returncode == 0, err
     (folder / "out").write_text(out)
     (folder / "err").write_text(err)
@@ -149,17 +119,14 @@ def test_learning_happens_on_the_loss_that_is_logged(undisturbed):
 def test_stopped_and_continued_equals_undisturbed(tmp_path, undisturbed, number):
     stage = tmp_path / "run" / "sft"
     run = start(tmp_path, *SFT, "run_dir=run")
-    wait_for_step(stage, 7)
+    wait_for_step(stage, 7, run)
     run.send_signal(number)
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 75, err
+    err = finish(run, 75)
     assert "stopped: stage `sft`" in err
     assert "run the same command again to continue" in err
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "stopped"
 
-    again = start(tmp_path, *SFT, "run_dir=run")
-    _, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
+    err = finish(start(tmp_path, *SFT, "run_dir=run"))
     assert "continues after step" in err
     assert weights(stage / "model") == weights(undisturbed / "model")
     facts = ("step", "loss", "learning_rate", "grad_norm", "eval_loss")
@@ -171,17 +138,11 @@ def test_stopped_and_continued_equals_undisturbed(tmp_path, undisturbed, number)
 def test_a_killed_worker_loses_nothing_that_was_saved(tmp_path, undisturbed):
     stage = tmp_path / "run" / "sft"
     run = start(tmp_path, *SFT, "run_dir=run")
-    wait_for_step(stage, 12)
-    worker = subprocess.run(
-        ["pgrep", "-f", f"alignctl.worker {tmp_path}"], capture_output=True, text=True
-    ).stdout.split()
-    os.kill(int(worker[0]), signal.SIGKILL)
-    _, err = run.communicate(timeout=30)
-    assert run.returncode == 1
+    wait_for_step(stage, 12, run)
+    os.kill(workers(tmp_path)[0], signal.SIGKILL)
+    err = finish(run, 1)
     assert "was killed by signal 9" in err
-    again = start(tmp_path, *SFT, "run_dir=run")
-    _, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
+    err = finish(start(tmp_path, *SFT, "run_dir=run"))
     assert int(re.search(r"continues after step (\d+)", err).group(1)) in (10, 15, 20)
     assert weights(stage / "model") == weights(undisturbed / "model")
 
@@ -208,13 +169,10 @@ def test_ppo_killed_between_checkpoints_ends_as_if_it_had_not_been(tmp_path):
         (tmp_path / name / "rewards.py").write_text(once)
     (tmp_path / "killed" / "once").touch()
     whole, killed = (start(tmp_path / name, *arguments) for name in ("whole", "killed"))
-    assert whole.wait(180) == 0, whole.stderr.read()
-    _, err = killed.communicate(timeout=120)
-    assert killed.returncode == 1
+    finish(whole)
+    err = finish(killed, 1)
     assert "was killed by signal 9" in err
-    again = start(tmp_path / "killed", *arguments)
-    _, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
+    err = finish(start(tmp_path / "killed", *arguments))
     assert "continues after step 4" in err
     stages = [tmp_path / name / "run" / "ppo" for name in ("whole", "killed")]
     assert weights(stages[0] / "model") == weights(stages[1] / "model")
@@ -230,24 +188,17 @@ def test_ppo_killed_between_checkpoints_ends_as_if_it_had_not_been(tmp_path):
 def test_a_killed_command_takes_its_worker_with_it(tmp_path):
     stage = tmp_path / "run" / "sft"
     run = start(tmp_path, *SFT, "run_dir=run")
-    wait_for_step(stage, 2)
+    wait_for_step(stage, 2, run)
     run.kill()
-    run.wait(10)
-    deadline = time.monotonic() + 10
-    while subprocess.run(["pgrep", "-f", f"alignctl.worker {tmp_path}"], capture_output=True).returncode == 0:
-        assert time.monotonic() < deadline, "the worker trains on unseen"
-        time.sleep(0.1)
+    run.wait(HANG_S)
+    wait_until_gone(tmp_path)
 
 
 def test_interrupted_before_training(tmp_path):
     run = start(tmp_path, *SFT, "run_dir=run")
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "run" / "sft" / "progress.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((tmp_path / "run" / "sft" / "progress.json").exists, "the stage does not begin", run)
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=30)
-    assert run.returncode == 130, err
+    err = finish(run, 130)
     assert "interrupted: stage `sft`" in err
 
 
@@ -393,20 +344,20 @@ def test_a_run_is_watched_cancelled_and_resumed_by_its_folder(alignctl, tmp_path
     long = (*SFT, "sft.num_train_epochs=80")
     alone = start(tmp_path, *long, "run_dir=alone")
     run = start(tmp_path, *long, "run_dir=run")
-    wait_for_step(tmp_path / "run" / "sft", 4)
+    wait_for_step(tmp_path / "run" / "sft", 4, run)
     now = json.loads(alignctl("status", "run", "--json").out)
     assert now["state"] == "running"
     assert now["stages"]["sft"]["step"] >= 4
     assert re.search(r"^sft +running +\d+/\d+ +\d", alignctl("status", "run").out, re.MULTILINE)
     assert alignctl("cancel", "run").code == 0
-    assert run.wait(30) == 75
+    finish(run, 75)
     assert re.search(r"^sft +stopped .*step \d+ is saved$", alignctl("status", "run").out, re.MULTILINE)
     assert alignctl("cancel", "run").code == 3
     done = alignctl("resume", "run")
     assert done.code == 0, done.err
     assert "sft: continues after step" in done.err
     assert "train_runtime" in alignctl("logs", "run").out
-    assert alone.wait(120) == 0, alone.stderr.read()
+    finish(alone)
     watched, undisturbed = (tmp_path / name / "sft" for name in ("run", "alone"))
     assert weights(watched / "model") == weights(undisturbed / "model")
     assert [row["step"] for row in metrics(watched)] == [row["step"] for row in metrics(undisturbed)]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from support.processes import HANG_S
 
 
 @pytest.mark.slow
@@ -14,7 +15,7 @@ import pytest
 def test_preference_benchmark_trains_the_same_rows_with_both(tmp_path, root, shared_data):
     small = ("--rows=4", "--batch=2", "--max-length=128", "--contestant", "TRL", "alignctl")
     command = [sys.executable, root / "scripts" / "bench_preference.py", "--method=dpo", "--data=harmless", *small]
-    subprocess.run([*command, f"--json={tmp_path / 'measured.json'}"], check=True, cwd=tmp_path, timeout=240)
+    subprocess.run([*command, f"--json={tmp_path / 'measured.json'}"], check=True, cwd=tmp_path, timeout=HANG_S)
     (result,) = json.loads((tmp_path / "measured.json").read_text())["results"]
     theirs, ours = (result["measured"][name] for name in ("TRL", "alignctl"))
     assert len(ours["losses"]) == 2

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm_test_cluster.sh"
+from support import models
+from support.files import metrics
+from support.processes import HANG_S, wait_for_step, wait_until
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "slurm_test_cluster.sh"
 
 
 TINY = (
     "recipe=quickstart", "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "log_every=1", "rehearse=false",
-    "model.scratch.config.hidden_size=32", "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
+    *models.TINY,
     "sft.max_steps=160", "sft.logging_steps=1", "sft.save_steps=20", "sft.per_device_train_batch_size=4",
     "dpo.max_steps=4", "dpo.logging_steps=1", "dpo.save_steps=2", "dpo.per_device_train_batch_size=4",
 )  # fmt: skip
@@ -57,9 +59,14 @@ class Cluster:
         text = self.run("scontrol", "-o", "show", "job", job)
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
+    def minutes(self, job: str) -> int:
+        """How long a job has run, in whole minutes."""
+        hours, minutes, _ = self.facts(job)["RunTime"].split(":")
+        return 60 * int(hours) + int(minutes)
+
     def end_jobs(self) -> None:
         self.run("scancel", "--user", str(os.getuid()))
-        wait_until(lambda: "idle" in set(self.run("sinfo", "-h", "-o", "%T").split()), 60, "jobs do not end")
+        wait_until(lambda: "idle" in set(self.run("sinfo", "-h", "-o", "%T").split()), "jobs do not end", every_s=0.2)
 
     def kill_node(self, node: str) -> None:
         """As a power cut: the daemon, and all it started for jobs, at once."""
@@ -86,20 +93,13 @@ class Cluster:
         subprocess.run([SCRIPT, "start-node", self.folder, node], check=True)
 
 
-def wait_until(what: Callable[[], object], timeout_s: float, why: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, why
-        time.sleep(0.2)
-
-
 def login_node(cluster: Cluster, folder: Path) -> Callable[..., str]:
     """Runs `alignctl ARGUMENTS` as people do where sbatch works. Returns what it says."""
 
     def run(*arguments: str, code: int = 0, folder: Path = folder) -> str:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "alignctl", *arguments], cwd=folder, capture_output=True, text=True,
-            env=cluster.env | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}, timeout=60, check=False,
+            env=cluster.env | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}, timeout=HANG_S, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -112,7 +112,7 @@ def states(alignctl, run: str) -> dict[str, str]:
     return {name: stage["state"] for name, stage in found["stages"].items()} | {"run": found["state"]}
 
 
-def wait_for_state(alignctl, run: str, wanted: str, timeout_s: float = 150) -> dict[str, str]:
+def wait_for_state(alignctl, run: str, wanted: str) -> dict[str, str]:
     now: dict[str, str] = {}
 
     def there() -> bool:
@@ -120,37 +120,20 @@ def wait_for_state(alignctl, run: str, wanted: str, timeout_s: float = 150) -> d
         assert now["run"] == wanted or now["run"] in ("queued", "running"), alignctl("status", run)
         return now["run"] == wanted
 
-    wait_until(there, timeout_s, f"{run} is not {wanted}")
+    wait_until(there, f"{run} is not {wanted}", every_s=0.2)
     return now
 
 
-def wait_for_end(alignctl, run: str, wanted: str, timeout_s: float = 150) -> None:
+def wait_for_end(alignctl, run: str, wanted: str) -> None:
     """Until SFT has ended so, and DPO, which waits for it, is cancelled: SLURM takes some seconds for that."""
-    wait_for_state(alignctl, run, wanted, timeout_s)
-    wait_until(lambda: states(alignctl, run)["dpo"] == "cancelled", 30, "what waits for it is not cancelled")
+    wait_for_state(alignctl, run, wanted)
+    wait_until(lambda: states(alignctl, run)["dpo"] == "cancelled", "what waits for it is not cancelled", every_s=0.2)
     assert states(alignctl, run) == {"sft": wanted, "dpo": "cancelled", "run": wanted}
 
 
-def wait_for_step(stage: Path, step: int, timeout_s: float = 90) -> None:
-    def there() -> bool:
-        try:
-            return len((stage / "metrics.jsonl").read_text().splitlines()) >= step
-        except OSError:
-            return False
-
-    wait_until(there, timeout_s, f"{stage} did not reach step {step}")
-
-
 def wait_for_more_steps(stage: Path, steps: int) -> None:
-    wait_for_step(stage, len((stage / "metrics.jsonl").read_text().splitlines()) + steps)
+    wait_for_step(stage, len(metrics(stage)) + steps)
 
 
 def job(run: Path, stage: str) -> str:
     return json.loads((run / "status.json").read_text())["stages"][stage]["job"]["id"]
-
-
-def outcome(run: Path, stage: str) -> tuple[str, list]:
-    """Hash of a stage's weights, and what was logged."""
-    rows = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
-    weights = hashlib.sha256((run / stage / "model" / "model.safetensors").read_bytes()).hexdigest()
-    return weights, [[row["step"], row.get("loss"), row.get("grad_norm")] for row in rows]

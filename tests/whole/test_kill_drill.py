@@ -1,32 +1,30 @@
 """The promise: kill it anywhere, give the same command again, and the result is what it would have been, bit for bit.
 
-Real signals to real runs at random moments. ALIGNCTL_KILLS says how many moments are tried (5, or more at night), and
+Real signals to real runs; at night at random moments too. ALIGNCTL_KILLS says how many moments are tried, and
 ALIGNCTL_SEED which; every day has its own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
+from support.files import metrics, outcome
+from support.models import TINY
+from support.processes import HANG_S, finish, start, wait_until_gone, workers
+from support.rewards import REWARDS
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
-KILLS = int(os.environ.get("ALIGNCTL_KILLS", 5))
+KILLS = int(os.environ.get("ALIGNCTL_KILLS", 20))
 SEED = os.environ.get("ALIGNCTL_SEED") or time.strftime("%Y-%m-%d")
-MODEL = (
-    "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "model.scratch.config.hidden_size=32",
-    "model.scratch.config.intermediate_size=64", "model.scratch.vocab_size=400",
-)  # fmt: skip
+MODEL = ("data.limit=96", "data.eval_limit=8", "eval.prompts=0", *TINY, "run_dir=run")
 
 
 def settings(stage: str, steps: int, **given: object) -> tuple[str, ...]:
@@ -36,10 +34,9 @@ def settings(stage: str, steps: int, **given: object) -> tuple[str, ...]:
 
 
 FUNCTION = (
-    "ppo.reward_model=null", "ppo.normalize_rewards=none", "ppo.reward_funcs=[rewards.py:reward]",
+    "ppo.reward_model=null", "ppo.normalize_rewards=none", f"ppo.reward_funcs=[{REWARDS}:length]",
     "ppo.missing_eos_penalty=null",
 )  # fmt: skip
-REWARD = "def reward(completions, **columns):\n    return [len(str(completion)) % 7 for completion in completions]\n"
 RUNS = {
     "sft": ("recipe=sft_quickstart", *MODEL, *settings("sft", 24)),
     "sft, two processes": (
@@ -60,22 +57,8 @@ RUNS = {
 VICTIMS = ("worker", "launcher", "last rank")
 
 
-def start(folder: Path, arguments: tuple[str, ...]) -> subprocess.Popen:
-    (folder / "rewards.py").write_text(REWARD)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "alignctl", "train", *arguments, "run_dir=run"],
-        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def processes(folder: Path) -> list[int]:
-    found = subprocess.run(["pgrep", "-f", f"alignctl.(worker|agent) {folder}"], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
-
-
 def kill(run: subprocess.Popen, folder: Path, victim: str) -> None:
-    pids = processes(folder)
+    pids = workers(folder)
     pid = run.pid if victim == "launcher" or not pids else pids[-1 if victim == "last rank" else 0]
     try:
         os.kill(pid, signal.SIGKILL)
@@ -83,14 +66,9 @@ def kill(run: subprocess.Popen, folder: Path, victim: str) -> None:
         run.kill()
 
 
-def outcome(run: Path) -> dict[str, tuple[str, list]]:
-    """Of each stage the hash of its weights and what was logged, without what depends on the clock."""
-    found = {}
-    for stage in sorted(path.parent for path in run.glob("*/result.json")):
-        rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-        weights = hashlib.sha256((stage / "model" / "model.safetensors").read_bytes()).hexdigest()
-        found[stage.name] = weights, [[row["step"], row.get("loss"), row.get("grad_norm")] for row in rows]
-    return found
+def outcomes(run: Path) -> dict[str, tuple[str, list]]:
+    """Of each finished stage the hash of its weights, and what was logged."""
+    return {path.parent.name: outcome(path.parent) for path in sorted(run.glob("*/result.json"))}
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +79,8 @@ def undisturbed(tmp_path_factory):
     def make(name: str) -> tuple[dict, float]:
         if name not in made:
             folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
-            run = start(folder, RUNS[name])
-            _, err = run.communicate(timeout=300)
-            assert run.returncode == 0, err
-            made[name] = outcome(folder / "run"), time.monotonic() - began
+            finish(start(folder, *RUNS[name]))
+            made[name] = outcomes(folder / "run"), time.monotonic() - began
         return made[name]
 
     return make
@@ -118,25 +94,21 @@ def drill(count: int) -> list[tuple[str, str, float]]:
     return [(name, chance.choice(VICTIMS), chance.uniform(0.3, 1.0)) for name in islice(cycle(names), count)]
 
 
+@pytest.mark.night
 @pytest.mark.parametrize(("name", "victim", "when"), drill(KILLS), ids=lambda part: str(part)[:20])
 def test_killed_at_a_random_moment_and_started_again(tmp_path, undisturbed, name, victim, when):
     expected, seconds = undisturbed(name)
-    run = start(tmp_path, RUNS[name])
+    run = start(tmp_path, *RUNS[name])
     try:
         run.communicate(timeout=when * seconds)
     except subprocess.TimeoutExpired:
         kill(run, tmp_path, victim)
-    run.communicate(timeout=60)
-    deadline = time.monotonic() + 30
-    while processes(tmp_path):
-        assert time.monotonic() < deadline, "something trains on unseen"
-        time.sleep(0.1)
-    again = start(tmp_path, RUNS[name])
-    _, err = again.communicate(timeout=300)
-    assert again.returncode == 0, f"seed {SEED}: {err}"
-    assert outcome(tmp_path / "run") == expected, f"seed {SEED}"
-    rows = [json.loads(line)["step"] for line in (tmp_path / "run" / list(expected)[-1] / "metrics.jsonl").open()]
-    assert rows == sorted(set(rows)), "steps twice"
+    run.communicate(timeout=HANG_S)
+    wait_until_gone(tmp_path)
+    finish(start(tmp_path, *RUNS[name]))
+    assert outcomes(tmp_path / "run") == expected, f"seed {SEED}"
+    steps = [row["step"] for row in metrics(tmp_path / "run" / list(expected)[-1])]
+    assert steps == sorted(set(steps)), "steps twice"
 
 
 def test_killed_inside_every_save(tmp_path, undisturbed):
@@ -145,8 +117,8 @@ def test_killed_inside_every_save(tmp_path, undisturbed):
     folder = tmp_path / "run" / "sft" / "checkpoints"
     inside = 0
     for _ in range(8):
-        run = start(tmp_path, RUNS["sft"])
-        deadline = time.monotonic() + 60
+        run = start(tmp_path, *RUNS["sft"])
+        deadline = time.monotonic() + HANG_S
         before = {path.name for path in folder.glob("checkpoint-*")}
         while run.poll() is None and time.monotonic() < deadline:
             staged = [path for path in folder.glob(".staging/checkpoint-*/*") if path.parent.name not in before]
@@ -156,11 +128,9 @@ def test_killed_inside_every_save(tmp_path, undisturbed):
             break
         kill(run, tmp_path, "worker")
         inside += any(folder.glob(".staging/checkpoint-*"))
-        run.communicate(timeout=60)
+        run.communicate(timeout=HANG_S)
         if inside == 3:
             break
     assert inside == 3, "the drill did not hit a save"
-    again = start(tmp_path, RUNS["sft"])
-    _, err = again.communicate(timeout=300)
-    assert again.returncode == 0, err
-    assert outcome(tmp_path / "run") == expected
+    finish(start(tmp_path, *RUNS["sft"]))
+    assert outcomes(tmp_path / "run") == expected

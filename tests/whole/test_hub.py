@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hub_server import serve_hub
+from support.hub_server import serve_hub
 
 pytestmark = [pytest.mark.train]
 

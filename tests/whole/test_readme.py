@@ -13,7 +13,7 @@ from alignctl.config.compose import CONF_DIR
 from alignctl.config.schema import SECTIONS, LauncherSettings, annotations
 from alignctl.data.formats import FORMATS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\$ (alignctl .*)$", README, re.MULTILINE)
 TRAINING = [command for command in COMMANDS if " train " in command and "--dry-run" not in command]

@@ -7,8 +7,8 @@ divided meet a reference that is.
 from __future__ import annotations
 
 import pytest
+from support.cells import job
 from support.many import RUN_MANY, differ, outcome, run_many
-from test_same_numbers import job
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.night
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*command, folder, **environment):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from alignctl.checks.problems import find_problems
@@ -23,6 +22,19 @@ class NeverStops(StopSignal):
         self.waits = False
 
 
+class StopsAfter(NeverStops):
+    """A signal given during an optimizer step."""
+
+    def __init__(self, step: int) -> None:
+        self.waits = False
+        self._looks, self._step = 0, step
+
+    @property
+    def requested(self) -> bool:
+        self._looks += 1
+        return self._looks >= self._step
+
+
 def run_stages(run_dir: Path, *arguments: str, signal: StopSignal | None = None) -> Path:
     """Composes, checks, plans, freezes and runs a recipe; returns the run directory.
 
@@ -41,9 +53,3 @@ def run_stages(run_dir: Path, *arguments: str, signal: StopSignal | None = None)
         stage, weights = read_stage(plan.paths, name)
         run_stage(stage, weights, plan.paths.stage(name), signal or NeverStops())
     return run_dir
-
-
-def read(path: Path):
-    """The content of a .json file, or the rows of a .jsonl file."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)

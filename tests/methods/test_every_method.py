@@ -1,0 +1,22 @@
+"""The tests' own table of methods has a row for each, and says enough of it."""
+
+from __future__ import annotations
+
+import pytest
+from support.methods import METHODS
+
+from alignctl.config.compose import RECIPES_DIR
+from alignctl.methods.registry import methods
+
+
+def test_every_method_has_its_row():
+    assert list(METHODS) == list(methods())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recipes_and_comparisons_are_there(name):
+    row, method = METHODS[name], methods()[name]
+    assert (RECIPES_DIR / f"{row.recipe}.yaml").is_file()
+    assert (row.local is None) == (row.trl is None) == (not row.compared)
+    assert row.local is None or (RECIPES_DIR / f"{row.local}.yaml").is_file()
+    assert (row.passes is not None) == (method.stability == "stable"), "TRL keeps a trainer to compare the engine with"

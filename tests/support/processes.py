@@ -1,0 +1,76 @@
+"""Runs in processes of their own: started, watched, ended.
+
+All waiting here is for something to happen, not for a time: the bound says when to give up on what hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+HANG_S = 600
+"""Seconds after which something hangs: more than ten times what the longest run of the tests takes on a quiet machine,
+and less than what a process waits for others that are gone (half an hour)."""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """Starts `alignctl train ARGUMENTS` in a folder."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "alignctl", "train", *arguments],
+        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(run: subprocess.Popen, code: int = 0) -> str:
+    """Waits for the end of a run, which has to be this one; returns what it said on stderr."""
+    try:
+        _, err = run.communicate(timeout=HANG_S)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        raise
+    assert run.returncode == code, err
+    return err
+
+
+def wait_until(what: Callable[[], object], why: str, run: subprocess.Popen | None = None, every_s: float = 0.02):
+    """Waits for something to become true; `why` says what is wrong if it does not, or if the run ends before."""
+    deadline = time.monotonic() + HANG_S
+    while not what():
+        assert run is None or run.poll() is None, f"{why}: the run ended with {run.returncode}: {run.stderr.read()}"
+        assert time.monotonic() < deadline, why
+        time.sleep(every_s)
+
+
+def beat(stage: Path, rank: int = 0) -> dict:
+    """What a process of a stage said last of what it does; nothing before it starts."""
+    try:
+        return json.loads((stage / "ranks" / f"rank_{rank}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def wait_for_step(stage: Path, step: int, run: subprocess.Popen | None = None) -> None:
+    """Until a stage has done a step, and goes on training."""
+
+    def there() -> bool:
+        now = beat(stage)
+        return (now.get("step") or 0) >= step and now.get("doing") == "training"
+
+    wait_until(there, f"{stage} did not reach step {step}", run)
+
+
+def workers(folder: Path) -> list[int]:
+    """Processes that train, or start those that do, for runs in a folder."""
+    found = subprocess.run(["pgrep", "-f", f"alignctl.(worker|agent) {folder}"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def wait_until_gone(folder: Path) -> None:
+    """Until nothing trains in a folder any more."""
+    wait_until(lambda: not workers(folder), f"workers train on unseen in {folder}", every_s=0.1)

@@ -1,0 +1,43 @@
+"""The compatibility table is as it says: a part of it, another one each day; at night all of it.
+
+`scripts/compat.py` writes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.methods import METHODS
+from support.processes import HANG_S
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+CELLS = [line for line in PAGE.splitlines() if line.startswith(tuple(f"| {name} |" for name in METHODS))]
+TODAY = f"{int(time.strftime('%j')) % 16 + 1}/16"
+
+
+def test_every_method_is_in_the_table():
+    assert len(CELLS) == len(METHODS) * 8
+    assert {line.split(" | ")[0].removeprefix("| ") for line in CELLS} == set(METHODS)
+
+
+@pytest.mark.parametrize("part", [TODAY, *(pytest.param(half, marks=pytest.mark.night) for half in ("1/2", "2/2"))])
+def test_a_part_of_the_table_is_as_it_says(tmp_path, part):
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "compat.py", "--part", part],
+        capture_output=True, text=True, timeout=6 * HANG_S, env=os.environ | {"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    rows = [re.split(r"\s+", line, maxsplit=3) for line in done.stdout.splitlines()]
+    assert len(rows) == len(CELLS) // int(part.partition("/")[2])
+    for method, peft, distributed, facts in rows:
+        trained = "all weights" if peft == "none" else "LoRA"
+        assert f"| {method} | {trained} | {distributed} | {facts} |" in PAGE
