@@ -4,6 +4,7 @@ TORCH ?= 2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
+DEV := $(VENV)/.dev-torch-$(TORCH)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 .PHONY: quickstart test test-night test-fast lint wheel clean
@@ -11,18 +12,18 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=l
 quickstart: $(READY) ## SFT and DPO of a tiny model, under 3 minutes after set-up
 	$(BIN)/alignctl train recipe=quickstart
 
-test: $(READY) ## the test suite, a file on each core; with a real SLURM where it may be installed
+test: $(DEV) ## the test suite, a file on each core; with a real SLURM where it may be installed
 	-scripts/slurm_test_cluster.sh install
 	$(PYTEST) --no-loadscope-reorder --durations=40 -m "not night"
 
-test-night: $(READY) ## what repeats at random or is heavy: kills at 20 moments, the wheel, every cell of the tables
+test-night: $(DEV) ## what repeats at random or is heavy: kills at 20 moments, the wheel, every cell of the tables
 	-scripts/slurm_test_cluster.sh install --accounts
 	$(PYTEST) --no-loadscope-reorder --durations=20 -m night
 
-test-fast: $(READY) ## what answers within a minute
+test-fast: $(DEV) ## what answers within a minute
 	$(PYTEST) -m "not slow and not train and not night"
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 wheel: $(READY)
@@ -38,6 +39,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet torch==$(TORCH)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	echo 'torch==$(TORCH)' >> $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[dev]'
-	rm -f $(VENV)/.ready-torch-*
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable .
+	rm -f $(VENV)/.ready-torch-* $(VENV)/.dev-torch-*
 	touch $(READY)
+
+# What only tests need.
+$(DEV): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[dev]'
+	touch $(DEV)

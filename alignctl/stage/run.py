@@ -40,7 +40,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
     with full_disk_explained(paths):
         _check_gpus(stage)
         heartbeat = Heartbeat(paths, rank())
-        job = _prepare(stage, weights, paths, heartbeat, signal)
+        job = prepare(stage, weights, paths, heartbeat, signal)
         if wants_rehearsal(job):
             _rehearse(job, heartbeat, signal)
             job = replace(job, args=build_arguments(stage, paths))
@@ -60,8 +60,8 @@ def _check_gpus(stage: StageConfig) -> None:
         )
 
 
-def _prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: Heartbeat, signal: StopSignal) -> Job:
-    """Reads rows and tokenizer."""
+def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: Heartbeat, signal: StopSignal) -> Job:
+    """Reads rows and tokenizer; loads no model and trains nothing."""
     method = methods()[stage.method]
     progress = ProgressFile(paths, method.key_metrics, heartbeat, is_first=rank() == 0)
     progress.phase("reading data")
