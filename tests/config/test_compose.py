@@ -50,10 +50,17 @@ def test_group_options_are_found():
 
 @pytest.mark.parametrize(("group", "option"), GROUP_OPTIONS)
 def test_group_option_composes(group, option):
-    place = {"method": "method@dpo", "data": "data@dpo.data"}.get(group, group)
+    place = {"stage": "stage@dpo", "method": "method@dpo", "data": "data@dpo.data"}.get(group, group)
     config = composed("recipe=dpo_llama3", f"{place}={option}")
-    section = {"method": config["dpo"], "data": config["dpo"]["data"]}.get(group) or config[group]
-    assert section
+    section = {"stage": config["dpo"], "method": config["dpo"], "data": config["dpo"].get("data")}.get(group)
+    assert section or config[group]
+
+
+def test_what_a_ready_stage_is_made_of_can_be_replaced():
+    config = composed("recipe=sft_dpo_llama3", "data@sft.data=ultrachat", "stage@dpo=dpo_quickstart", "dpo.beta=0.3")
+    assert config["sft"]["data"]["path"] == "HuggingFaceH4/ultrachat_200k"
+    assert config["sft"]["per_device_train_batch_size"] == 2
+    assert (config["dpo"]["from"], config["dpo"]["max_length"], config["dpo"]["beta"]) == ("sft", 128, 0.3)
 
 
 def test_reference_setting_of_dpo_llama3():
@@ -115,7 +122,7 @@ def test_sources_name_the_file_of_each_value():
     assert sources["dpo.beta"] == "command line"
     assert sources["dpo.weight_decay"] == "command line"
     assert sources["dpo.from"].endswith("recipes/sft_dpo_llama3.yaml")
-    assert sources["dpo.learning_rate"].endswith("recipes/dpo_llama3.yaml")
+    assert sources["dpo.learning_rate"].endswith("conf/stage/dpo_llama3.yaml")
     assert sources["dpo.loss_type"].endswith("conf/method/dpo.yaml")
     assert sources["sft.data.path"].endswith("conf/data/capybara.yaml")
 
