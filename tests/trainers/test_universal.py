@@ -1,4 +1,4 @@
-"""What is made of a checkpoint for other processes; the whole way is in test_processes.py."""
+"""What is made of a checkpoint for other processes; the whole way is in tests/whole/test_processes.py."""
 
 from __future__ import annotations
 

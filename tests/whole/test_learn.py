@@ -41,6 +41,7 @@ def test_every_preference_method_learns_from_real_pairs(tmp_path, root, shared_d
     assert learnt(tmp_path, root, shared_data, "llms") == on_pairs - {"reward"}
 
 
+@pytest.mark.night
 def test_ppo_learns_what_a_function_rewards(tmp_path):
     """From an SFT model of one epoch, 16 rollouts: mean scores of each four are above those of the four before."""
     run = run_stages(
