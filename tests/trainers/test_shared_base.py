@@ -211,7 +211,12 @@ def test_what_each_layout_holds(small):
     for roles in ("separate", "shared_value", "shared_base"):
         alone = roles != "shared_base"
         args = PPOConfig(
-            output_dir=str(small.folder / "out"), use_cpu=True, max_prompt_length=64, roles=roles, report_to="none"
+            output_dir=str(small.folder / "out"),
+            use_cpu=True,
+            max_prompt_length=64,
+            response_length=8,
+            roles=roles,
+            report_to="none",
         )
         found[roles] = held(
             PPOTrainer(
