@@ -13,7 +13,6 @@ pytestmark = pytest.mark.train
 
 SCRIPT = """
 import pytest
-from support.processes import HANG_S
 import torch
 from accelerate import Accelerator
 
