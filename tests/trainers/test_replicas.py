@@ -32,6 +32,8 @@ with pytest.raises(RuntimeError, match="differ between processes"):
     check_same(model, accelerator)
 model.weight.requires_grad_(False)
 check_same(model, accelerator)
+accelerator.wait_for_everyone()  # none leaves while another still listens to it
+accelerator.end_training()
 """
 
 
