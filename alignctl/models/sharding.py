@@ -34,15 +34,16 @@ def start_deepspeed_on_cpu() -> None:
 
 @contextmanager
 def whole_weights(*models: nn.Module | None) -> Iterator[None]:
-    """Models with all their weights in every process, where they are divided; all processes enter together.
+    """Models with all their weights in every process, where ZeRO-3 divides them; under FSDP2 with those that no layer
+    gathers when it is run. All processes enter together.
 
     Args:
         models: As they are trained: with DeepSpeed's engine around them once there is one, because that would divide a
             layer's weights again after each time it is run.
     """
     there = [model for model in models if model is not None]
-    if parts := [part for model in there for part in model.modules() if isinstance(part, FSDPModule)]:
-        with _unsharded(parts):
+    if roots := [model for model in there if isinstance(model, FSDPModule)]:
+        with _gathered_outside_layers(roots):
             yield
         return
     divided = [p for model in there for p in model.parameters() if hasattr(p, "ds_id")]
@@ -63,16 +64,16 @@ def whole_weights(*models: nn.Module | None) -> Iterator[None]:
 
 
 @contextmanager
-def _unsharded(parts: list[FSDPModule]) -> Iterator[None]:
-    """Layers gather their weights whenever they are run; what lies outside of them, when the whole model is run from
-    its outermost module, which measuring does not do."""
-    for part in parts:
-        part.unshard()
+def _gathered_outside_layers(models: list[FSDPModule]) -> Iterator[None]:
+    """Under FSDP2 layers gather their weights whenever they are run; what lies outside of them, when the whole model is
+    run from its outermost module, which measuring does not do."""
+    for model in models:
+        model.unshard()
     try:
         yield
     finally:
-        for part in parts:
-            part.reshard()
+        for model in models:
+            model.reshard()
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor] | None:
