@@ -66,6 +66,8 @@ def build(paths: RunPaths, arguments: list[str]) -> Job:
     config, problems = compose(request)
     if problems := problems + find_problems(config):
         raise RequestError.from_problems(problems)
+    if len(config["stages"]) > 1:
+        raise RequestError("rows are shown of one stage at a time", f"`stages=[{config['stages'][0]}]`")
     freeze(make_plan(absolute_paths(config), request.recipe.name, paths.root), config, sys.argv)
     (name,) = config["stages"]
     stage, weights = read_stage(paths, name)
