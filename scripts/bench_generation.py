@@ -18,8 +18,9 @@ from bench_ppo import shared
 from bench_preference import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from alignctl.models import generation
 from alignctl.models.attention import put_packed_attention_on
+from alignctl.rollout.drawing import draw_completions
+from alignctl.rollout.settings import RolloutSettings
 
 STORIES = shared() / "models" / "stories260K"
 
@@ -47,9 +48,8 @@ def main() -> None:
         for way, measured in rates.items():
             torch.manual_seed(turn)
             began = now(device)
-            drawn = generation.draw_completions(
-                model, tokenizer, prompts, arguments.length, 1.0, 65536, continuous=way == "continuous"
-            )
+            settings = RolloutSettings(response_length=arguments.length, generation=way)
+            drawn = draw_completions(model, tokenizer, prompts, settings)
             seconds = now(device) - began
             tokens = sum(map(len, drawn.completions))
             if turn:

@@ -35,7 +35,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TRL = "1.12.0"
-CONTESTANTS = {  # and the `roles` of ours
+CONTESTANTS = {  # and the `sharing` of ours
     "TRL": None,
     "alignctl": "separate",
     "alignctl, shared value": "shared_value",
@@ -270,8 +270,8 @@ def build_ours(arguments: argparse.Namespace, folder: str) -> Any:
     from transformers import AutoTokenizer
 
     from alignctl.models.adapters import load_score_adapter
-    from alignctl.trainers.ppo.config import PPOConfig
-    from alignctl.trainers.ppo.trainer import PPOTrainer
+    from alignctl.trainers.on_policy.ppo.config import PPOConfig
+    from alignctl.trainers.on_policy.ppo.trainer import PPOTrainer
 
     device = arguments.device
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -279,19 +279,19 @@ def build_ours(arguments: argparse.Namespace, folder: str) -> Any:
     args = PPOConfig(
         output_dir=f"{folder}/out", per_device_train_batch_size=arguments.batch, num_mini_batches=1,
         num_ppo_epochs=arguments.epochs, num_train_epochs=1, response_length=arguments.length, max_prompt_length=64,
-        roles=CONTESTANTS[arguments.child], **common(device),
+        sharing=CONTESTANTS[arguments.child], **common(device),
     )  # fmt: skip
     given: dict[str, Any] = {"model": load(arguments.model, device)}
     if arguments.stop:
         ends = [tokenizer.eos_token_id, stop_token(tokenizer, arguments.stop)]
         given["model"].generation_config.eos_token_id = ends
-    if args.roles == "shared_base":
+    if args.sharing == "shared_base":
         given["reward_adapter"] = load_score_adapter(str(arguments.reward_model / "adapter"), None)
         given["peft_config"] = LoraConfig(task_type="CAUSAL_LM", **LORA)
     else:
         given["ref_model"] = load(arguments.model, device)
         given["reward_model"] = load(arguments.reward_model, device, scores=True)
-    if args.roles == "separate":
+    if args.sharing == "separate":
         given["value_model"] = load(arguments.model, device, scores=True)
     return PPOTrainer(args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), **given)
 

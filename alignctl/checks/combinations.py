@@ -54,7 +54,7 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
         takers = ", ".join(f"`{other.name}`" for other in methods().values() if other.takes_margin)
         yield Problem(f"`data.margin` would have no effect on `{name}`: only the method {takers} uses margins")
     yield from _bitsandbytes(name, stage, peft)
-    if stage.get("roles") == "shared_base":
+    if stage.get("sharing") == "shared_base":
         yield from check_shared_base(config, name, peft)
     modules = peft.get("target_modules")
     if isinstance(modules, list) and "lm_head" in modules and method.trained == "policy":

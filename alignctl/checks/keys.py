@@ -146,7 +146,7 @@ def _source(
     model; a role's model may also be a checkpoint."""
     source = config[name][key]
     if key != "from" and source not in stages and source not in stage_names(config):
-        if key != "reward_model" or config[name].get("roles") != "shared_base":  # which takes an adapter
+        if key != "reward_model" or config[name].get("sharing") != "shared_base":  # which takes an adapter
             yield from check_checkpoint(f"{name}.{key}", source)
     elif source == name:
         yield Problem(f"`{where}`: a stage cannot start from itself")

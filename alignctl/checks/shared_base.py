@@ -1,4 +1,4 @@
-"""Whether the models of a stage with `roles=shared_base` can be adapters of one base. Torch-free."""
+"""Whether the models of a stage with `sharing=shared_base` can be adapters of one base. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BASE_AS_IT_IS = {"bias": ("none",), "init_lora_weights": (True, False, "gaussia
 def check_shared_base(config: Mapping[str, Any], name: str, peft: Mapping[str, Any]) -> Iterator[Problem]:
     """What keeps policy, value model and reward model of a stage with this `peft` from being adapters of one base."""
     stage = config[name]
-    layout = f"`{name}.roles=shared_base`"
+    layout = f"`{name}.sharing=shared_base`"
     if _is_none(peft):
         yield Problem(
             f"{layout} needs an adapter: policy, value model and reward model are adapters of one base",
-            f"set `peft=lora`, or `{name}.roles=separate`",
+            f"set `peft=lora`, or `{name}.sharing=separate`",
         )
     for key, harmless in _BASE_AS_IT_IS.items():
         if key in peft and peft[key] not in harmless:
@@ -43,18 +43,18 @@ def check_shared_base(config: Mapping[str, Any], name: str, peft: Mapping[str, A
 
 def _from_stage(config: Mapping[str, Any], name: str, source: str) -> Iterator[Problem]:
     """Whether a reward stage trains an adapter of what the stage starts from."""
-    layout = f"`{name}.roles=shared_base`"
+    layout = f"`{name}.sharing=shared_base`"
     if _is_none(merged_section(config, source, "peft")):
         yield Problem(
             f"{layout} needs a reward model that is an adapter, but `{source}` trains all weights",
-            f"set `{source}.peft.type=lora`, or `{name}.roles=separate`",
+            f"set `{source}.peft.type=lora`, or `{name}.sharing=separate`",
         )
     ours, theirs = (config[one].get("from") for one in (name, source))
     if ours != theirs:
         yield Problem(
             f"{layout} needs one base, but `{name}` starts from `{ours or 'model'}` and `{source}` from "
             f"`{theirs or 'model'}`",
-            f"set `{source}.from={ours or 'null'}`, or `{name}.roles=separate`",
+            f"set `{source}.from={ours or 'null'}`, or `{name}.sharing=separate`",
         )
     elif ours is None:
         for key in ("path", "revision", "scratch"):
@@ -80,15 +80,15 @@ def _from_folder(config: Mapping[str, Any], name: str, source: str) -> Iterator[
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError):
         yield Problem(
-            f"{where}: the folder holds no adapter, and with `{name}.roles=shared_base` the reward model must be one",
-            f"name the folder `adapter/` of a reward stage, or set `{name}.roles=separate`",
+            f"{where}: the folder holds no adapter, and with `{name}.sharing=shared_base` the reward model must be one",
+            f"name the folder `adapter/` of a reward stage, or set `{name}.sharing=separate`",
         )
         return
     start, path = config[name].get("from"), merged_section(config, name, "model").get("path")
     if start is not None or not _same(path, base):
         yield Problem(
             f"{where} is an adapter of {base}, but `{name}` starts from `{start or path}`",
-            f"set `{name}.from=null` and `model.path={base}`, or `{name}.roles=separate`",
+            f"set `{name}.from=null` and `model.path={base}`, or `{name}.sharing=separate`",
         )
 
 

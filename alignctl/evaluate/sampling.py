@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignctl.config.schema import EvalSettings
-from alignctl.models.generation import draw_completions
+from alignctl.rollout.drawing import draw_completions
+from alignctl.rollout.settings import RolloutSettings
 
 
 def sample_completions(
@@ -29,7 +30,7 @@ def sample_completions(
     budget = settings.batch_size * (max(map(len, prompts)) + settings.max_new_tokens)
     with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        drawn = draw_completions(
-            policy, tokenizer, prompts, settings.max_new_tokens, settings.temperature, max_tokens=budget
+        drawing = RolloutSettings(
+            response_length=settings.max_new_tokens, temperature=settings.temperature, rollout_tokens=budget
         )
-    return drawn.completions
+        return draw_completions(policy, tokenizer, prompts, drawing).completions

@@ -100,7 +100,7 @@ def load_score_adapter(source: str, base: str | None) -> ScoreAdapter:
     if not Path(source).is_dir() and config.base_model_name_or_path != base:
         raise RequestError(
             f"the adapter {source} is of {config.base_model_name_or_path}, and the policy starts from {base}",
-            "with `roles=shared_base` both need the same base",
+            "with `sharing=shared_base` both need the same base",
         )
     head = {key.rpartition(".")[2]: weights.pop(key) for key in list(weights) if key.endswith(_HEADS)}
     if "weight" not in head:

@@ -102,7 +102,7 @@ def _source(stage: StageConfig, role: str, paths: RunPaths) -> str | None:
     both are an adapter."""
     if role in stage.roles_from:
         folders = paths.stage(stage.roles_from[role])
-        one_of_several = role == "reward_model" and stage.trainer.get("roles") == "shared_base"
+        one_of_several = role == "reward_model" and stage.trainer.get("sharing") == "shared_base"
         return str(folders.adapter if one_of_several else folders.model)
     if role in stage.role_paths:
         return stage.role_paths[role]

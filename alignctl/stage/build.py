@@ -131,7 +131,7 @@ def _reward_model(job: Job, others: dict[str, Any]) -> dict[str, Any]:
         "reward_processing_class": tokenizer,
         "reward_statistics": read_json(Path(folder, REWARD_STATISTICS)),
     }
-    if stage.trainer.get("roles") == "shared_base":
+    if stage.trainer.get("sharing") == "shared_base":
         taken["reward_adapter"] = load_score_adapter(folder, job.weights["policy"])
     else:
         taken["reward_model"] = load_model(stage.model, "reward_model", folder, tokenizer, stage.peft, stage.seed)
@@ -141,7 +141,7 @@ def _reward_model(job: Job, others: dict[str, Any]) -> dict[str, Any]:
 def _value_model(job: Job, others: dict[str, Any]) -> dict[str, Any]:
     """Where it is one by itself: from the reward model's weights if that reads the same tokens."""
     stage = job.stage
-    if stage.trainer.get("roles", "separate") != "separate":
+    if stage.trainer.get("sharing", "separate") != "separate":
         return {}
     start = job.weights["value_model"]
     if "reward_model" in others and not _values_start_as(others, job.tokenizer):

@@ -12,7 +12,7 @@ from alignctl.plan.plan import make_plan
 DPO, SFT_DPO, LOCAL = "recipe=dpo_llama3", "recipe=sft_dpo_llama3", "recipe=dpo_local"
 SIMPO, KTO, RM = "recipe=sft_simpo_quickstart", "recipe=sft_kto_quickstart", "recipe=sft_rm_quickstart"
 PPO = "recipe=rlhf_quickstart"
-SHARED = (PPO, "peft=lora", "sft.peft.type=none", "ppo.roles=shared_base")
+SHARED = (PPO, "peft=lora", "sft.peft.type=none", "ppo.sharing=shared_base")
 
 # Arguments, and what the message must say.
 BAD = [
@@ -176,7 +176,7 @@ BAD = [
     ([PPO, "ppo.kl_estimator=k4"], ["`ppo.kl_estimator` must be one of k1, k2, k3"]),
     ([PPO, "ppo.reward_model=sft"], ["`ppo.reward_model=sft`"]),
     ([PPO, "ppo.gradient_accumulation_steps=2"], ["is not a stage's to set", "set `update_tokens`"]),
-    ([PPO, "ppo.roles=shared_base"], ["needs an adapter", "`peft=lora`", "`rm` trains all weights"]),
+    ([PPO, "ppo.sharing=shared_base"], ["needs an adapter", "`peft=lora`", "`rm` trains all weights"]),
     (
         [*SHARED, "rm.peft.type=none"],
         ["needs a reward model that is an adapter, but `rm` trains all", "`rm.peft.type=lora`"],

@@ -67,7 +67,7 @@ def test_sampling_follows_the_policy_and_leaves_the_caller_alone():
 
 
 def test_end_tokens_are_kept_and_nothing_after():
-    from alignctl.models.generation import _until_end
+    from alignctl.rollout.drawing import _until_end
 
     assert _until_end([5, 6, 2, 0, 0], [1, 2]) == [5, 6, 2]
     assert _until_end([5, 6], [1, 2]) == [5, 6]

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.train
 # Where a method keeps other state than with its usual roles.
 OTHER = {
     "ppo, shared base": (
-        "ppo", f"ppo.reward_funcs=[{REWARDS}:length]", "ppo.normalize_rewards=none", "ppo.roles=shared_base",
+        "ppo", f"ppo.reward_funcs=[{REWARDS}:length]", "ppo.normalize_rewards=none", "ppo.sharing=shared_base",
         "peft=lora", "peft.lora_dropout=0.1", "ppo.disable_dropout=false", "ppo.learning_rate=1e-2",
     ),
 }  # fmt: skip

@@ -16,11 +16,8 @@ from transformers import LlamaForCausalLM
 
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.models.tokenizer import train_tokenizer
-from alignctl.trainers.ppo.advantage import build_experience, spread
-from alignctl.trainers.ppo.config import PPOConfig
-from alignctl.trainers.ppo.models import Scored
-from alignctl.trainers.ppo.scoring import (
-    Episodes,
+from alignctl.rollout.episodes import Episodes, Segment
+from alignctl.rollout.rewards import (
     FunctionReward,
     Moments,
     NotANumber,
@@ -29,7 +26,11 @@ from alignctl.trainers.ppo.scoring import (
     load_function,
     score,
 )
-from alignctl.trainers.ppo.trainer import PPOTrainer
+from alignctl.trainers.on_policy.experience import spread
+from alignctl.trainers.on_policy.models import Scored
+from alignctl.trainers.on_policy.ppo.advantage import build_experience
+from alignctl.trainers.on_policy.ppo.config import PPOConfig
+from alignctl.trainers.on_policy.ppo.trainer import PPOTrainer
 
 pytestmark = pytest.mark.train
 
@@ -46,13 +47,19 @@ def alone(value):
 
 
 def episodes(prompts, completions, ended=None, asked=None, said=None):
-    return Episodes(prompts, completions, ended or [True] * len(prompts), asked or prompts, said or completions)
+    segments = [[Segment(completion)] for completion in completions]
+    return Episodes(prompts, segments, ended or [True] * len(prompts), asked or prompts, said or completions)
 
 
 def test_each_source_is_normalised_clipped_and_weighted():
-    rewards = {"reward_model": [3.0, 5.0, 25.0], "length": [1.0, 2.0, 3.0]}
+    rewards = {"reward_model": [{7: 3.0}, {7: 5.0}, {7: 25.0}], "length": [{7: 1.0}, {7: 2.0}, {7: 3.0}]}
     found = combine(rewards, [1.0, 0.5], {"reward_model": (5.0, 2.0)}, clip=2.5)
-    assert found == [-1.0 + 0.5, 0.0 + 1.0, 2.5 + 1.25]
+    assert found == [{7: -1.0 + 0.5}, {7: 0.0 + 1.0}, {7: 2.5 + 1.25}]
+
+
+def test_a_source_may_score_some_tokens_and_another_the_whole():
+    rewards = {"steps": [{1: 1.0, 4: 3.0}], "whole": [{4: 10.0}]}
+    assert combine(rewards, [2.0, 1.0], {}, clip=None) == [{1: 2.0, 4: 16.0}]
 
 
 def test_running_moments_are_those_of_everything_seen():
@@ -62,7 +69,7 @@ def test_running_moments_are_those_of_everything_seen():
     exact = torch.tensor(values, dtype=torch.float64)
     assert moments.mean == pytest.approx(float(exact.mean()))
     assert moments.std == pytest.approx(float(exact.std(unbiased=False)))
-    assert Moments(**moments.to_dict()) == moments
+    assert Moments(**vars(moments)) == moments
 
 
 def test_rewards_that_are_no_numbers_stop_the_run():
@@ -79,7 +86,7 @@ def test_a_function_that_gives_too_few_numbers_is_told():
 def test_functions_come_from_modules_and_files(tmp_path):
     file = tmp_path / "rewards.py"
     file.write_text("def lengths(prompts, completions):\n    return [len(c) for c in completions]\n")
-    assert load_function(f"{file}:lengths")(episodes([[1]], [[2]], said=["four"])) == [4.0]
+    assert load_function(f"{file}:lengths")(episodes([[1]], [[2, 3]], said=["four"])) == [{1: 4.0}]
     for missing in (f"{file}:widths", "no_such_module:reward", f"{tmp_path / 'none.py'}:reward"):
         with pytest.raises(RequestError, match="there is no reward function"):
             load_function(missing)
@@ -94,7 +101,7 @@ def test_a_reward_model_with_another_tokenizer_is_given_the_text(small):
     said = [{"role": "assistant", "content": "a dog"}]
     ours = small.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     drawn = episodes([ours], [small.tokenizer("a dog")["input_ids"]], asked=[asked], said=[said])
-    (found,) = RewardModel(model, other, small.tokenizer, max_tokens=1000)(drawn)
+    ((found,),) = (score.values() for score in RewardModel(model, other, small.tokenizer, max_tokens=1000)(drawn))
     whole = torch.tensor([other.apply_chat_template(asked + said, return_dict=False)])
     with torch.no_grad():
         assert found == pytest.approx(float(model(whole).logits), abs=1e-5)
@@ -123,12 +130,16 @@ def scored(logps, values, last_values):
     return Scored(flat(logps), torch.zeros(len(logps)), flat(values), flat(last_values))
 
 
-def experience(ended=(True, True), **given):
+def two(ended=(True, True)):
+    return episodes([[9], [9]], [[1, 2, 3], [4]], ended=list(ended))
+
+
+def experience(ended=(True, True), scores=({2: 2.0}, {0: -1.0}), **given):
     """Two completions, of three tokens and of one."""
     parts = scored([-1.0, -1.0, -1.0, -2.0], [0.1, 0.2, 0.3, 0.4], [7.0, 8.0])
+    parts = parts._replace(ref_logps=torch.tensor([-1.5, -1.0, -1.0, -2.0]))
     args = settings(**{"gamma": 1.0, "lam": 1.0, "whiten_advantages": False} | given)
-    ref_logps = torch.tensor([-1.5, -1.0, -1.0, -2.0])
-    return build_experience(parts, ref_logps, [2.0, -1.0], ended, [3, 1], 0.1, args, alone)
+    return build_experience(two(ended), parts, scores, 0.1, args, alone)
 
 
 def test_the_score_is_on_the_last_token_and_the_penalty_on_every_one():
@@ -137,6 +148,26 @@ def test_the_score_is_on_the_last_token_and_the_penalty_on_every_one():
     # with gamma and lambda 1 the return is what is still to come
     torch.testing.assert_close(found.returns, torch.tensor([[1.95, 2.0, 2.0], [-1.0, 0.0, 0.0]]))
     torch.testing.assert_close(found.advantages, torch.tensor([[1.85, 1.8, 1.7], [-1.4, 0.0, 0.0]]))
+
+
+def test_a_score_can_be_at_any_token():
+    found = experience(scores=({0: 0.5, 2: 2.0}, {}))
+    torch.testing.assert_close(found.rewards, torch.tensor([[0.45, 0.0, 2.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(found.returns, torch.tensor([[2.45, 2.0, 2.0], [0.0, 0.0, 0.0]]))
+
+
+def test_what_the_policy_did_not_write_is_not_learnt_from():
+    """A tool's answer between two parts of a completion: neither penalty nor advantage, and rewards reach past it."""
+    parts = [[Segment([1]), Segment([2], trained=False), Segment([3])], [Segment([4])]]
+    drawn = Episodes([[9], [9]], parts, [True, True], ["", ""], ["", ""])
+    given = scored([-1.0, -1.0, -1.0, -2.0], [0.1, 0.2, 0.3, 0.4], [7.0, 8.0])
+    given = given._replace(ref_logps=torch.tensor([-1.5, -9.0, -1.0, -2.0]))
+    args = settings(gamma=1.0, lam=1.0, whiten_advantages=False)
+    found = build_experience(drawn, given, [{2: 2.0}, {0: -1.0}], 0.1, args, alone)
+    assert found.mask.tolist() == [[True, False, True], [True, False, False]]
+    torch.testing.assert_close(found.rewards[0], torch.tensor([-0.05, 0.0, 2.0]))
+    torch.testing.assert_close(found.advantages[0], torch.tensor([1.85, 0.0, 1.7]))
+    assert found.of([0]).mask.tolist() == [True, False, True]
 
 
 def test_a_truncated_completion_can_count_what_would_have_come():
@@ -156,7 +187,7 @@ def test_whitened_advantages_look_at_tokens_only():
 
 
 def test_tokens_are_spread_over_rows():
-    assert spread(torch.tensor([1, 2, 3, 4]), [3, 1]).tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert spread(torch.tensor([1, 2, 3, 4]), two()).tolist() == [[1, 2, 3], [4, 0, 0]]
 
 
 # The trainer
@@ -171,7 +202,7 @@ def build(small, **given):
         "reward_funcs": [f"{REWARDS}:short"],
     }  # fmt: skip
     args = PPOConfig(output_dir=str(small.folder / "out"), use_cpu=True, **defaults | given)
-    value_model = small.reward_model() if args.roles == "separate" else None
+    value_model = small.reward_model() if args.sharing == "separate" else None
     return PPOTrainer(
         model=small.model, args=args, train_dataset=small.rows("preferences", 16).select_columns(["prompt"]),
         processing_class=small.tokenizer, ref_model=small.model, value_model=value_model,
@@ -204,13 +235,13 @@ def test_how_the_work_is_divided_changes_nothing(small, other):
     assert difference < 1e-5
 
 
-@pytest.mark.parametrize("roles", ["separate", "shared_value"])
+@pytest.mark.parametrize("sharing", ["separate", "shared_value"])
 @pytest.mark.parametrize("given", [{}, {"value_warmup_steps": 1, "entropy_coef": 0.1}])
-def test_the_pass_that_scores_is_the_first_of_the_update(small, roles, given):
+def test_the_pass_that_scores_is_the_first_of_the_update(small, sharing, given):
     """Not so where dropout is left on, of which there is none here."""
-    first, second = (build(small, roles=roles, disable_dropout=off, **given) for off in (True, False))
-    assert first._first_pass_is_scoring([8])
-    assert not second._first_pass_is_scoring([8])
+    first, second = (build(small, sharing=sharing, disable_dropout=off, **given) for off in (True, False))
+    assert first._first_pass_is_scoring(two())
+    assert not second._first_pass_is_scoring(two())
     for trainer in (first, second):
         torch.manual_seed(3)
         trainer.train()
@@ -237,9 +268,9 @@ def test_at_the_start_of_a_rollout_policy_and_reference_agree(small):
     assert rows[0].keys() == {"step", "prompt", "completion", "score", "rewards"}
 
 
-@pytest.mark.parametrize(("roles", "part"), [("separate", "value_model."), ("shared_value", "value_head.")])
-def test_while_the_value_model_warms_up_the_policy_stays(small, roles, part):
-    trainer = build(small, value_warmup_steps=5, weight_decay=0.1, roles=roles)
+@pytest.mark.parametrize(("sharing", "part"), [("separate", "value_model."), ("shared_value", "value_head.")])
+def test_while_the_value_model_warms_up_the_policy_stays(small, sharing, part):
+    trainer = build(small, value_warmup_steps=5, weight_decay=0.1, sharing=sharing)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
@@ -249,7 +280,7 @@ def test_while_the_value_model_warms_up_the_policy_stays(small, roles, part):
 
 def test_what_each_layout_holds(small):
     policy = LlamaForCausalLM(small.config()).num_parameters()
-    separate, shared = build(small), build(small, roles="shared_value")
+    separate, shared = build(small), build(small, sharing="shared_value")
     assert sum(p.numel() for p in shared.model.parameters()) == policy + small.config().hidden_size + 1
     value_model = small.reward_model().num_parameters()
     assert sum(p.numel() for p in separate.model.parameters()) == policy + value_model

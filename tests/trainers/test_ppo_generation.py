@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from alignctl.engine.forward import takes_packed_rows
 from alignctl.models.attention import put_packed_attention_on
-from alignctl.models.generation import draw_completions
-from alignctl.trainers.ppo.config import PPOConfig
+from alignctl.rollout.drawing import draw_completions
+from alignctl.rollout.settings import RolloutSettings
+from alignctl.trainers.on_policy.ppo.config import PPOConfig
 
 pytestmark = pytest.mark.train
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -39,11 +40,15 @@ def stories(shared_data):
     return model, tokenizer
 
 
-def drawn_both_ways(model, tokenizer, texts, count, temperature, **given):
+def settings(count, temperature, tokens=4096, generation="continuous"):
+    return RolloutSettings(response_length=count, temperature=temperature, rollout_tokens=tokens, generation=generation)
+
+
+def drawn_both_ways(model, tokenizer, texts, count, temperature):
     prompts = [tokenizer(text)["input_ids"] for text in texts]
-    for continuous in (False, True):
+    for generation in ("transformers", "continuous"):
         torch.manual_seed(0)
-        yield draw_completions(model, tokenizer, prompts, count, temperature, 4096, continuous=continuous, **given)
+        yield draw_completions(model, tokenizer, prompts, settings(count, temperature, generation=generation))
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -69,10 +74,8 @@ def test_completions_end_one_by_one(stories):
     (stop,) = tokenizer(".", add_special_tokens=False)["input_ids"][-1:]
     model.generation_config.eos_token_id = [stop, tokenizer.eos_token_id]
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS * 3]
-    roomy, narrow = (
-        draw_completions(model, tokenizer, prompts, 40, 1e-3, tokens, continuous=True) for tokens in (4096, 64)
-    )
-    assert roomy == draw_completions(model, tokenizer, prompts, 40, 1e-3, 4096)
+    roomy, narrow = (draw_completions(model, tokenizer, prompts, settings(40, 1e-3, tokens)) for tokens in (4096, 64))
+    assert roomy == draw_completions(model, tokenizer, prompts, settings(40, 1e-3, generation="transformers"))
     assert narrow == roomy
     assert sum(roomy.ended) >= 9
     assert len({len(completion) for completion in roomy.completions}) >= 4
@@ -85,7 +88,7 @@ def test_continuous_batching_draws_from_the_policy_s_distribution(stories, devic
     model.to(device)
     prompt = tokenizer("One day, Lily")["input_ids"]
     torch.manual_seed(0)
-    drawn = draw_completions(model, tokenizer, [prompt] * 1500, 1, 1.5, 65536, continuous=True)
+    drawn = draw_completions(model, tokenizer, [prompt] * 1500, settings(1, 1.5, 65536))
     shares = torch.bincount(torch.tensor(drawn.completions).flatten(), minlength=model.config.vocab_size) / 1500
     with torch.no_grad():
         probs = (model(torch.tensor([prompt], device=device)).logits[0, -1] / 1.5).softmax(-1).cpu()
@@ -139,7 +142,7 @@ def drawn_by_vllm(tmp_path, alignctl, stories, monkeypatch):
     [
         (),
         ("peft=lora",),
-        ("peft=lora", "ppo.roles=shared_base"),
+        ("peft=lora", "ppo.sharing=shared_base"),
         pytest.param(("ppo.vllm_enable_sleep_mode=true",), marks=needs_gpu),
         ("distributed=ddp", "launcher.processes=2"),
         ("distributed=zero3", "launcher.processes=2"),
@@ -199,7 +202,7 @@ def vllm_server(tmp_path, free_port, monkeypatch):
 
 def flags_for_trl():
     """Of the command that our error says."""
-    from alignctl.trainers.ppo.vllm import _SERVER
+    from alignctl.rollout.vllm import _SERVER
 
     words = shlex.split(_SERVER.format("model"))
     return words[words.index("model") + 1 :]
@@ -240,11 +243,10 @@ def test_trl_s_helper_for_vllm_is_what_we_call():
     from trl import GRPOConfig
     from trl.generation.vllm_generation import VLLMGeneration
 
-    from alignctl.trainers.ppo.vllm import helper_settings
+    from alignctl.rollout.vllm import helper_settings
 
-    args = PPOConfig(output_dir="unused", use_cpu=True)
-    settings = helper_settings(args, [2])
-    bound = inspect.signature(VLLMGeneration).bind("policy", "accelerator", "tokenizer", **settings)
+    told = helper_settings(PPOConfig(output_dir="unused", use_cpu=True), 8, [2])
+    bound = inspect.signature(VLLMGeneration).bind("policy", "accelerator", "tokenizer", **told)
     assert list(bound.arguments)[:3] == ["model", "accelerator", "processing_class"]
     inspect.signature(VLLMGeneration.sync_weights).bind("self")
     inspect.signature(VLLMGeneration.generate).bind("self", prompts=[[1]], images=None, num_generations=1)
@@ -256,7 +258,7 @@ def test_trl_s_helper_for_vllm_is_what_we_call():
 
 
 def test_the_page_starts_a_server_as_the_error_says(root):
-    from alignctl.trainers.ppo.vllm import _SERVER
+    from alignctl.rollout.vllm import _SERVER
 
     page = " ".join((root / "docs" / "ppo.md").read_text(encoding="utf-8").replace("\\\n", " ").split())
     assert _SERVER.format("MODEL") in page

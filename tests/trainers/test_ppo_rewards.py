@@ -11,7 +11,8 @@ from support.in_process import run_stages
 
 from alignctl.errors import RequestError, Stopped
 from alignctl.models.tokenizer import train_tokenizer
-from alignctl.trainers.ppo.scoring import Episodes, RewardModel
+from alignctl.rollout.episodes import Episodes, Segment
+from alignctl.rollout.rewards import RewardModel, totals
 
 pytestmark = pytest.mark.train
 
@@ -103,7 +104,7 @@ def test_a_reward_model_that_sees_less_is_refused(tmp_path):
     )  # fmt: skip
     for layout, name in (("separate", "value model"), ("shared_value", "reward model")):
         with pytest.raises(RequestError, match=f"101 tokens together, more than the {name} can see: 100"):
-            run_stages(tmp_path / layout, *arguments, f"ppo.roles={layout}")
+            run_stages(tmp_path / layout, *arguments, f"ppo.sharing={layout}")
 
 
 def test_a_text_that_other_tokens_make_too_long_loses_its_start_and_is_counted(small):
@@ -115,14 +116,15 @@ def test_a_text_that_other_tokens_make_too_long_loses_its_start_and_is_counted(s
     prompts = [small.tokenizer(text)["input_ids"] for text in asked]
     completions = [small.tokenizer(text)["input_ids"] for text in said]
     source = RewardModel(model, other, small.tokenizer, max_tokens=1000)
-    found = source(Episodes(prompts, completions, [True] * 3, asked, said))
+    segments = [[Segment(completion)] for completion in completions]
+    found = totals(source(Episodes(prompts, segments, [True] * 3, asked, said)))
     assert source.cut_share == pytest.approx(2 / 3)
     for question, answer, score in zip(asked, said, found, strict=True):
         ids = other(question + answer + other.eos_token)["input_ids"][-limit:]
         with torch.no_grad():
             assert score == pytest.approx(float(model(torch.tensor([ids])).logits), abs=1e-5)
     alone = RewardModel(model, other, small.tokenizer, max_tokens=1000)
-    alone(Episodes(prompts[1:2], completions[1:2], [True], asked[1:2], said[1:2]))
+    alone(Episodes(prompts[1:2], segments[1:2], [True], asked[1:2], said[1:2]))
     assert alone.cut_share == 0.0
 
 

@@ -1,4 +1,4 @@
-"""PPO's `roles=shared_base`: the numbers are those of models by themselves, and only one base is held."""
+"""PPO's `sharing=shared_base`: the numbers are those of models by themselves, and only one base is held."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
 
 from alignctl.errors import AlignctlError
 from alignctl.models.adapters import Adapters, load_score_adapter
-from alignctl.trainers.ppo.config import PPOConfig
-from alignctl.trainers.ppo.scoring import Episodes
-from alignctl.trainers.ppo.trainer import PPOTrainer
+from alignctl.rollout.episodes import Episodes, Segment
+from alignctl.rollout.rewards import totals
+from alignctl.trainers.on_policy.ppo.config import PPOConfig
+from alignctl.trainers.on_policy.ppo.trainer import PPOTrainer
 
 pytestmark = pytest.mark.train
 
@@ -47,7 +48,7 @@ def build(small, base, reward=None, model=None, **given):
     defaults = {
         "per_device_train_batch_size": 8, "max_prompt_length": 64, "response_length": 8, "max_steps": 2,
         "learning_rate": 1e-2, "temperature": 1.0, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
-        "report_to": "none", "roles": "shared_base",
+        "report_to": "none", "sharing": "shared_base",
         "reward_funcs": [] if reward else [f"{REWARDS}:short"],
     }  # fmt: skip
     args = PPOConfig(output_dir=str(small.folder / "out"), use_cpu=True, **defaults | given)
@@ -63,7 +64,7 @@ def build(small, base, reward=None, model=None, **given):
 def drawn(small):
     prompts = [[5, 6, 7, 8], [9, 10, 11]]
     completions = [[12, 13, 14], [15, 16, 17, 18, small.tokenizer.eos_token_id]]
-    return Episodes(prompts, completions, [False, True], ["a", "b"], ["c", "d"])
+    return Episodes(prompts, [[Segment(one)] for one in completions], [False, True], ["a", "b"], ["c", "d"])
 
 
 def batch(trainer, small):
@@ -90,7 +91,7 @@ def test_the_numbers_are_those_of_models_by_themselves(small, base, reward, engi
     trainer, episodes = build(small, base, reward, engine=engine), drawn(small)
     trainer.model.eval()
     with torch.no_grad():
-        scored, ref_logps = trainer._score_tokens(episodes)
+        scored = trainer.score_tokens(episodes)
     classifier = AutoModelForSequenceClassification.from_pretrained(
         base, num_labels=1, pad_token_id=small.tokenizer.pad_token_id
     )
@@ -99,23 +100,23 @@ def test_the_numbers_are_those_of_models_by_themselves(small, base, reward, engi
     close = {"rtol": 0, "atol": 1e-5}  # of numbers around 1 in float32, computed in another order
     torch.testing.assert_close(scored.values, torch.cat([one[:-1] for one in values]), **close)
     torch.testing.assert_close(scored.last_values, torch.stack([one[-1] for one in values]), **close)
-    rewards = trainer.sources[0](episodes)
-    torch.testing.assert_close(torch.tensor(rewards), scored.last_values, **close)
+    rewards = trainer.scoring.sources[0](episodes)
+    torch.testing.assert_close(torch.tensor(totals(rewards)), scored.last_values, **close)
     reference = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(r=1))  # which is without effect
-    torch.testing.assert_close(ref_logps, torch.cat(of_each_token(reference, episodes)), **close)
-    assert (scored.logps - ref_logps).abs().max() > 1e-2
+    torch.testing.assert_close(scored.ref_logps, torch.cat(of_each_token(reference, episodes)), **close)
+    assert (scored.logps - scored.ref_logps).abs().max() > 1e-2
 
     trainer.train()
     trainer.model.eval()
     with torch.no_grad():
-        after, ref_after = trainer._score_tokens(episodes)
+        after = trainer.score_tokens(episodes)
     trainer.policy.save_pretrained(small.folder / "policy", selected_adapters=["default"])
     policy = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), small.folder / "policy").eval()
     torch.testing.assert_close(after.logps, torch.cat(of_each_token(policy, episodes)), **close)
     assert (after.logps - scored.logps).abs().max() > 1e-2
     assert (after.values - scored.values).abs().max() > 1e-2
-    torch.testing.assert_close(ref_after, ref_logps, rtol=0, atol=0)
-    assert trainer.sources[0](episodes) == rewards
+    torch.testing.assert_close(after.ref_logps, scored.ref_logps, rtol=0, atol=0)
+    assert trainer.scoring.sources[0](episodes) == rewards
 
 
 def test_only_the_adapters_of_policy_and_value_model_learn(small, base, reward):
@@ -188,7 +189,7 @@ def test_recomputed_activations_are_of_the_same_adapter(small, base, reward):
 
 def held(trainer):
     """Bytes of the weights of all models of a trainer, each counted once."""
-    models = [trainer.model, trainer.ref_model, *(source.model for source in trainer.sources)]
+    models = [trainer.model, trainer.ref_model, *(source.model for source in trainer.scoring.sources)]
     weights = {one for model in models if model is not None for one in model.parameters()}
     return sum(one.numel() * one.element_size() for one in weights)
 
@@ -208,21 +209,21 @@ def test_what_each_layout_holds(small):
     lora = {"r": 8, "target_modules": "all-linear"}
     get_peft_model(classifier(), LoraConfig(task_type="SEQ_CLS", **lora)).save_pretrained(small.folder / "reward")
     found = {}
-    for roles in ("separate", "shared_value", "shared_base"):
-        alone = roles != "shared_base"
+    for sharing in ("separate", "shared_value", "shared_base"):
+        alone = sharing != "shared_base"
         args = PPOConfig(
             output_dir=str(small.folder / "out"),
             use_cpu=True,
             max_prompt_length=64,
             response_length=8,
-            roles=roles,
+            sharing=sharing,
             report_to="none",
         )
-        found[roles] = held(
+        found[sharing] = held(
             PPOTrainer(
                 model=LlamaForCausalLM.from_pretrained(base), args=args, processing_class=small.tokenizer,
                 train_dataset=small.rows("preferences", 4).select_columns(["prompt"]),
-                value_model=classifier() if roles == "separate" else None,
+                value_model=classifier() if sharing == "separate" else None,
                 reward_model=classifier() if alone else None,
                 reward_adapter=None if alone else load_score_adapter(str(small.folder / "reward"), None),
                 peft_config=LoraConfig(task_type="CAUSAL_LM", **lora),
@@ -237,7 +238,7 @@ def test_what_each_layout_holds(small):
 SMALL_RUN = (
     "recipe=rlhf_quickstart", "data.limit=64", "data.eval_limit=8", "eval.prompts=2", "eval.max_new_tokens=4",
     "sft.max_steps=2", "rm.max_steps=2", "ppo.max_steps=2", "ppo.per_device_train_batch_size=8",
-    "ppo.response_length=8", *TINY, "sft.peft.type=none", "ppo.roles=shared_base",
+    "ppo.response_length=8", *TINY, "sft.peft.type=none", "ppo.sharing=shared_base",
     "ppo.learning_rate=1e-2",
 )  # fmt: skip
 
@@ -253,7 +254,7 @@ def test_a_stage_saves_the_policy_alone(tmp_path):
     merged = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(run / "sft" / "model"), run / "ppo" / "adapter")
     for name, weight in merged.merge_and_unload().state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=1e-6)
-    kept = load_file(next((run / "ppo" / "checkpoints").glob("*/actor_critic.safetensors")))
+    kept = load_file(next((run / "ppo" / "checkpoints").glob("*/trained.safetensors")))
     assert {name for name in kept if ".lora_" not in name} == {"value_model.score.weight", "value_model.score.bias"}
     assert not any("reward_model" in name for name in kept)
     first, second = read(run / "ppo" / "metrics.jsonl")

@@ -79,4 +79,5 @@ class Managed(StopsWhenNotFinite, CompleteCheckpoints):
     @property
     def trained_model(self) -> PreTrainedModel:
         """Without what processes or a value model have around it."""
-        return self.accelerator.unwrap_model(self.model)
+        model = self.accelerator.unwrap_model(self.model)
+        return getattr(model, "policy", model)

@@ -6,12 +6,10 @@ are over the tokens of a mask.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -35,20 +33,6 @@ def whiten(values: Tensor, mask: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         var: Likewise.
     """
     return (values - mean) * torch.rsqrt(var + 1e-8) * mask
-
-
-def kl_estimates(logps: Tensor, ref_logps: Tensor, estimator: KLEstimator) -> Tensor:
-    """KL(policy || reference) of each token, estimated from a token that the policy drew.
-
-    With r = reference / policy, http://joschu.net/blog/kl-approx.html: k1 is -log r, unbiased, below 0 for some tokens;
-    k2 is (log r)^2 / 2, biased, of small variance; k3 is r - 1 - log r, unbiased and never below 0.
-    """
-    log_ratio = ref_logps - logps
-    if estimator == "k1":
-        return -log_ratio
-    if estimator == "k2":
-        return log_ratio**2 / 2
-    return log_ratio.exp() - 1 - log_ratio
 
 
 def advantages_and_returns(

@@ -1,5 +1,5 @@
-"""`roles=shared_base`: policy, value model and reward model are adapters of one frozen base, which with none of them is
-the reference."""
+"""`sharing=shared_base`: policy, value model and reward model are adapters of one frozen base, which with none of them
+is the reference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alignctl.engine.forward import bare
 from alignctl.engine.layout import Layout
 from alignctl.engine.rewards import score_layout
 from alignctl.models.adapters import Adapters, ScoreAdapter
-from alignctl.trainers.ppo.models import ValueHead
+from alignctl.trainers.on_policy.ppo.models import ValueHead
 
 _VALUE, _REWARD = "value_model", "reward_model"
 

@@ -1,4 +1,4 @@
-"""Rewards of completions: from a reward model, from functions, or from several of them."""
+"""Scores of completions: from a reward model, from functions, or from several of them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -21,30 +20,17 @@ from alignctl.data.tokenizing import tokenize_completions
 from alignctl.engine.forward import bare
 from alignctl.engine.rewards import sequence_scores
 from alignctl.errors import AlignctlError, RequestError
+from alignctl.rollout.episodes import Episodes
 
 RewardFunction = Callable[..., Sequence[float]]
+Score = dict[int, float]
+"""Of a completion: numbers for what ends with some of its tokens, by the place of the token. A number for the whole
+stands at the last one."""
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class NotANumber(ValueError):
     """A reward is NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """What a rollout drew."""
-
-    prompts: list[list[int]]
-    completions: list[list[int]]
-    """With the end token where there is one."""
-    ended: list[bool]
-    """Whether a completion ended by itself."""
-    asked: list[Any]
-    """The prompts as the rows have them, text or messages."""
-    said: list[Any]
-    """The completions in the same form."""
-    columns: dict[str, list[Any]] = field(default_factory=dict)
-    """The other columns of the rows, by name."""
 
 
 @dataclass
@@ -69,14 +55,15 @@ class RewardModel:
         one, other = self.tokenizer, self.policy_tokenizer
         return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template
 
-    def __call__(self, episodes: Episodes) -> list[float]:
+    def __call__(self, episodes: Episodes) -> list[Score]:
         if self.same_tokens:
             prompts, completions = episodes.prompts, self._as_trained_on(episodes)
         else:
             prompts, completions = self._tokenize(episodes)
         prompts, completions = self._cut(prompts, completions)
         longest = max(len(prompt) + len(said) for prompt, said in zip(prompts, completions, strict=True))
-        return sequence_scores(self.model, prompts, completions, max(1, self.max_tokens // longest))
+        scores = sequence_scores(self.model, prompts, completions, max(1, self.max_tokens // longest))
+        return at_the_end(scores, episodes)
 
     def _cut(self, prompts: list[list[int]], completions: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
         limit = getattr(bare(self.model).config.get_text_config(), "max_position_embeddings", None) or math.inf
@@ -131,7 +118,7 @@ class FunctionReward:
                 f"beside `prompts` and `completions` there {f'are their columns {found}' if found else 'is nothing'}",
             )
 
-    def __call__(self, episodes: Episodes) -> list[float]:
+    def __call__(self, episodes: Episodes) -> list[Score]:
         given = {**episodes.columns, "prompts": episodes.asked, "completions": episodes.said}
         parameters = inspect.signature(self.function).parameters
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
@@ -141,7 +128,7 @@ class FunctionReward:
             raise AlignctlError(
                 f"the reward function {self.name} gave {len(rewards)} numbers for {len(episodes.said)} completions"
             )
-        return [float(reward) for reward in rewards]
+        return at_the_end(map(float, rewards), episodes)
 
 
 RewardSource = RewardModel | FunctionReward
@@ -167,16 +154,26 @@ def load_function(target: str) -> FunctionReward:
         raise RequestError(f"there is no reward function `{target}`: {error}", "write `module:function`") from error
 
 
-def score(sources: Sequence[RewardSource], episodes: Episodes) -> dict[str, list[float]]:
-    """Rewards of each source, by its name.
+def at_the_end(values: Iterable[float], episodes: Episodes) -> list[Score]:
+    """A number for each completion as a whole."""
+    return [{len(said) - 1: value} for value, said in zip(values, episodes.completions, strict=True)]
+
+
+def totals(scores: Sequence[Score]) -> list[float]:
+    """What each completion is worth in all."""
+    return [sum(score.values()) for score in scores]
+
+
+def score(sources: Sequence[RewardSource], episodes: Episodes) -> dict[str, list[Score]]:
+    """Scores by each source, by its name.
 
     Raises:
         NotANumber: One of them is not.
     """
     rewards = {source.name: source(episodes) for source in sources}
-    for name, values in rewards.items():
-        if not all(map(math.isfinite, values)):
-            raise NotANumber(f"{name} gave a reward that is not a number; PPO cannot go on with it")
+    for name, scores in rewards.items():
+        if not all(map(math.isfinite, totals(scores))):
+            raise NotANumber(f"{name} gave a reward that is not a number; training cannot go on with it")
     return rewards
 
 
@@ -201,28 +198,28 @@ class Moments:
     def std(self) -> float:
         return math.sqrt(self.squares / self.count) if self.count else 0.0
 
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
-
 
 def combine(
-    rewards: Mapping[str, Sequence[float]],
+    rewards: Mapping[str, Sequence[Score]],
     weights: Sequence[float],
     moments: Mapping[str, tuple[float, float]],
     clip: float | None,
-) -> list[float]:
-    """One score for each completion: the weighted sum of its rewards, each normalised and clipped.
+) -> list[Score]:
+    """One score for each completion: at each of its tokens the weighted sum of what the sources say, each number
+    normalised and clipped.
 
     Args:
         moments: Mean and deviation of the sources that are to be normalised.
     """
-    totals = [0.0] * len(next(iter(rewards.values())))
-    for weight, (name, values) in zip(weights, rewards.items(), strict=True):
+    combined: list[Score] = [{} for _ in next(iter(rewards.values()))]
+    for weight, (name, scores) in zip(weights, rewards.items(), strict=True):
         mean, std = moments.get(name, (0.0, 1.0))
-        for index, value in enumerate(values):
-            scaled = (value - mean) / max(std, 1e-6)
-            totals[index] += weight * (scaled if clip is None else min(max(scaled, -clip), clip))
-    return totals
+        for whole, score in zip(combined, scores, strict=True):
+            for token, value in score.items():
+                scaled = (value - mean) / max(std, 1e-6)
+                clipped = scaled if clip is None else min(max(scaled, -clip), clip)
+                whole[token] = whole.get(token, 0.0) + weight * clipped
+    return combined
 
 
 def _after_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -231,8 +228,3 @@ def _after_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     _, (completion,) = tokenize_completions(tokenizer, asked, [said])
     end = tokenizer.eos_token_id
     return completion[completion.index(end) + 1 :] if end in completion else []
-
-
-def as_said(asked: Any, text: str) -> Any:
-    """A completion in the form of its prompt."""
-    return [{"role": "assistant", "content": text}] if is_messages(asked) else text

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.generation.vllm_generation import VLLMGeneration
 
 from alignctl.errors import LaunchError, RequestError
-from alignctl.models.generation import Drawn, as_drawn
 from alignctl.models.template import end_tokens
-from alignctl.trainers.ppo.config import PPOConfig
+from alignctl.rollout.drawing import Drawn, as_drawn
+from alignctl.rollout.settings import RolloutSettings
 
 # How TRL wants its server.
 _SERVER = (
@@ -28,9 +28,17 @@ class VLLM:
     """vLLM with the policy's weights, beside the training or as a server of its own."""
 
     def __init__(
-        self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, args: PPOConfig
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        settings: RolloutSettings,
+        sequences: int,
     ):
         """Starts vLLM, or connects to its server.
+
+        Args:
+            sequences: Completions that a process draws at a time.
 
         Raises:
             RequestError: The policy has no checkpoint that vLLM could load first, or there is no GPU to hand weights
@@ -44,9 +52,11 @@ class VLLM:
             )
         self._ends = end_tokens(policy, tokenizer)
         try:
-            self._helper = VLLMGeneration(policy, accelerator, tokenizer, **helper_settings(args, self._ends))
+            self._helper = VLLMGeneration(
+                policy, accelerator, tokenizer, **helper_settings(settings, sequences, self._ends)
+            )
         except (OSError, RuntimeError) as error:  # OSError of requests, whose ConnectionError is none of Python's
-            if args.vllm_mode != "server":
+            if settings.vllm_mode != "server":
                 raise
             if isinstance(error, NotImplementedError):
                 hint = "train on one, or set `ppo.vllm_mode=colocate`"
@@ -61,25 +71,25 @@ class VLLM:
         return as_drawn(completions, self._ends)
 
 
-def helper_settings(args: PPOConfig, ends: list[int]) -> dict[str, Any]:
+def helper_settings(settings: RolloutSettings, sequences: int, ends: list[int]) -> dict[str, Any]:
     """What TRL's helper is told: the policy's own distribution at the temperature, without top-k or top-p."""
     return {
-        "mode": args.vllm_mode,
-        "server_base_url": args.vllm_server_base_url,
-        "server_host": args.vllm_server_host,
-        "server_port": args.vllm_server_port,
-        "server_timeout": args.vllm_server_timeout,
-        "group_port": args.vllm_group_port,
-        "tensor_parallel_size": args.vllm_tensor_parallel_size,
-        "gpu_memory_utilization": args.vllm_gpu_memory_utilization,
-        "enable_sleep_mode": args.vllm_enable_sleep_mode,
-        "max_model_length": args.max_prompt_length + args.response_length,
-        "max_num_seqs": args.per_device_train_batch_size * args.vllm_tensor_parallel_size,
-        "temperature": args.temperature,
+        "mode": settings.vllm_mode,
+        "server_base_url": settings.vllm_server_base_url,
+        "server_host": settings.vllm_server_host,
+        "server_port": settings.vllm_server_port,
+        "server_timeout": settings.vllm_server_timeout,
+        "group_port": settings.vllm_group_port,
+        "tensor_parallel_size": settings.vllm_tensor_parallel_size,
+        "gpu_memory_utilization": settings.vllm_gpu_memory_utilization,
+        "enable_sleep_mode": settings.vllm_enable_sleep_mode,
+        "max_model_length": settings.max_prompt_length + settings.response_length,
+        "max_num_seqs": sequences * settings.vllm_tensor_parallel_size,
+        "temperature": settings.temperature,
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
-        "max_completion_length": args.response_length,
+        "max_completion_length": settings.response_length,
         "generation_kwargs": {"stop_token_ids": ends},
     }

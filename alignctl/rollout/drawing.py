@@ -12,6 +12,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.engine.layout import bins
 from alignctl.models.template import end_tokens
+from alignctl.rollout.settings import RolloutSettings
 
 # Of continuous batching: tokens of the cache that are given out together, and the most of a forward pass.
 _PAGE, _STEP_TOKENS = 32, 1024
@@ -31,33 +32,28 @@ def draw_completions(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float,
-    max_tokens: int,
-    continuous: bool = False,
+    settings: RolloutSettings,
 ) -> Drawn:
     """One completion for each prompt, drawn from the policy's own distribution (no top-k or top-p) with torch's global
-    random state.
+    random state, by transformers.
 
     Args:
         prompts: Token ids.
-        max_tokens: Of a batch, prompts padded to the longest, and completions as long as they may be.
-        continuous: Whether a completion that ends makes room for the next one at once; `max_tokens` is then what is
-            held at a time.
     """
     ends = end_tokens(policy, tokenizer)
     config = GenerationConfig(
         do_sample=True,
-        temperature=temperature,
+        temperature=settings.temperature,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=settings.response_length,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
     with _nothing_else(bare(policy)):
-        return as_drawn((_continuously if continuous else _in_batches)(policy, prompts, config, max_tokens), ends)
+        draw = _continuously if settings.generation == "continuous" else _in_batches
+        return as_drawn(draw(policy, prompts, config, settings.rollout_tokens), ends)
 
 
 def as_drawn(generated: Sequence[Sequence[int]], ends: Sequence[int]) -> Drawn:

@@ -1,0 +1,42 @@
+"""Settings of a rollout: what is drawn, and by what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class RolloutSettings:
+    """How completions are drawn; the names are those of TRL where it has them."""
+
+    num_generations: int = 1
+    """Completions drawn to each prompt; they divide `per_device_train_batch_size`, which counts completions."""
+    max_prompt_length: int = 512
+    """Longest prompt, in tokens; rows with a longer one are left out."""
+    response_length: int = 128
+    """Longest completion, in tokens."""
+    temperature: float = 1.0
+    """Of the drawn completions, > 0; log-probabilities are of the distribution at this temperature."""
+    rollout_tokens: int = 65536
+    """Most tokens of a batch that is generated, prompts padded and completions at their longest; with continuous
+    batching, of all that are held at a time."""
+    generation: Literal["transformers", "continuous", "vllm"] = "transformers"
+    """What draws completions: transformers, batch by batch or with continuous batching, or vLLM."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """Whether vLLM runs beside the training or is a server (`vllm serve`). This and what follows has TRL's
+    names and defaults."""
+    vllm_gpu_memory_utilization: float = 0.3
+    """Share of a GPU's memory for a vLLM on it."""
+    vllm_tensor_parallel_size: int = 1
+    """GPUs that a vLLM on them is divided among."""
+    vllm_enable_sleep_mode: bool = False
+    """Whether a vLLM beside the training gives its memory back during the update."""
+    vllm_server_base_url: str | None = None
+    """Of the server, in place of host and port."""
+    vllm_server_host: str = "0.0.0.0"
+    vllm_server_port: int = 8000
+    vllm_server_timeout: float = 240.0
+    """Seconds to wait for the server."""
+    vllm_group_port: int = 51216
+    """Port over which weights go to the server."""

@@ -1,0 +1,377 @@
+"""The base of methods that learn from their own completions: it draws, scores, updates, logs and saves.
+
+A method answers two questions: what is learnt from a rollout (`learn_from`), and which loss a pass has (`losses`). Its
+class is one of `Managed` and, after it, `OnPolicyTrainer`.
+
+A step of transformers' Trainer is one rollout and all updates made with it: what the trainer does after `training_step`
+(clip, step, schedule, log, save) is done with the last mini-batch. A checkpoint therefore never stands in the middle of
+a rollout, and learning rates follow rollouts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import abstractmethod
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from trl.trainer.utils import disable_dropout_in_model
+
+from alignctl.engine.forward import bare
+from alignctl.models.adapters import Adapters
+from alignctl.models.lora import make_lora_fast
+from alignctl.models.sharding import whole_weights
+from alignctl.rollout.drawing import Drawn, draw_completions
+from alignctl.rollout.episodes import Episodes, Segment, as_said
+from alignctl.rollout.rewards import Score
+from alignctl.run.paths import StagePaths
+from alignctl.trainers.on_policy.config import OnPolicyConfig
+from alignctl.trainers.on_policy.experience import Experience
+from alignctl.trainers.on_policy.log import RolloutLog
+from alignctl.trainers.on_policy.models import Batch, PolicyModel, Scored, lay_out, policy_logps
+from alignctl.trainers.on_policy.scoring import Scoring, build_sources
+from alignctl.trainers.on_policy.setup import (
+    PROMPT_IDS,
+    EachSeveralTimes,
+    check_length,
+    collate,
+    other_columns,
+    put_engine_under,
+    tokenize_prompts,
+)
+from alignctl.trainers.on_policy.update import PassLoss, as_many_everywhere, mini_batches, passes_of
+
+_STATE, _WEIGHTS = "on_policy.json", "trained.safetensors"
+
+
+class OnPolicyTrainer(Trainer):
+    """Draws, scores and updates; to be managed."""
+
+    has_reference: bool
+    """Whether the method needs log-probabilities of a reference."""
+    rounds = 1
+    """Times that a rollout is gone through."""
+    policy_learns = True
+    """Whether the policy is moved by this step."""
+    entropy_learns = False
+    """Whether the loss has the policy's entropy in it."""
+    kept: tuple[str, ...] = ()
+    """Numbers of the method's own, by their attributes, that a checkpoint holds."""
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel | PolicyModel,
+        args: OnPolicyConfig,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        ref_model: PreTrainedModel | None = None,
+        reward_model: nn.Module | None = None,
+        reward_processing_class: PreTrainedTokenizerBase | None = None,
+        reward_statistics: dict[str, float] | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        eval_dataset: Dataset | None = None,
+    ):
+        """`model` is the policy, or has it with what learns beside it."""
+        if not isinstance(model, PolicyModel):
+            model = PolicyModel(model if peft_config is None else get_peft_model(model, peft_config))
+        frozen = [one for one in (ref_model, reward_model) if one is not None]
+        trained = list(model.models.values())
+        whole = [bare(one) for one in [*trained, *frozen] if isinstance(one, PreTrainedModel | PeftModel)]
+        self.notices.append(put_engine_under(whole, args))
+        for one in trained:
+            if isinstance(one, PeftModel):
+                make_lora_fast(one)
+            if args.disable_dropout:
+                disable_dropout_in_model(one)
+        for one in frozen:
+            one.eval().requires_grad_(False)
+        check_length(args, {**model.models, "reference": ref_model})
+        self.ref_model, self.reward_model = ref_model, reward_model
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=tokenize_prompts(train_dataset, processing_class, args.max_prompt_length),
+            processing_class=processing_class,
+            data_collator=collate,
+            callbacks=callbacks,
+        )
+        for one in frozen:
+            one.to(self.args.device)
+        columns = other_columns(self.train_dataset.column_names)
+        sources = build_sources(args, processing_class, columns, reward_model, reward_processing_class)
+        self.scoring = Scoring(args, self.accelerator, sources, reward_statistics)
+        if self.accelerator.num_processes > 1:  # else all of them would draw with the same random numbers
+            torch.manual_seed(args.seed + 1_000_003 * self.accelerator.process_index)
+        self._vllm = None
+        if args.generation == "vllm":
+            from alignctl.rollout.vllm import VLLM
+
+            sequences = args.per_device_train_batch_size
+            self._vllm = VLLM(model.policy, processing_class, self.accelerator, args, sequences)
+        self.rollouts = RolloutLog(self.accelerator)
+        self._total_tokens = 0
+        self._first_pass: tuple[list[int], Scored] | None = None
+
+    # What a method says
+
+    @abstractmethod
+    def learn_from(self, episodes: Episodes, scores: list[Score]) -> Experience:
+        """What the rollout is worth; `score_tokens` says what the models make of it."""
+
+    @abstractmethod
+    def losses(self, scored: Scored, experience: Experience) -> PassLoss:
+        """The loss of the tokens of a pass, `[tokens]` each."""
+
+    def counted(self, experience: Experience, members: list[int]) -> Tensor:
+        """What the loss of a mini-batch is divided by, once added up over the processes: its tokens that are learnt
+        from. Long completions then count for what they hold."""
+        return experience.mask[members].sum()
+
+    # A step
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Draws completions, scores them, and updates what is trained; the gradient of the last mini-batch is left for
+        the trainer to step with."""
+        began = time.perf_counter()
+        # TRL's helper for vLLM gathers divided weights by itself, and they may not be gathered twice.
+        drawn = self._vllm.draw(inputs[PROMPT_IDS]) if self._vllm is not None else None
+        # Divided weights are gathered once a rollout, not once a token; so processes need not run as often as others.
+        with whole_weights(self.model_wrapped):
+            episodes = self._roll_out(inputs, drawn)
+            rolled_out = time.perf_counter()
+            experience = self._learn(episodes)
+        updating = time.perf_counter()
+        loss = self._update(model, episodes, experience)
+        tokens = sum(map(len, episodes.completions))
+        self.rollouts.add("tokens_per_s/rollout", tokens / (rolled_out - began))
+        self.rollouts.add("tokens_per_s/update", tokens * self.rounds / (time.perf_counter() - updating))
+        return loss
+
+    def _roll_out(self, inputs: dict[str, Any], drawn: Drawn | None = None) -> Episodes:
+        if drawn is None:
+            self.policy.eval()
+            with self.accelerator.autocast():
+                drawn = draw_completions(self.policy, self.processing_class, inputs[PROMPT_IDS], self.args)
+        said = [
+            as_said(asked, self._text(prompt if isinstance(asked, str) else [], completion))
+            for asked, prompt, completion in zip(inputs["prompt"], inputs[PROMPT_IDS], drawn.completions, strict=True)
+        ]
+        segments = [[Segment(completion)] for completion in drawn.completions]
+        return Episodes(
+            inputs[PROMPT_IDS], segments, drawn.ended, inputs["prompt"], said, inputs["columns"],
+            self.args.num_generations,
+        )  # fmt: skip
+
+    def _text(self, prompt: list[int], completion: list[int]) -> str:
+        """A completion as it follows its prompt: decoded by itself it would lose a leading space."""
+        before, whole = (
+            self.processing_class.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for ids in (prompt, prompt + completion)
+        )
+        return whole.removeprefix(before)
+
+    @torch.no_grad()
+    def _learn(self, episodes: Episodes) -> Experience:
+        self.model.eval()
+        with whole_weights(self.reward_model):
+            rewards, scores = self.scoring(episodes)
+        experience = self.learn_from(episodes, scores)
+        self.rollouts.add_rollout(episodes, experience, rewards, scores)
+        for name, share in self.scoring.cut_shares().items():
+            self.rollouts.add_mean(name, [share])
+        self.rollouts.sample(episodes, rewards, scores, self.args.num_sample_completions)
+        tokens = torch.tensor(sum(map(len, episodes.completions)), device=self.args.device)
+        self._total_tokens += int(self.rollouts.add_up(tokens))
+        return experience
+
+    def score_tokens(self, episodes: Episodes) -> Scored:
+        """What the trained models, and the reference where there is one, say of all completions, `update_tokens` at a
+        time: in the order of the completions.
+
+        Where the first step of the update goes through the same completions at once, with the same weights, its forward
+        pass is this one, and kept with what its gradient needs.
+        """
+        model, args = self.accelerator.unwrap_model(self.model), self.args
+        parts: dict[int, tuple[Tensor | None, ...]] = {}
+        kept = self._first_pass_is_scoring(episodes)
+        with whole_weights(self.ref_model):
+            for members in passes_of(episodes, range(len(episodes.groups)), args.update_tokens):
+                batch = self._batch(episodes, members)
+                counts = [len(episodes.completions[member]) for member in members]
+                with self.accelerator.autocast():
+                    ref_logps = self._reference_logps(model, batch)
+                    with torch.set_grad_enabled(kept):
+                        scored = model(
+                            batch, args.temperature, self.policy_learns, kept and self.entropy_learns, entropy=True
+                        )
+                if kept:
+                    self._first_pass = members, scored
+                    scored = scored.detach()
+                tokens = (scored.logps, scored.entropy, scored.values, ref_logps)
+                split = [[None] * len(members) if one is None else one.split(counts) for one in tokens]
+                split.append([None] * len(members) if scored.last_values is None else scored.last_values)
+                parts |= {member: row for member, *row in zip(members, *split, strict=True)}
+        *columns, last = zip(*(parts[member] for member in range(len(episodes.prompts))), strict=True)
+        logps, entropy, values, ref_logps = (None if one[0] is None else torch.cat(one) for one in columns)
+        self.rollouts.add_mean("entropy", entropy.mean())
+        return Scored(logps, entropy, values, None if last[0] is None else torch.stack(last), ref_logps)
+
+    def _first_pass_is_scoring(self, episodes: Episodes) -> bool:
+        """Not so with dropout. Several processes, and DeepSpeed, have to see each pass through their wrappers, and
+        activations are checkpointed in training mode only."""
+        args = self.args
+        tokens = sum(map(episodes.tokens_of, range(len(episodes.groups))))
+        whole = args.num_mini_batches == 1 and tokens <= args.update_tokens
+        by_itself = self.accelerator.distributed_type == DistributedType.NO
+        return whole and by_itself and args.disable_dropout and not args.gradient_checkpointing
+
+    def _reference_logps(self, model: PolicyModel, batch: Batch) -> Tensor | None:
+        if not self.has_reference:
+            return None
+        if self.ref_model is not None:
+            return policy_logps(self.ref_model, batch, self.args.temperature)
+        with Adapters(model.policy).under(None):
+            return policy_logps(model.policy, batch, self.args.temperature)
+
+    def _update(self, model: nn.Module, episodes: Episodes, experience: Experience) -> Tensor:
+        args, sums = self.args, []
+        generator = torch.Generator().manual_seed(args.seed + self.state.global_step)
+        parts = [
+            part
+            for _ in range(self.rounds)
+            for part in mini_batches(len(episodes.groups), args.num_mini_batches, generator)
+        ]
+        model.train()
+        for number, part in enumerate(parts):
+            with self.compute_loss_context_manager():
+                sums.append(self._backward(model, episodes, experience, part))
+            if not self.policy_learns:  # a gradient of 0 would still decay weights and count for the optimizer's means
+                for parameter in self.accelerator.unwrap_model(self.model).policy_parameters:
+                    parameter.grad = None
+            if number < len(parts) - 1:  # the trainer steps with the last one
+                if args.max_grad_norm > 0:
+                    self._clip_grad_norm(model)
+                self.optimizer.step()
+                model.zero_grad()
+        return self._log_update(sums)
+
+    def _backward(
+        self, model: nn.Module, episodes: Episodes, experience: Experience, groups: list[int]
+    ) -> dict[str, Tensor]:
+        """Adds the gradient of a mini-batch to the model's, in passes of at most `update_tokens` tokens; returns the
+        sums of what is logged."""
+        accelerator, known = self.accelerator, None
+        if self._first_pass is not None:
+            (members, known), self._first_pass = self._first_pass, None
+            passes = [members]
+        else:
+            passes = list(passes_of(episodes, groups, self.args.update_tokens))
+        everyone = [member for part in passes for member in part]
+        own = self.counted(experience, everyone)
+        counted = accelerator.reduce(own, "sum")
+        passes = as_many_everywhere(passes, accelerator)
+        sums: dict[str, Tensor] = {"counted": own.float(), "tokens": experience.mask[everyone].sum().float()}
+        by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        for number, part in enumerate(passes):
+            # Gradients are added up over the processes once, with the last pass; DeepSpeed takes its step there, too.
+            last = number == len(passes) - 1
+            accelerator.sync_gradients = last
+            with nullcontext() if last or by_deepspeed else accelerator.no_sync(model):
+                scored = known or model(
+                    self._batch(episodes, part), self.args.temperature, self.policy_learns, self.entropy_learns
+                )
+                found = self.losses(scored, experience.of(part))
+                accelerator.backward(found.loss * accelerator.num_processes / counted)
+            for name, value in {"loss": found.loss, **found.sums}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach()
+        return sums
+
+    def _batch(self, episodes: Episodes, members: list[int]) -> Batch:
+        models = [*self.accelerator.unwrap_model(self.model).models.values()]
+        if self.ref_model is not None:
+            models.append(self.ref_model)
+        return lay_out(models, episodes, members, self.processing_class.pad_token_id, self.args.device)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        times = self.args.num_generations
+        if times == 1:
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EachSeveralTimes(len(rows), times, seed)
+
+    # What is logged
+
+    def _log_update(self, steps: list[dict[str, Tensor]]) -> Tensor:
+        """Logs means over the tokens of all mini-batches, and returns that of the loss."""
+        names = list(steps[0])
+        totals = self.rollouts.add_up(torch.stack([sum(step[name] for step in steps) for name in names]))
+        of = dict(zip(names, totals.tolist(), strict=True))
+        for name in names:
+            if name not in ("counted", "tokens", "loss"):
+                self.rollouts.add(name, of[name] / of["tokens"])
+        return torch.tensor(of["loss"] / of["counted"], device=self.args.device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.rollouts.means()
+            logs["num_tokens"] = float(self._total_tokens)
+            if self.is_world_process_zero():
+                path = StagePaths(Path(self.args.output_dir).parent).samples_while_training
+                self.rollouts.write_samples(path, self.state.global_step)
+                if self.show_samples:
+                    self.show_samples(self.rollouts.samples)
+            self.rollouts.samples.clear()
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    @property
+    def policy(self) -> PreTrainedModel | PeftModel:
+        return self.accelerator.unwrap_model(self.model).policy
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        whole = dict(model.named_parameters()) if state_dict is None else state_dict  # given where they are divided
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        save_file({name: whole[name].detach().cpu().contiguous() for name in names}, folder / _WEIGHTS)
+        state = {
+            "method": {name: getattr(self, name) for name in self.kept},
+            "scoring": self.scoring.state(),
+            "total_tokens": self._total_tokens,
+        }
+        (folder / _STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        trained = self.accelerator.unwrap_model(model or self.model)
+        kept = load_file(Path(resume_from_checkpoint, _WEIGHTS))
+        with torch.no_grad():
+            for name, parameter in trained.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(kept[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        state = json.loads(Path(checkpoint, _STATE).read_text(encoding="utf-8"))
+        for name, value in state["method"].items():
+            setattr(self, name, value)
+        self.scoring.take_over(state["scoring"])
+        self._total_tokens = state["total_tokens"]

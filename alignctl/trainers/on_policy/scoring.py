@@ -1,0 +1,150 @@
+"""The scores of a rollout: by all sources, normalised, weighted, and looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from alignctl.errors import AlignctlError, RequestError
+from alignctl.rollout.episodes import Episodes
+from alignctl.rollout.rewards import (
+    Moments,
+    NotANumber,
+    RewardModel,
+    RewardSource,
+    Score,
+    combine,
+    load_function,
+    score,
+    totals,
+)
+from alignctl.run.checkpoints import newest_checkpoint
+from alignctl.trainers.on_policy.config import OnPolicyConfig
+from alignctl.trainers.on_policy.setup import check_length
+
+_CONSTANT_STEPS = 5  # rollouts of equal scores until training is stopped
+
+
+def build_sources(
+    args: OnPolicyConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Sequence[str],
+    reward_model: nn.Module | None,
+    reward_tokenizer: PreTrainedTokenizerBase | None,
+) -> list[RewardSource]:
+    """The reward model where there is one, then the functions.
+
+    Args:
+        tokenizer: The policy's.
+        columns: Of the rows, which functions may ask for.
+
+    Raises:
+        RequestError: The reward model cannot see the longest text, there is no such function, or it asks for a column
+            that the rows do not have.
+    """
+    sources: list[RewardSource] = []
+    if reward_model is not None:
+        source = RewardModel(reward_model, reward_tokenizer or tokenizer, tokenizer, args.update_tokens)
+        if source.same_tokens:
+            check_length(args, {"reward model": reward_model})
+        sources.append(source)
+    for target in args.reward_funcs:
+        function = load_function(target)
+        function.check_columns(columns)
+        sources.append(function)
+    return sources
+
+
+class Scoring:
+    """Scores rollouts. All processes call it together."""
+
+    def __init__(
+        self,
+        args: OnPolicyConfig,
+        accelerator: Accelerator,
+        sources: list[RewardSource],
+        statistics: dict[str, float] | None,
+    ):
+        """`statistics` are the reward model's own mean and deviation.
+
+        Raises:
+            RequestError: They are wanted and not there.
+        """
+        if args.normalize_rewards == "statistics" and statistics is None:
+            raise RequestError(
+                "`normalize_rewards=statistics` needs a reward model with a file reward_statistics.json beside its "
+                "weights",
+                "set `normalize_rewards=running`",
+            )
+        self._args, self._accelerator, self._statistics = args, accelerator, statistics
+        self.sources = sources
+        self._weights = args.reward_weights or [1.0] * len(sources)
+        self._seen = {source.name: Moments() for source in sources}
+        self._constant = 0
+
+    def __call__(self, episodes: Episodes) -> tuple[dict[str, list[Score]], list[Score]]:
+        """Scores by each source, by its name, and what is made of them.
+
+        Raises:
+            AlignctlError: A number is none, or all completions have had the same score for a while. A process that
+                fails here does not ask the others: whoever started them ends them.
+        """
+        try:
+            rewards = score(self.sources, episodes)
+        except NotANumber as error:
+            raise AlignctlError(str(error), self._last_checkpoint()) from error
+        scores = combine(rewards, self._weights, self._moments(rewards), self._args.reward_clip)
+        if (penalty := self._args.missing_eos_penalty) is not None:
+            for one, ended in zip(scores, episodes.ended, strict=True):
+                if not ended:
+                    one[max(one)] -= penalty
+        self._check_not_constant(totals(scores))
+        return rewards, scores
+
+    def cut_shares(self) -> dict[str, float]:
+        """Shares of the texts that a source could not see whole, by the name it is logged under."""
+        with_text = [source for source in self.sources if isinstance(source, RewardModel) and not source.same_tokens]
+        return {f"{source.name}_cut": source.cut_share for source in with_text}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"seen": {name: asdict(seen) for name, seen in self._seen.items()}, "constant": self._constant}
+
+    def take_over(self, state: dict[str, Any]) -> None:
+        self._seen = {name: Moments(**seen) for name, seen in state["seen"].items()}
+        self._constant = state["constant"]
+
+    def _moments(self, rewards: dict[str, list[Score]]) -> dict[str, tuple[float, float]]:
+        kind = self._args.normalize_rewards
+        if kind == "statistics":
+            return {"reward_model": (self._statistics["mean"], self._statistics["std"])}
+        if kind == "none":
+            return {}
+        for name, scores in rewards.items():
+            self._seen[name].add(self._everywhere(totals(scores), torch.float64).tolist())
+        return {name: (seen.mean, seen.std) for name, seen in self._seen.items()}
+
+    def _check_not_constant(self, scores: list[float]) -> None:
+        everywhere = self._everywhere(scores, torch.float32)
+        constant = len(everywhere) > 1 and bool(everywhere.max() == everywhere.min())
+        self._constant = self._constant + 1 if constant else 0
+        if self._constant >= _CONSTANT_STEPS:
+            raise AlignctlError(
+                f"all completions of the last {_CONSTANT_STEPS} rollouts had the same score, {scores[0]:.4g}: there is "
+                "nothing to learn from",
+                f"look at samples_while_training.jsonl; {self._last_checkpoint()}",
+            )
+
+    def _everywhere(self, values: list[float], dtype: torch.dtype) -> Tensor:
+        return self._accelerator.gather(torch.tensor(values, device=self._accelerator.device, dtype=dtype))
+
+    def _last_checkpoint(self) -> str:
+        newest = newest_checkpoint(Path(self._args.output_dir))
+        return f"the last checkpoint is {newest.path}" if newest else "there is no checkpoint yet"

@@ -1,0 +1,102 @@
+"""What an on-policy trainer does before it is one: models on the engine, lengths looked at, prompts tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignctl.data.tokenizing import tokenize_prompt
+from alignctl.engine.forward import bare
+from alignctl.errors import RequestError
+from alignctl.models.attention import put_packed_attention_on
+from alignctl.trainers.base.heads import why_not_scored_packed
+from alignctl.trainers.base.not_finite import ROW_NUMBER
+from alignctl.trainers.on_policy.config import OnPolicyConfig
+
+PROMPT_IDS = "prompt_ids"
+
+
+def put_engine_under(models: Sequence[PreTrainedModel], args: OnPolicyConfig) -> str:
+    """Lets models take packed rows where they can; says for people what became of it.
+
+    Raises:
+        RequestError: They cannot, and `engine` asks for it.
+    """
+    reasons = []
+    for one in models if args.engine != "padded" else ():
+        scored_otherwise = why_not_scored_packed(one) if one.get_output_embeddings() is None else None
+        if reason := scored_otherwise or put_packed_attention_on(one, args.device):
+            reasons.append(reason)
+    if reasons and args.engine == "shared_prefix":
+        raise RequestError(f"`engine=shared_prefix` cannot be: {reasons[0]}", "set `engine=auto`")
+    padded = args.engine == "padded" or reasons
+    why = f", because {reasons[0]}" if reasons else ""
+    return f"engine: padded rows{why}" if padded else "engine: nothing padded"
+
+
+def check_length(args: OnPolicyConfig, models: Mapping[str, nn.Module | None]) -> None:
+    """Whether all models that are given the policy's tokens can see the longest text there may be.
+
+    Raises:
+        RequestError: One cannot.
+    """
+    wanted = args.max_prompt_length + args.response_length
+    for name, model in models.items():
+        config = bare(model).config.get_text_config() if model is not None else None
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit and wanted > limit:
+            raise RequestError(
+                f"`max_prompt_length` and `response_length` are {wanted} tokens together, more than the {name} can "
+                f"see: {limit} tokens",
+                "make one of them smaller",
+            )
+
+
+def tokenize_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int) -> Dataset:
+    """Rows with the token ids of their prompts, without those whose prompt is longer.
+
+    Raises:
+        RequestError: All of them are.
+    """
+    found = [tokenize_prompt(tokenizer, prompt) for prompt in rows["prompt"]]
+    kept = [i for i, ids in enumerate(found) if 0 < len(ids) <= longest]
+    if not kept:
+        raise RequestError(f"all {len(found):,} prompts are longer than {longest} tokens", "raise `max_prompt_length`")
+    columns = [name for name in rows.column_names if name != PROMPT_IDS]
+    return rows.select(kept).select_columns(columns).add_column(PROMPT_IDS, [found[i] for i in kept])
+
+
+def other_columns(names: Sequence[str]) -> list[str]:
+    """The columns of the rows that are not ours."""
+    return [name for name in names if name not in ("prompt", PROMPT_IDS, ROW_NUMBER)]
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows as lists; the other columns by themselves, since Trainer would take one called `labels` for its own."""
+    others = {name: [row[name] for row in rows] for name in other_columns(list(rows[0]))}
+    return {name: [row[name] for row in rows] for name in ("prompt", PROMPT_IDS)} | {"columns": others}
+
+
+class EachSeveralTimes(Sampler):
+    """Rows in a random order that depends on seed and epoch alone, each several times in a row: one for each completion
+    that is drawn to it."""
+
+    def __init__(self, rows: int, times: int, seed: int):
+        self._rows, self._times, self._seed, self._epoch = rows, times, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        for row in torch.randperm(self._rows, generator=generator).tolist():
+            yield from [row] * self._times
+
+    def __len__(self) -> int:
+        return self._rows * self._times

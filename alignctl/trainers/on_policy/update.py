@@ -1,0 +1,47 @@
+"""How a rollout is divided among optimizer steps, and a step among passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from alignctl.engine.layout import bins
+from alignctl.rollout.episodes import Episodes
+
+
+class PassLoss(NamedTuple):
+    """What a method makes of a pass. Sums, so that how a mini-batch is divided among passes changes nothing."""
+
+    loss: Tensor
+    """Scalar, with its gradient."""
+    sums: dict[str, Tensor]
+    """Of the tokens of the pass that are learnt from, by the names under which their means are logged."""
+
+
+def mini_batches(count: int, parts: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Numbers of groups, shuffled and divided into parts of about the same size."""
+    order = torch.randperm(count, generator=generator).tolist()
+    for part in range(min(parts, count)):
+        yield order[part::parts]
+
+
+def passes_of(episodes: Episodes, groups: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Divides groups among passes of at most `budget` tokens: the numbers of their completions."""
+    for part in bins([episodes.tokens_of(group) for group in groups], budget, padded=False):
+        yield [member for item in part for member in episodes.groups[groups[item]]]
+
+
+def as_many_everywhere(passes: list[list[int]], accelerator: Accelerator) -> list[list[int]]:
+    """Divides passes until there are as many as in the process that has most: DeepSpeed's processes wait for each other
+    in every one. A mini-batch has as many completions everywhere, so there are enough to divide."""
+    count = torch.tensor([len(passes)], device=accelerator.device)
+    most = int(accelerator.gather(count).max())
+    while len(passes) < most:
+        longest = max(passes, key=len)
+        at = passes.index(longest)
+        passes[at : at + 1] = [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
+    return passes
