@@ -1,0 +1,150 @@
+"""The base of methods that learn from their own completions, by a second method, which has no value model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from support.added import add_method
+from support.files import read, weights
+from support.in_process import StopsAfter, run_stages
+from support.models import weights_of
+from support.rewards import REWARDS
+from torch.utils.data import BatchSampler
+
+from alignctl.errors import RequestError, Stopped
+from alignctl.rollout.episodes import Episodes, Segment
+from alignctl.rollout.rewards import totals
+from alignctl.trainers.base.managed import Managed
+from alignctl.trainers.on_policy.base import OnPolicyTrainer
+from alignctl.trainers.on_policy.config import OnPolicyConfig
+from alignctl.trainers.on_policy.experience import build
+from alignctl.trainers.on_policy.setup import EachSeveralTimes
+from alignctl.trainers.on_policy.update import PassLoss
+
+pytestmark = pytest.mark.train
+
+
+class LeaveOneOutTrainer(Managed, OnPolicyTrainer):
+    """REINFORCE; the baseline of a completion is the mean score of the others of its prompt, arXiv:2402.14740."""
+
+    has_reference = False
+
+    def learn_from(self, episodes, scores):
+        rewards = torch.tensor(totals(scores)).view(-1, episodes.group_size)
+        others = (rewards.sum(1, keepdim=True) - rewards) / (episodes.group_size - 1)
+        return build(episodes, self.score_tokens(episodes), (rewards - others).view(-1, 1))
+
+    def losses(self, scored, experience):
+        ratio = (scored.logps - experience.logps).exp() * experience.mask
+        return PassLoss(-(ratio * experience.advantages).sum(), {"ratio": ratio.sum()})
+
+
+RECIPE = """
+defaults:
+  - /base
+  - /data: quickstart
+  - override /model: quickstart
+  - _self_
+stages: [cell]
+data: {limit: 32, eval_limit: 8}
+eval: {prompts: 2, max_new_tokens: 4}
+model: {scratch: {vocab_size: 400, config: {hidden_size: 32, intermediate_size: 64}}}
+cell:
+  method: leave_one_out
+  num_generations: 4
+  per_device_train_batch_size: 8
+  response_length: 8
+  max_prompt_length: 64
+  learning_rate: 1.0e-3
+  max_steps: 6
+  save_steps: 3
+  logging_steps: 1
+  bf16: false
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    columns = {"roles": ("policy", "reward_model"), "config_class": "alignctl.trainers.on_policy.config:OnPolicyConfig"}
+    add_method(monkeypatch, "leave_one_out", "ppo", trainer=f"{__name__}:LeaveOneOutTrainer", **columns)
+    (tmp_path / "own.yaml").write_text(RECIPE + f"  reward_funcs: ['{REWARDS}:short']\n")
+    return f"recipe={tmp_path / 'own.yaml'}"
+
+
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_a_second_method_is_a_stage_that_can_be_stopped_and_continued(tmp_path, recipe, peft):
+    given = (recipe, f"peft={peft}")
+    whole = run_stages(tmp_path / "whole", *given) / "cell"
+    with pytest.raises(Stopped, match="stopped at step 4 of 6"):
+        run_stages(tmp_path / "cut", *given, signal=StopsAfter(4))
+    continued = run_stages(tmp_path / "cut", *given) / "cell"
+    assert weights(continued / "model") == weights(whole / "model")
+    rows = read(whole / "metrics.jsonl")
+    assert [row["score"] for row in rows] == [row["score"] for row in read(continued / "metrics.jsonl")]
+    assert {"score", "rewards/short", "completion_length", "ratio", "advantages/mean", "entropy"} <= rows[0].keys()
+    assert rows[0]["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert not {"kl/k1", "kl_coef", "loss/value"} & rows[0].keys()
+
+
+def build_trainer(small, **given):
+    (small.folder / "out").mkdir(exist_ok=True)
+    defaults = {
+        "per_device_train_batch_size": 8, "num_generations": 4, "max_prompt_length": 64, "response_length": 8,
+        "max_steps": 3, "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
+        "report_to": "none", "reward_funcs": [f"{REWARDS}:short"], "use_cpu": True,
+    }  # fmt: skip
+    return LeaveOneOutTrainer(
+        model=small.model,
+        args=OnPolicyConfig(output_dir=str(small.folder / "out"), **defaults | given),
+        train_dataset=small.rows("preferences", 16).select_columns(["prompt"]),
+        processing_class=small.tokenizer,
+    )
+
+
+@pytest.mark.parametrize("other", [{"engine": "padded"}, {"update_tokens": 120}])
+def test_a_prompt_lies_once_in_the_layout_and_numbers_stay(small, other):
+    first, second = build_trainer(small), build_trainer(small, **other)
+    rows = next(iter(first.get_train_dataloader()))
+    assert [prompt == rows["prompt"][0] for prompt in rows["prompt"]] == [True] * 4 + [False] * 4
+    episodes = first._roll_out(rows)
+    assert [list(group) for group in episodes.groups] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    packed = first._batch(episodes, list(range(8))).layout
+    apart = sum(map(len, episodes.prompts)) + sum(map(len, episodes.completions))
+    saved = 3 * sum(len(episodes.prompts[group[0]]) for group in episodes.groups)
+    assert packed.input_ids.numel() == apart - saved
+    for trainer in (first, second):
+        torch.manual_seed(3)
+        trainer.train()
+    difference = (weights_of(first.model) - weights_of(second.model)).norm() / weights_of(first.model).norm()
+    assert difference < 1e-5
+
+
+def test_a_score_is_told_from_the_others_of_its_prompt(small):
+    trainer = build_trainer(small, num_generations=2)
+    episodes = Episodes(
+        [[5, 6]] * 2 + [[7]] * 2, [[Segment([8, 9])], [Segment([10])], [Segment([11])], [Segment([12])]], [True] * 4,
+        [""] * 4, [""] * 4, group_size=2,
+    )  # fmt: skip
+    with torch.no_grad():
+        found = trainer.learn_from(episodes, [{1: 3.0}, {0: 1.0}, {0: 5.0}, {0: 5.0}])
+    torch.testing.assert_close(found.advantages, torch.tensor([[2.0, 2.0], [-2.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+
+
+def test_processes_get_whole_groups_and_every_epoch_another_order():
+    sampler = EachSeveralTimes(rows=8, times=4, seed=1)
+    orders = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        batches = BatchSampler(sampler, batch_size=8, drop_last=True)
+        shares = [list(BatchSamplerShard(batches, num_processes=2, process_index=index)) for index in range(2)]
+        groups = [batch[first : first + 4] for share in shares for batch in share for first in (0, 4)]
+        assert all(len(set(group)) == 1 for group in groups)
+        assert sorted(group[0] for group in groups) == list(range(8))
+        orders.append(list(sampler))
+    assert orders[0] != orders[1]
+
+
+def test_a_batch_holds_whole_groups(tmp_path, recipe):
+    with pytest.raises(RequestError, match=r"`cell.per_device_train_batch_size=6` counts completions, .*multiple"):
+        run_stages(tmp_path / "run", recipe, "cell.per_device_train_batch_size=6")
