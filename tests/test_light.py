@@ -88,7 +88,7 @@ ALLOWED = {
     "methods": {"errors"},
     "data": {"errors", "methods"},
     # config: of data only the settings of rows
-    "config": {"data", "errors"},
+    "config": {"data", "errors", "methods"},
     # evaluate: for the checks the table of judges
     "checks": {"config", "data", "errors", "evaluate", "methods"},
     "run": {"config", "data", "errors"},

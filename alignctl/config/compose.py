@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignctl.config.suggest import did_you_mean
 from alignctl.errors import Problem, RequestError
+from alignctl.methods.registry import methods
 
 DEFAULT_RECIPE = "quickstart"
-_SUFFIX = ".yaml"
+_SUFFIX, _COMMAND_LINE = ".yaml", "command line"
 
 
 def _shipped(folder: str) -> Path:
@@ -131,8 +132,13 @@ def value_sources(request: Request) -> dict[str, str]:
         _assign(sources, item.package if item.package != "_global_" else "", loaded.config, file)
     for override in _parse(request.overrides, []):
         if not loader.get_group_options(override.key_or_group) and not override.is_delete():
-            _assign(sources, override.key_or_group, OmegaConf.create([override.value()])[0], "command line")
-    composed = set(_leaves(OmegaConf.create(compose(request)[0])))
+            _assign(sources, override.key_or_group, OmegaConf.create([override.value()])[0], _COMMAND_LINE)
+    config = compose(request)[0]
+    for stage, former, name in _former_names(config):
+        file = sources.pop(f"{stage}.{former}", None)
+        if file and sources.get(f"{stage}.{name}") != _COMMAND_LINE:
+            sources[f"{stage}.{name}"] = file
+    composed = set(_leaves(OmegaConf.create(config)))
     return {key: file for key, file in sources.items() if key in composed}
 
 
@@ -237,7 +243,23 @@ def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> d
             del config["hydra"]
         return OmegaConf.to_container(config, resolve=True)
 
-    return _translated(request, load)
+    config = _translated(request, load)
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    for stage, former, name in _former_names(config):
+        if former in config[stage]:
+            value = config[stage].pop(former)
+            if f"{stage}.{name}" not in given:
+                config[stage][name] = value
+    return config
+
+
+def _former_names(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Stages, and the fields of each that had another name: the former one, and that of today."""
+    for stage, settings in config.items():
+        method = settings.get("method") if isinstance(settings, Mapping) else None
+        if isinstance(method, str) and method in methods():
+            for former, name in methods()[method].renamed.items():
+                yield stage, former, name
 
 
 def _parse(overrides: Sequence[str], problems: list[Problem], loader: ConfigLoaderImpl | None = None) -> list[Override]:

@@ -18,6 +18,7 @@ METHOD = Method(
     trainer="alignctl.trainers.preference.dpo:DPOTrainer",
     owned_fields=OWNED_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
+    renamed={},
     bounds=BETA | SMOOTHING,
     check=check_losses,
 )

@@ -18,6 +18,7 @@ METHOD = Method(
     trainer="alignctl.trainers.preference.ipo:IPOTrainer",
     owned_fields=OWNED_FIELDS | LOSS_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
+    renamed={},
     bounds=BETA,
     check=check_reference,
 )

@@ -35,6 +35,7 @@ METHOD = Method(
     owned_fields=RUN_OWNED_FIELDS
     | {"train_sampling_strategy": "KTO shuffles once: its KL estimate needs batches of a fixed order"},
     key_metrics=("rewards/margins", "kl"),
+    renamed={},
     bounds=BETA | {"desirable_weight": POSITIVE, "undesirable_weight": POSITIVE},
     check=_check,
 )

@@ -18,6 +18,7 @@ METHOD = Method(
     trainer="alignctl.trainers.preference.orpo:ORPOTrainer",
     owned_fields=OWNED_FIELDS | LOSS_FIELDS | REFERENCE_FIELDS,
     key_metrics=("rewards/accuracies", "log_odds"),
+    renamed={},
     bounds=BETA,
     check=None,
 )

@@ -26,6 +26,7 @@ METHOD = Method(
     trainer="alignctl.trainers.on_policy.ppo.trainer:PPOTrainer",
     owned_fields=OWNED_FIELDS,
     key_metrics=("score", "kl/k1"),
+    renamed={"roles": "sharing"},
     bounds=BOUNDS | _BOUNDS,
     check=check_on_policy,
 )

@@ -61,6 +61,8 @@ class Method:
     """Fields of the config class that a stage may not set, each with what to set instead."""
     key_metrics: tuple[str, ...]
     """What the live display shows beside the loss, under the trainer's names."""
+    renamed: Mapping[str, str]
+    """Former names of its fields, which are still taken, and their names."""
     bounds: Mapping[str, Bound]
     """Of the numbers among its own fields; checks/bounds.py has those of all methods."""
     check: Callable[[str, Mapping[str, Any]], Iterator[Problem]] | None

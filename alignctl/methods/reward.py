@@ -18,6 +18,7 @@ METHOD = Method(
     owned_fields=RUN_OWNED_FIELDS
     | {"chat_template_path": "use `model.chat_template`", "eos_token": "use `model.eos_token`"},
     key_metrics=("accuracy", "margin"),
+    renamed={},
     bounds={},
     check=None,
 )

@@ -38,6 +38,7 @@ METHOD = Method(
         "dataset_text_field": "the text is found by alignctl, see `data.format`",
     },
     key_metrics=("mean_token_accuracy",),
+    renamed={},
     bounds={},
     check=_check,
 )

@@ -21,6 +21,7 @@ METHOD = Method(
     trainer="alignctl.trainers.preference.simpo:SimPOTrainer",
     owned_fields=OWNED_FIELDS | _OWN_LOSS_FIELDS | REFERENCE_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
+    renamed={},
     bounds=BETA | SMOOTHING | {"gamma_beta_ratio": NOT_NEGATIVE},
     check=None,
 )

@@ -215,3 +215,20 @@ def test_unknown_default_names_the_recipe(tmp_path):
     lost.write_text("defaults:\n  - /base\n  - /model: nowhere\nstages: [dpo]\n")
     with pytest.raises(RequestError, match=r"lost.*nowhere"):
         compose(read_request([f"recipe={lost}"]))
+
+
+def test_a_field_may_be_given_by_its_former_name(tmp_path):
+    def sharing(*overrides, recipe="rlhf_llama3"):
+        request = read_request([f"recipe={recipe}", *overrides])
+        config, problems = compose(request)
+        assert not problems
+        assert "roles" not in config["ppo"]
+        return config["ppo"]["sharing"], value_sources(request)["ppo.sharing"]
+
+    assert sharing()[0] == "shared_base"
+    assert sharing("ppo.roles=separate") == ("separate", "command line")
+    own = tmp_path / "own.yaml"
+    own.write_text("defaults: [rlhf_llama3, _self_]\nppo: {roles: shared_value}\n")
+    assert sharing(recipe=own) == ("shared_value", str(own))
+    assert sharing("ppo.sharing=separate", recipe=own) == ("separate", "command line")
+    assert sharing("ppo.roles=separate", recipe=own) == ("separate", "command line")
