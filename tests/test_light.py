@@ -100,7 +100,7 @@ ALLOWED = {
     "models": {"config", "engine", "errors", "methods", "run"},
     "evaluate": {"config", "data", "engine", "models"},
     "trainers": {"data", "engine", "errors", "models", "run"},
-    "stage": {"config", "data", "engine", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
+    "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
     "worker": {"errors", "monitor", "run", "stage"},
     "cli": {"checks", "config", "data", "errors", "launch", "methods", "plan", "run"},
     "__main__": {"cli"},

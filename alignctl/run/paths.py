@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+REWARD_STATISTICS = "reward_statistics.json"
+"""Beside the weights of a reward model: how it scores."""
+
 
 @dataclass(frozen=True)
 class StagePaths:
