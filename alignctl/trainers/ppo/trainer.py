@@ -35,7 +35,7 @@ from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import whole_weights
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json_lines, write_json_lines
-from alignctl.run.paths import StagePaths
+from alignctl.run.paths import REWARD_STATISTICS, StagePaths
 from alignctl.trainers.base.heads import why_not_scored_packed
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.not_finite import ROW_NUMBER
@@ -131,7 +131,7 @@ class ActorCriticTrainer(Trainer):
         self._reward_statistics = reward_statistics
         if args.normalize_rewards == "statistics" and reward_statistics is None:
             raise RequestError(
-                "`normalize_rewards=statistics` needs a reward model with a file reward_statistics.json beside its "
+                f"`normalize_rewards=statistics` needs a reward model with a file {REWARD_STATISTICS} beside its "
                 "weights",
                 "set `normalize_rewards=running`",
             )
