@@ -33,7 +33,7 @@ def main(run_dir: str, stage_name: str) -> int:
     stage_paths = paths.stage(stage_name)
     rank = int(os.environ.get("RANK", 0))
     if "RANK" in os.environ:
-        _write_to(stage_paths.logs(stage_paths.last_attempt()) / f"rank_{rank}.log")
+        _write_to(stage_paths.rank_log(stage_paths.last_attempt(), rank))
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # whoever finds us stuck asks where
     stop = StopSignal()
     try:

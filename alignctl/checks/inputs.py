@@ -12,7 +12,8 @@ from alignctl.checks.values import check_choice, check_value, method_of
 from alignctl.config.schema import MISSING, QUANTIZED
 from alignctl.config.stages import first_stage, merged_section
 from alignctl.config.suggest import did_you_mean
-from alignctl.data.formats import FORMATS, KINDS, BadRow, accepted_kinds, detect_format, is_messages
+from alignctl.data.formats import FORMATS, KINDS, accepted_kinds, detect_format
+from alignctl.data.messages import BadRow, is_messages
 from alignctl.data.sources import BUILTIN_SOURCES, FILE_SUFFIXES, is_hub_id, peek_rows
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method

@@ -62,7 +62,7 @@ def _log(paths: RunPaths, stage: str, rank: int | None) -> Path:
     if rank is None and job:
         return Path(job["log"])
     folder = paths.stage(stage)
-    return folder.logs(max(folder.last_attempt(), 1)) / f"rank_{rank or 0}.log"
+    return folder.rank_log(max(folder.last_attempt(), 1), rank or 0)
 
 
 def _texts(log: Path, goes_on: Callable[[], bool]) -> Iterator[str]:

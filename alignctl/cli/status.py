@@ -16,7 +16,7 @@ from alignctl.cli.train import RUNS
 from alignctl.errors import RequestError
 from alignctl.launch.report import RunReport, StageReport, report
 from alignctl.plan.freeze import read_plan
-from alignctl.run.paths import RunPaths
+from alignctl.run.paths import PLAN, RunPaths
 
 _OF_A_STAGE = ("job", "step", "loss", "left", "")
 
@@ -25,7 +25,7 @@ def status_command(run_dirs: Sequence[Path], every: bool, as_json: bool) -> None
     """Of the runs that are named, every stage; of all below runs/, the stage each is at."""
     if every == bool(run_dirs):
         raise RequestError("name runs, or all of them", "`alignctl status RUN` or `alignctl status --all`")
-    folders = [run.resolve() for run in run_dirs] or sorted(plan.parent for plan in RUNS.resolve().glob("**/plan.json"))
+    folders = [run.resolve() for run in run_dirs] or sorted(plan.parent for plan in RUNS.resolve().glob(f"**/{PLAN}"))
     reports = report([read_plan(RunPaths(folder)) for folder in folders])
     if as_json:
         found = [run.to_dict() for run in reports]

@@ -24,7 +24,7 @@ class ModelSettings:
     revision: str | None = None
     """Commit, tag or branch on the Hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights in memory; auto takes that of the checkpoint."""
+    """Type of the weights in memory; auto takes that of the checkpoint, or float32 where all weights are trained."""
     attn_implementation: str | None = None
     """Attention kernel of transformers: sdpa, eager, flash_attention_2 and so on; None lets transformers choose."""
     trust_remote_code: bool = False
@@ -52,7 +52,8 @@ class EvalSettings:
     batch_size: int = 32
     """Sequences per forward pass and device."""
     judge: str | None = None
-    """Name of a judge in evaluate/judges.py that says which answers are right and in the wanted manner."""
+    """Name of a judge that says which answers are right and in the wanted manner: `quickstart`, for prompts of the
+    quickstart world."""
 
 
 @dataclass
@@ -71,7 +72,7 @@ class DistributedSettings:
     """none: one process; ddp: each holds the model; zero1 to zero3: DeepSpeed divides optimizer state, gradients and
     weights; fsdp2: PyTorch divides all of them."""
     config: dict[str, Any] = field(default_factory=dict)
-    """DeepSpeed's own settings, over those that `type` makes (plan/deepspeed.py)."""
+    """DeepSpeed's own settings, over those that `type` makes."""
 
 
 @dataclass
@@ -79,6 +80,7 @@ class LauncherSettings:
     """Section `launcher`: where processes run. From `gpu_type` on, fields are SLURM's."""
 
     type: Literal["local", "slurm"] = "local"
+    """local: here, or on machines that the command is given on; slurm: in jobs."""
     nodes: int = 1
     """Machines."""
     gpus_per_node: int | None = None
@@ -96,10 +98,14 @@ class LauncherSettings:
     gpu_type: str | None = None
     """Kind of GPU, where a site tells them apart: `h100`."""
     partition: str | None = None
+    """As sbatch takes it. None: the cluster's own."""
     account: str | None = None
+    """As sbatch takes it. None: the user's own."""
     qos: str | None = None
+    """As sbatch takes it. None: the user's own."""
     time: str | int | None = None
-    """Limit of a job, as sbatch takes it: MINUTES, HH:MM:SS, D-HH:MM:SS. None: the partition's own."""
+    """Limit of a job, as sbatch takes it: MINUTES, HH:MM:SS, D-HH:MM:SS, in a file with quotes. None: the
+    partition's own."""
     mem: str | int | None = None
     """Memory on each machine, as sbatch takes it: `200G`; `0` is all of it. None: the partition's own."""
     cpus_per_process: int | None = None
@@ -119,7 +125,7 @@ class LauncherSettings:
     srun: list[str] = field(default_factory=list)
     """More options of srun, such as pyxis' `--container-image=...`."""
     extra: list[str] = field(default_factory=list)
-    """More options of sbatch, as they are: `[--constraint=h100, --exclude=node7]`."""
+    """More options of sbatch, each one word: `[--constraint=h100, --exclude=node7]`."""
 
     @property
     def processes_per_node(self) -> int:

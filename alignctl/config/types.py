@@ -27,6 +27,11 @@ def type_error(value: Any, annotation: str, choices: Choices = lambda name: None
     return None if _fits(value, tree, choices) else _describe(tree, choices)
 
 
+def describe(annotation: str) -> str:
+    """What fits `annotation`, for people."""
+    return _describe(_parse(annotation), lambda name: None)
+
+
 @lru_cache(maxsize=1024)
 def _parse(annotation: str) -> ast.expr:
     return ast.parse(annotation, mode="eval").body

@@ -10,16 +10,25 @@ Whatever the source, a row becomes one of four kinds, either as text or as messa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from alignctl.data.messages import (
+    BadRow,
+    Messages,
+    as_answer,
+    cleaned,
+    content_of,
+    is_messages,
+    is_transcript,
+    is_written_out,
+    read_transcript,
+    write_transcript,
+)
 from alignctl.methods.registry import methods
 
 Row = Mapping[str, Any]
-Messages = list[dict[str, str]]
-
 
 KINDS = {
     "demonstrations": "answers to imitate",
@@ -31,13 +40,6 @@ KINDS = {
 
 _CONVERTIBLE = {"feedback": ("preferences",), "prompts": ("preferences", "feedback", "demonstrations")}
 """Kinds whose rows can be made of rows of other kinds."""
-
-# What a table of text makes of a list of messages.
-_WRITTEN_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
-
-
-class BadRow(ValueError):
-    """A row that cannot be used; the text says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +104,7 @@ def _methods_for(kind: str) -> str:
 
 def _is_written_out(row: Row) -> bool:
     """Whether a column holds messages as text, as tables of text do."""
-    return any(isinstance(value, str) and _WRITTEN_MESSAGES.match(value) for value in row.values())
-
-
-def is_messages(value: Any) -> bool:
-    """Whether a value is a non-empty list of messages."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "role" in value[0]
+    return any(map(is_written_out, row.values()))
 
 
 # --- preferences
@@ -120,43 +117,15 @@ def _has(*columns: str) -> Callable[[Row], bool]:
 def _pair(prompt: Any, chosen: Any, rejected: Any) -> dict[str, Any]:
     """A preference row, refused where nothing can be learnt from it."""
     for name, completion in (("chosen", chosen), ("rejected", rejected)):
-        if not _content(completion).strip():
+        if not content_of(completion).strip():
             raise BadRow(f"the {name} completion is empty")
-    if _content(chosen) == _content(rejected):
+    if content_of(chosen) == content_of(rejected):
         raise BadRow("chosen and rejected are the same")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def _content(completion: str | Messages) -> str:
-    if isinstance(completion, str):
-        return completion
-    return "\n".join(str(message.get("content") or "") for message in completion)
-
-
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-def _is_transcript(text: Any) -> bool:
-    return isinstance(text, str) and text.lstrip("\n").startswith("Human:") and "\n\nAssistant:" in text
-
-
-def _transcript_messages(text: str) -> Messages:
-    parts = _HH_TURN.split("\n\n" + text.lstrip("\n"))
-    return [
-        {"role": _HH_ROLES[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-
-
-def _messages_transcript(messages: Messages) -> str:
-    """Anthropic's plain form, https://github.com/anthropics/hh-rlhf: a prompt ends with `Assistant:`."""
-    names = {"user": "Human", "assistant": "Assistant"}
-    turns = "".join(f"\n\n{names.get(m['role'], m['role'].title())}: {m['content']}" for m in messages)
-    return turns + "\n\nAssistant:"
-
-
 def _convert_hh(row: Row) -> dict[str, Any]:
-    chosen, rejected = _transcript_messages(row["chosen"]), _transcript_messages(row["rejected"])
+    chosen, rejected = read_transcript(row["chosen"]), read_transcript(row["rejected"])
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         if not messages or messages[-1]["role"] != "assistant":
             raise BadRow(f"the {name} transcript does not end with the assistant")
@@ -172,14 +141,14 @@ def _convert_preference(row: Row) -> dict[str, Any]:
             prompt = [{"role": "user", "content": prompt}]
         if len(chosen) > 1 or len(rejected) > 1:  # whole conversations: the prompt is in them too
             return _convert_conversations(row)
-        return _pair(_clean(prompt), _clean(chosen), _clean(rejected))
+        return _pair(cleaned(prompt), cleaned(chosen), cleaned(rejected))
     if not all(isinstance(part, str) for part in (prompt, chosen, rejected)):
         raise BadRow("prompt, chosen and rejected must all be text, or all be messages")
     return _pair(prompt, chosen, rejected)
 
 
 def _convert_conversations(row: Row) -> dict[str, Any]:
-    chosen, rejected = _clean(row["chosen"]), _clean(row["rejected"])
+    chosen, rejected = cleaned(row["chosen"]), cleaned(row["rejected"])
     if chosen[:-1] != rejected[:-1]:
         raise BadRow("the conversations do not share a prompt")
     return _pair(chosen[:-1], chosen[-1:], rejected[-1:])
@@ -188,35 +157,7 @@ def _convert_conversations(row: Row) -> dict[str, Any]:
 def _convert_instruction_pair(row: Row) -> dict[str, Any]:
     chosen = row.get("chosen_response", row.get("chosen"))
     rejected = row.get("rejected_response", row.get("rejected"))
-    return _pair(_instruction(row), _assistant(chosen), _assistant(rejected))
-
-
-def _clean(messages: Any) -> Messages:
-    """Only role and content of each message."""
-    if not is_messages(messages):
-        raise BadRow("expected a list of messages with role and content")
-    return [{"role": str(m["role"]), "content": _said(m)} for m in messages]
-
-
-def _said(message: Mapping[str, Any]) -> str:
-    """What a message says: its text, or that of its parts."""
-    content = message.get("content")
-    if message.get("tool_calls"):
-        raise BadRow("a message calls tools, which is not supported")
-    if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content
-        ]
-        if None in parts:
-            raise BadRow("a message has parts that are not text")
-        return "".join(parts)
-    if content is not None and not isinstance(content, str):
-        raise BadRow(f"the content of a message is {type(content).__name__}, not text")
-    return content or ""
-
-
-def _assistant(text: Any) -> Messages:
-    return [{"role": "assistant", "content": str(text or "")}]
+    return _pair(_instruction(row), as_answer(chosen), as_answer(rejected))
 
 
 def _instruction(row: Row) -> Messages:
@@ -247,7 +188,7 @@ def _convert_feedback(row: Row) -> dict[str, Any]:
 
 
 def _convert_messages_feedback(row: Row) -> dict[str, Any]:
-    messages = _answered(_clean(row["messages"]))["messages"]
+    messages = _answered(cleaned(row["messages"]))["messages"]
     if len(messages) < 2:
         raise BadRow("the conversation has no prompt")
     return {"prompt": messages[:-1], "completion": messages[-1:], "label": _label(row)}
@@ -292,10 +233,10 @@ def _convert_completion(row: Row) -> dict[str, Any]:
     if is_messages(completion) and isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if is_messages(completion):
-        prompt, completion = _clean(prompt), _clean(completion)
+        prompt, completion = cleaned(prompt), cleaned(completion)
     elif not (isinstance(prompt, str) and isinstance(completion, str)):
         raise BadRow("prompt and completion must both be text, or both be messages")
-    if not _content(completion).strip():
+    if not content_of(completion).strip():
         raise BadRow("the completion is empty")
     return {"prompt": prompt, "completion": completion}
 
@@ -303,14 +244,14 @@ def _convert_completion(row: Row) -> dict[str, Any]:
 def _convert_prompt(row: Row) -> dict[str, Any]:
     prompt = row["prompt"]
     if is_messages(prompt):
-        return {"prompt": _clean(prompt)}
+        return {"prompt": cleaned(prompt)}
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadRow("the prompt is empty, or neither text nor messages")
     return {"prompt": prompt}
 
 
 def _convert_instruction(row: Row) -> dict[str, Any]:
-    return _convert_completion({"prompt": _instruction(row), "completion": _assistant(row["output"])})
+    return _convert_completion({"prompt": _instruction(row), "completion": as_answer(row["output"])})
 
 
 def _convert_text(row: Row) -> dict[str, Any]:
@@ -327,9 +268,9 @@ FORMATS: dict[str, Format] = {
             name="hh_rlhf",
             kind="preferences",
             columns="chosen, rejected: transcripts `Human: ... Assistant: ...`",
-            matches=lambda row: _is_transcript(row.get("chosen")) and _is_transcript(row.get("rejected")),
+            matches=lambda row: is_transcript(row.get("chosen")) and is_transcript(row.get("rejected")),
             convert=_convert_hh,
-            as_text=_messages_transcript,
+            as_text=write_transcript,
         ),
         Format(
             name="instruction_pair",
@@ -379,7 +320,7 @@ FORMATS: dict[str, Format] = {
             kind="demonstrations",
             columns="messages",
             matches=lambda row: is_messages(row.get("messages")) and not _is_judged(row),
-            convert=lambda row: _answered(_clean(row["messages"])),
+            convert=lambda row: _answered(cleaned(row["messages"])),
             as_text=None,
         ),
         Format(

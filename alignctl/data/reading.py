@@ -11,7 +11,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 
 from alignctl.data import quickstart
-from alignctl.data.formats import BadRow, Format, Messages, detect_format, is_messages, unpair
+from alignctl.data.formats import Format, detect_format, unpair
+from alignctl.data.messages import BadRow, Messages, is_messages
 from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES, first_bad_line
 from alignctl.errors import AlignctlError, RequestError

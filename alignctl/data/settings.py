@@ -21,7 +21,8 @@ class DataSettings:
     eval_split: str | None = None
     """Held-out split of the Hub data set in `path`."""
     eval_rows: int = 256
-    """Rows to hold out of `path`, whole prompts at a time, when no held-out rows are named; 0 for none."""
+    """Rows to hold out of `path`, whole prompts at a time, when no held-out rows are named, at most a fifth of
+    them; 0 for none."""
     limit: int | None = None
     """Train on the first rows only, at most this many."""
     eval_limit: int | None = None
@@ -29,7 +30,7 @@ class DataSettings:
     holds: Literal["demonstrations", "preferences", "feedback", "prompts"] | None = None
     """What the rows are, so that a data set on the Hub can be checked against the method before it is fetched."""
     format: str = "auto"
-    """Name of a row format in data/formats.py; auto detects it from the first row."""
+    """Name of a row format (docs/data.md); auto detects it from the first row that has any."""
     on_bad_row: Literal["skip", "fail"] = "skip"
     """What to do with a row that cannot be used. Skipped rows are counted and listed in the stage's data.json."""
     margin: str | list[str] | None = None

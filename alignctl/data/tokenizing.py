@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from alignctl.data.formats import Messages, is_messages
+from alignctl.data.messages import Messages, is_messages
 
 
 class Answer(NamedTuple):

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from alignctl.data.reading import Rows
 from alignctl.data.tokenizing import Answer, cut, tokenize_completions, tokenize_prompt
 
-Cut = Callable[[list[int], list[int]], Answer | None]
-"""Cuts prompt and completion as the trainer does; None drops the row."""
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long rows may be, in tokens, and what becomes of longer ones."""
+
+    seen: int | None
+    """Longest sequence that the model sees; None for any."""
+    max_length: int | None = None
+    """Longest prompt with its completion; None for what the model sees."""
+    truncation_mode: str = "keep_start"
+    """What is kept of longer ones: `keep_start` or `keep_end`."""
+    drops_longer: bool = False
+    """Longer ones are left out instead of cut, as TRL does for reward models."""
+
+    def cut(self, prompt: list[int], completion: list[int]) -> Answer | None:
+        """Prompt and completion as they are measured; None where the row is left out."""
+        longest = self.seen if self.max_length is None else self.max_length
+        if self.drops_longer and longest is not None and len(prompt) + len(completion) > longest:
+            return None
+        return cut(prompt, completion, longest, self.truncation_mode)
 
 
 @dataclass(frozen=True)
@@ -43,31 +62,57 @@ class Questions:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a stage is measured on; a part is None where there are no such rows or it is not wanted."""
+    """What a model is measured on; a part is None where there are no such rows or it is not wanted."""
 
     pairs: Pairs | None = None
     feedback: Feedback | None = None
     questions: Questions | None = None
 
 
-def build_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, cut_answer: Cut) -> Pairs | None:
+def build_held_out(
+    rows: Rows | None,
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: Lengths,
+    num_questions: int,
+    max_new_tokens: int,
+) -> HeldOut:
+    """What rows give to measure on: pairs or labelled answers by their kind, and questions wherever there are prompts.
+
+    Args:
+        rows: Held-out rows as the tokenizer can write them; None where none are.
+        num_questions: Most prompts to answer; 0 for none, as for a model that cannot answer.
+        max_new_tokens: Room to leave for an answer, of what the model sees.
+    """
+    if rows is None:
+        return HeldOut()
+    kind, dataset = rows.format.kind, rows.dataset
+    room = lengths.seen - max_new_tokens if lengths.seen else None
+    asks = num_questions and "prompt" in dataset.column_names
+    return HeldOut(
+        pairs=build_pairs(dataset, tokenizer, lengths) if kind == "preferences" else None,
+        feedback=build_feedback(dataset, tokenizer, lengths) if kind == "feedback" else None,
+        questions=build_questions(dataset["prompt"], tokenizer, num_questions, room) if asks else None,
+    )
+
+
+def build_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> Pairs | None:
     """Rows {prompt, chosen, rejected} of which both completions are there after cutting; None where none is."""
     pairs = Pairs([], [])
     for row in rows:
         prompt, completions = tokenize_completions(tokenizer, row["prompt"], [row["chosen"], row["rejected"]])
-        chosen, rejected = (cut_answer(prompt, completion) for completion in completions)
+        chosen, rejected = (lengths.cut(prompt, completion) for completion in completions)
         if chosen and rejected:
             pairs.chosen.append(chosen)
             pairs.rejected.append(rejected)
     return pairs if pairs.chosen else None
 
 
-def build_feedback(rows: Dataset, tokenizer: PreTrainedTokenizerBase, cut_answer: Cut) -> Feedback | None:
+def build_feedback(rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> Feedback | None:
     """Rows {prompt, completion, label} of which the completion is there after cutting; None where none is."""
     feedback = Feedback([], [])
     for row in rows:
         prompt, (completion,) = tokenize_completions(tokenizer, row["prompt"], [row["completion"]])
-        if answer := cut_answer(prompt, completion):
+        if answer := lengths.cut(prompt, completion):
             feedback.answers.append(answer)
             feedback.labels.append(row["label"])
     return feedback if feedback.answers else None
@@ -92,14 +137,3 @@ def build_questions(
             questions.texts.append(prompt if isinstance(prompt, str) else prompt[-1]["content"])
             questions.prompts.append(ids)
     return questions if questions.prompts else None
-
-
-def cutter(max_length: int | None, truncation_mode: str, drops_longer: bool) -> Cut:
-    """How a trainer cuts. `drops_longer`: it takes no row that is too long, instead of cutting it."""
-
-    def cut_answer(prompt: list[int], completion: list[int]) -> Answer | None:
-        if drops_longer and max_length is not None and len(prompt) + len(completion) > max_length:
-            return None
-        return cut(prompt, completion, max_length, truncation_mode)
-
-    return cut_answer

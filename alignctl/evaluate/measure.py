@@ -1,71 +1,17 @@
-"""Measures a policy on held-out rows: what it prefers, what it answers, how far it is from its reference."""
+"""The numbers about a policy: what it prefers, and how far it is from its reference. Evaluator puts them together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from alignctl.config.schema import EvalSettings
 from alignctl.data.tokenizing import Answer
 from alignctl.engine.logps import completion_logps
-from alignctl.evaluate.held_out import Feedback, HeldOut, Pairs, Questions
-from alignctl.evaluate.judges import Judge
-from alignctl.evaluate.sampling import sample_completions
-
-Reference = Callable[[], AbstractContextManager[PreTrainedModel]]
-"""Gives the reference model for the time of a `with` block."""
-
-
-@dataclass
-class Evaluation:
-    """What was measured of one policy."""
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    completions: list[str] = field(default_factory=list)
-    """Sampled answers to the questions."""
-
-
-def measure(
-    policy: PreTrainedModel,
-    reference: Reference | None,
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: HeldOut,
-    judge: Judge | None,
-    settings: EvalSettings,
-    seed: int,
-) -> Evaluation:
-    """Measures a policy. Metrics, each in [0, 1] unless said otherwise:
-
-    - preference_accuracy: share of pairs whose chosen completion the policy gives the higher log-probability.
-    - preference_accuracy_per_token: the same with log-probabilities divided by the number of tokens, SimPO's reward
-      (arXiv:2405.14734, Eq. 3): sums mostly say which completion is shorter where lengths differ much.
-    - reward_accuracy: the same with the implicit reward, log-probability less the reference's (DPO, Sec. 5).
-    - label_auc: chance that a wanted answer has a higher implicit reward than an unwanted one, a tie counting half.
-    - right, wanted_manner: shares of sampled answers, by the judge.
-    - kl: KL divergence from the reference in nats per answer, estimated on the sampled answers (see `estimate_kl`).
-    - answer_tokens: mean length of the sampled answers.
-
-    Args:
-        reference: None where there is none to compare with; then neither implicit reward nor KL are measured.
-    """
-    was_training = policy.training
-    policy.eval()
-    try:
-        evaluation = Evaluation()
-        if held_out.pairs is not None:
-            evaluation.metrics |= _preferences(policy, reference, held_out.pairs, settings.batch_size)
-        if held_out.feedback is not None and reference is not None:
-            evaluation.metrics["label_auc"] = _label_auc(policy, reference, held_out.feedback, settings.batch_size)
-        if held_out.questions is not None:
-            _answers(evaluation, policy, reference, tokenizer, held_out.questions, judge, settings, seed)
-        return evaluation
-    finally:
-        policy.train(was_training)
+from alignctl.evaluate.held_out import Feedback, Pairs
+from alignctl.evaluate.reference import Reference
 
 
 def estimate_kl(policy_logps: Sequence[Tensor], reference_logps: Sequence[Tensor]) -> float:
@@ -85,23 +31,44 @@ def estimate_kl(policy_logps: Sequence[Tensor], reference_logps: Sequence[Tensor
     return sum(sums) / len(sums)
 
 
-def _preferences(
+def kl_of_answers(
+    policy: PreTrainedModel,
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    batch_size: int,
+) -> float:
+    """KL from the reference in nats per answer, on answers that were sampled from the policy at temperature 1.
+
+    Args:
+        prompts: Token ids.
+        answers: Token ids, one for each prompt.
+    """
+    ours = completion_logps(policy, prompts, answers, batch_size)
+    with reference() as model:
+        theirs = completion_logps(model, prompts, answers, batch_size)
+    return estimate_kl(ours, theirs)
+
+
+def preferences(
     policy: PreTrainedModel, reference: Reference | None, pairs: Pairs, batch_size: int
 ) -> dict[str, float]:
+    """Whether the chosen completions are the likelier ones: the accuracies that `Evaluator.measure` names."""
     answers, count = [*pairs.chosen, *pairs.rejected], len(pairs.chosen)
     logps = _logps(policy, answers, batch_size)
     means = [logp / len(answer.completion) for logp, answer in zip(logps, answers, strict=True)]
     metrics = {
-        "preference_accuracy": _share(c > r for c, r in zip(logps[:count], logps[count:], strict=True)),
-        "preference_accuracy_per_token": _share(c > r for c, r in zip(means[:count], means[count:], strict=True)),
+        "preference_accuracy": share(c > r for c, r in zip(logps[:count], logps[count:], strict=True)),
+        "preference_accuracy_per_token": share(c > r for c, r in zip(means[:count], means[count:], strict=True)),
     }
     if reference is not None:
         rewards = _implicit_rewards(logps, reference, answers, batch_size)
-        metrics["reward_accuracy"] = _share(c > r for c, r in zip(rewards[:count], rewards[count:], strict=True))
+        metrics["reward_accuracy"] = share(c > r for c, r in zip(rewards[:count], rewards[count:], strict=True))
     return metrics
 
 
-def _label_auc(policy: PreTrainedModel, reference: Reference, feedback: Feedback, batch_size: int) -> float:
+def label_auc(policy: PreTrainedModel, reference: Reference, feedback: Feedback, batch_size: int) -> float:
+    """How well the implicit reward tells wanted answers from unwanted ones, in [0, 1]."""
     logps = _logps(policy, feedback.answers, batch_size)
     rewards = _implicit_rewards(logps, reference, feedback.answers, batch_size)
     return area_under_curve(rewards, feedback.labels)
@@ -136,33 +103,7 @@ def _implicit_rewards(
         return [ours - theirs for ours, theirs in zip(logps, _logps(model, answers, batch_size), strict=True)]
 
 
-def _answers(
-    evaluation: Evaluation,
-    policy: PreTrainedModel,
-    reference: Reference | None,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Questions,
-    judge: Judge | None,
-    settings: EvalSettings,
-    seed: int,
-) -> None:
-    answers = sample_completions(policy, tokenizer, questions.prompts, settings, seed)
-    evaluation.completions = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    metrics = evaluation.metrics
-    metrics["answer_tokens"] = sum(len(answer) for answer in answers) / len(answers)
-    if judge is not None:
-        verdicts = [judge(q, a) for q, a in zip(questions.texts, evaluation.completions, strict=True)]
-        metrics["right"] = _share(verdict.right for verdict in verdicts)
-        metrics["wanted_manner"] = _share(verdict.wanted_manner for verdict in verdicts)
-    if (
-        reference is not None and settings.temperature == 1.0
-    ):  # at another temperature the answers are not samples of the policy
-        ours = completion_logps(policy, questions.prompts, answers, settings.batch_size)
-        with reference() as model:
-            theirs = completion_logps(model, questions.prompts, answers, settings.batch_size)
-        metrics["kl"] = estimate_kl(ours, theirs)
-
-
-def _share(facts: Iterable[bool]) -> float:
+def share(facts: Iterable[bool]) -> float:
+    """How much of something is so, in [0, 1]."""
     facts = [bool(fact) for fact in facts]
     return sum(facts) / len(facts)

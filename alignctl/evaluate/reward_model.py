@@ -1,4 +1,4 @@
-"""Measures a reward model on held-out pairs, and how its scores are distributed."""
+"""The numbers about a reward model: what it thinks of pairs, and how its scores are distributed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from alignctl.engine.forward import evaluating
 from alignctl.engine.rewards import sequence_scores
 from alignctl.evaluate.held_out import Pairs
 
-REWARD_STATISTICS = "reward_statistics.json"
-"""File beside the weights of a reward model, with its `RewardStatistics`."""
-
 
 @dataclass(frozen=True)
 class RewardStatistics:
@@ -25,12 +22,8 @@ class RewardStatistics:
     """Chosen and rejected completions that were scored."""
 
 
-def measure_reward_model(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> dict[str, float]:
-    """Scores pairs. Metrics:
-
-    - accuracy: share of pairs whose chosen completion has the higher score, in [0, 1];
-    - margin: mean difference of the scores.
-    """
+def accuracy_and_margin(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> dict[str, float]:
+    """Whether, and by how much, the chosen completions score higher: what `Evaluator.measure_reward_model` names."""
     scores = _scores(model, pairs, batch_size)
     margins = [c - r for c, r in zip(scores[: len(pairs.chosen)], scores[len(pairs.chosen) :], strict=True)]
     return {"accuracy": sum(margin > 0 for margin in margins) / len(margins), "margin": statistics.fmean(margins)}

@@ -120,7 +120,7 @@ def _told(name: str, error: dict[str, Any], paths: StagePaths) -> AlignctlError:
 
 
 def _log(paths: StagePaths, rank: int) -> Path:
-    return paths.logs(paths.last_attempt()) / f"rank_{rank}.log"
+    return paths.rank_log(paths.last_attempt(), rank)
 
 
 def _place(facts: dict[str, Any]) -> str:

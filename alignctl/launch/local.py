@@ -139,7 +139,7 @@ def _lead(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     watcher.started(stage, checkpoint.step if checkpoint else None)
     began = time.monotonic()
     alone = stage.config.distributed.type == "none"
-    log = paths.logs(attempt) / ("rank_0.log" if alone else "torchrun.log")
+    log = paths.rank_log(attempt, 0) if alone else paths.launch_log(attempt)
     try:
         _wait(stage, paths, log, watcher)
     except BaseException as error:
@@ -156,7 +156,7 @@ def _help(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     """Runs the part of a stage that belongs to this machine, which is not the first: that one keeps the books. The
     workers wait for those of the first before they read anything."""
     paths = plan.paths.stage(stage.config.name)
-    log = paths.root / "logs" / f"node_{stage.config.launcher.node_rank}.log"
+    log = paths.node_log(stage.config.launcher.node_rank)
     log.parent.mkdir(parents=True, exist_ok=True)
     watcher.started(stage, None)
     began = time.monotonic()

@@ -34,7 +34,7 @@ class Workers:
 
     def beats(self) -> list[dict[str, Any]]:
         """What each worker of the attempt said last, on whatever machine it is."""
-        return [beat for file in self._new("rank_*.json") if (beat := read_json(file)) and "doing" in beat]
+        return [beat for file in self._new(self._paths.rank("*")) if (beat := read_json(file)) and "doing" in beat]
 
     def children_of(self, pid: int) -> list[int]:
         """Process ids of the workers that a process is or started."""
@@ -46,7 +46,7 @@ class Workers:
         if now < self._looked + _LOOK_EVERY_S:
             return
         passed, self._looked = min(now - self._looked, 2 * _LOOK_EVERY_S), now
-        for file in self._new("rank_*.json"):
+        for file in self._new(self._paths.rank("*")):
             beat = read_json(file)
             if beat and "doing" in beat:
                 moved = beat != self._beats.get(file)
@@ -65,7 +65,7 @@ class Workers:
 
     def killed(self) -> tuple[int, int] | None:
         """Rank of a worker that a signal ended, and the signal, if there is one: the others fail because of it."""
-        for file in self._new("node_*_exit_codes.json"):
+        for file in self._new(self._paths.exit_codes("*")):
             for rank, code in (read_json(file) or {}).items():
                 if code < 0:
                     return int(rank), -code
@@ -74,14 +74,14 @@ class Workers:
     def first_error(self) -> dict[str, Any] | None:
         """Why the first worker ended that did not end well: others follow from it, because they wait for one that is
         gone. That it was asked to stop is a reason, too."""
-        errors = [error for file in self._new("rank_*_error.json") if (error := read_json(file))]
+        errors = [error for file in self._new(self._paths.error("*")) if (error := read_json(file))]
         return min(errors, key=lambda error: error["time"], default=None)
 
     def _has_failed(self) -> bool:
-        return bool(self._new("*_exit_codes.json") or self._new("rank_*_error.json"))
+        return bool(self._new(self._paths.exit_codes("*")) or self._new(self._paths.error("*")))
 
-    def _new(self, pattern: str) -> list[Path]:
-        files = sorted(self._paths.ranks.glob(pattern))
+    def _new(self, pattern: Path) -> list[Path]:
+        files = sorted(pattern.parent.glob(pattern.name))
         return [file for file in files if _version(file) != self._before.get(file)]
 
 

@@ -14,7 +14,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.integrations import deepspeed as integration
-from trl.models.utils import add_hooks, remove_hooks
 
 from alignctl.engine.forward import has_all_weights
 
@@ -51,6 +50,7 @@ def whole_weights(*models: nn.Module | None) -> Iterator[None]:
         yield
         return
     import deepspeed
+    from trl.models.utils import add_hooks, remove_hooks
 
     engines = [model for model in models if isinstance(model, deepspeed.DeepSpeedEngine)]
     with deepspeed.zero.GatheredParameters(divided):

@@ -20,7 +20,7 @@ from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_text
 from alignctl.run.frozen import frozen_fingerprints, read_stage
-from alignctl.run.paths import RunPaths, StagePaths
+from alignctl.run.paths import PLAN, RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
 from alignctl.run.shares import must_convert
 from alignctl.run.state import is_done
@@ -59,7 +59,7 @@ def new_run_dir(recipe: str, root: Path, suffix: str = "") -> Path:
 
 def find_run(recipe: str, root: Path, fingerprints: Mapping[str, str]) -> Path | None:
     """The newest run of a recipe that would do exactly the same, finished or not."""
-    plans = sorted((root / recipe).glob("*/plan.json"), reverse=True)
+    plans = sorted((root / recipe).glob(f"*/{PLAN}"), reverse=True)
     for plan in plans:
         if frozen_fingerprints(RunPaths(plan.parent)) == fingerprints:
             return plan.parent

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from alignctl.data.formats import is_messages
+from alignctl.data.messages import is_messages
 
 
 class Segment(NamedTuple):

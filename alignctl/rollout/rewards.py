@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from alignctl.data.formats import is_messages
+from alignctl.data.messages import is_messages
 from alignctl.data.tokenizing import tokenize_completions
 from alignctl.engine.forward import bare
 from alignctl.engine.rewards import sequence_scores

@@ -35,7 +35,9 @@ class RolloutSettings:
     vllm_server_base_url: str | None = None
     """Of the server, in place of host and port."""
     vllm_server_host: str = "0.0.0.0"
+    """Of the server, where no URL is given."""
     vllm_server_port: int = 8000
+    """Of the server, where no URL is given."""
     vllm_server_timeout: float = 240.0
     """Seconds to wait for the server."""
     vllm_group_port: int = 51216

@@ -6,6 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+PLAN = "plan.json"
+"""What a run is known by: a folder that has it is one."""
+
+REWARD_STATISTICS = "reward_statistics.json"
+"""Beside the weights of a reward model: how it scores."""
+
 
 @dataclass(frozen=True)
 class StagePaths:
@@ -68,6 +74,11 @@ class StagePaths:
         return self.root / "rehearsal.json"
 
     @property
+    def rehearsing(self) -> Path:
+        """The folder that the rehearsal works in, gone afterwards."""
+        return self.root.with_name(f".rehearsal_{self.root.name}")
+
+    @property
     def not_finite(self) -> Path:
         """The step at which loss or gradient was no number, and its rows."""
         return self.root / "not_finite.json"
@@ -77,15 +88,15 @@ class StagePaths:
         """What each process of the attempt is doing, and why it ended."""
         return self.root / "ranks"
 
-    def rank(self, rank: int) -> Path:
-        """What a process is doing: host, pid, step, since when."""
+    def rank(self, rank: int | str) -> Path:
+        """What a process is doing: host, pid, step, since when. With `*` for any of them, as below."""
         return self.ranks / f"rank_{rank}.json"
 
-    def error(self, rank: int) -> Path:
+    def error(self, rank: int | str) -> Path:
         """Why a process ended, for the one that started it."""
         return self.ranks / f"rank_{rank}_error.json"
 
-    def exit_codes(self, node: int) -> Path:
+    def exit_codes(self, node: int | str) -> Path:
         """With what the processes of a machine ended, as far as they failed."""
         return self.ranks / f"node_{node}_exit_codes.json"
 
@@ -110,6 +121,18 @@ class StagePaths:
     def logs(self, attempt: int) -> Path:
         return self.root / "logs" / f"attempt_{attempt}"
 
+    def rank_log(self, attempt: int, rank: int) -> Path:
+        """What a process of an attempt printed."""
+        return self.logs(attempt) / f"rank_{rank}.log"
+
+    def launch_log(self, attempt: int) -> Path:
+        """What the one that starts the processes of an attempt printed."""
+        return self.logs(attempt) / "torchrun.log"
+
+    def node_log(self, node: int) -> Path:
+        """What a machine printed that is not the first, whatever the attempt."""
+        return self.root / "logs" / f"node_{node}.log"
+
     def last_attempt(self) -> int:
         """Number of the newest attempt, counted from 1; 0 before the first."""
         attempt = 0
@@ -130,7 +153,7 @@ class RunPaths:
 
     @property
     def plan(self) -> Path:
-        return self.root / "plan.json"
+        return self.root / PLAN
 
     @property
     def deepspeed(self) -> Path:

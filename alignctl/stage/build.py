@@ -12,14 +12,13 @@ from alignctl.config.schema import ZERO_STAGES
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows, as_kind
 from alignctl.errors import RequestError
-from alignctl.evaluate.reward_model import REWARD_STATISTICS
 from alignctl.methods.registry import Role, methods, resolve
 from alignctl.models.adapters import load_score_adapter
 from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer
 from alignctl.models.sharding import start_deepspeed_on_cpu
 from alignctl.monitor.callbacks import MetricsFile
 from alignctl.run.files import read_json
-from alignctl.run.paths import RunPaths, StagePaths
+from alignctl.run.paths import REWARD_STATISTICS, RunPaths, StagePaths
 from alignctl.stage.job import Job
 from alignctl.trainers.base.managed import StageTrainer
 from alignctl.trainers.base.not_finite import ROW_NUMBER

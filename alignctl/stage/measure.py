@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
 
-from alignctl.engine.forward import takes_packed_rows
-from alignctl.evaluate.held_out import Cut, HeldOut, build_feedback, build_pairs, build_questions, cutter
+from alignctl.evaluate.evaluator import Evaluation, Evaluator
+from alignctl.evaluate.held_out import Lengths, build_held_out, build_pairs
 from alignctl.evaluate.judges import JUDGES
-from alignctl.evaluate.measure import Evaluation, measure
-from alignctl.evaluate.reward_model import REWARD_STATISTICS, measure_reward_model, reward_statistics
-from alignctl.models.adapters import Adapters
-from alignctl.models.attention import put_packed_attention_on
+from alignctl.evaluate.reference import Reference, adapter_off, loaded_beside
+from alignctl.evaluate.reward_model import reward_statistics
 from alignctl.models.loading import load_model
 from alignctl.models.sharding import whole_weights
 from alignctl.run.files import read_json, write_json
+from alignctl.run.paths import REWARD_STATISTICS
 from alignctl.stage.job import Job, rank
 from alignctl.stage.training import held_out_loss
 from alignctl.trainers.base.managed import StageTrainer
@@ -36,7 +35,12 @@ class Measuring:
 
     def __init__(self, job: Job, trainer: StageTrainer):
         self._job, self._trainer = job, trainer
-        self.held_out = self._build_held_out()
+        self._lengths = _lengths(job, trainer)
+        settings, asks = job.stage.eval, job.method.trained == "policy"
+        self.held_out = build_held_out(
+            job.held_rows, job.tokenizer, self._lengths, settings.prompts if asks else 0, settings.max_new_tokens
+        )
+        self._evaluator = Evaluator(job.tokenizer, self.held_out, JUDGES.get(settings.judge), settings, job.stage.seed)
 
     def before(self) -> Evaluation | None:
         """Before training; kept on disk, so that a run that is continued need not repeat it. None of random weights,
@@ -66,80 +70,43 @@ class Measuring:
         pairs, source = self.held_out.pairs, "held-out pairs"
         if pairs is None:
             some = job.rows.dataset.select(range(min(len(job.rows.dataset), _STATISTICS_ROWS)))
-            pairs, source = build_pairs(some, job.tokenizer, self._cutter()), "training pairs"
+            pairs, source = build_pairs(some, job.tokenizer, self._lengths), "training pairs"
         assert pairs is not None  # the trainer had rows
         statistics = reward_statistics(trainer.model, pairs, job.stage.eval.batch_size)
         return {REWARD_STATISTICS: asdict(statistics) | {"source": source}}
 
-    def _build_held_out(self) -> HeldOut:
-        job = self._job
-        if job.held_rows is None:
-            return HeldOut()
-        cut, settings = self._cutter(), job.stage.eval
-        kind, dataset = job.held_rows.format.kind, job.held_rows.dataset
-        limit = self._longest_seen()
-        room = limit - settings.max_new_tokens if limit else None
-        asks = job.method.trained == "policy" and settings.prompts and "prompt" in dataset.column_names
-        return HeldOut(
-            pairs=build_pairs(dataset, job.tokenizer, cut) if kind == "preferences" else None,
-            feedback=build_feedback(dataset, job.tokenizer, cut) if kind == "feedback" else None,
-            questions=build_questions(dataset["prompt"], job.tokenizer, settings.prompts, room) if asks else None,
-        )
-
-    def _cutter(self) -> Cut:
-        """TRL's trainers of policies cut what is too long, that of reward models leaves it out."""
-        args = self._trainer.args
-        longest = getattr(args, "max_length", None)
-        return cutter(
-            self._longest_seen() if longest is None else longest,
-            getattr(args, "truncation_mode", "keep_start"),
-            drops_longer=self._job.method.trained == "reward_model",
-        )
-
-    def _longest_seen(self) -> int | None:
-        return getattr(self._trainer.trained_model.config.get_text_config(), "max_position_embeddings", None)
-
     def _evaluate(self, with_reference: bool) -> Evaluation:
-        job, trainer = self._job, self._trainer
+        job, trainer, evaluator = self._job, self._trainer, self._evaluator
         with random_state_kept(), whole_weights(trainer.model_wrapped, trainer.ref_model):
             if job.method.trained == "policy":
-                evaluation = measure(
-                    trainer.trained_model,
-                    self._reference if with_reference else None,
-                    job.tokenizer,
-                    self.held_out,
-                    JUDGES.get(job.stage.eval.judge),
-                    job.stage.eval,
-                    job.stage.seed,
-                )
-            elif self.held_out.pairs is None:
-                evaluation = Evaluation()
+                reference = _reference(job, trainer) if with_reference else None
+                evaluation = evaluator.measure(trainer.trained_model, reference)
             else:
-                evaluation = Evaluation(
-                    measure_reward_model(trainer.model, self.held_out.pairs, job.stage.eval.batch_size)
-                )
+                evaluation = evaluator.measure_reward_model(trainer.model)
             if trainer.eval_dataset and self.held_out.pairs is None:
                 evaluation.metrics["loss"] = held_out_loss(trainer)
         return evaluation
 
-    def _reference(self) -> AbstractContextManager[PreTrainedModel]:
-        return _reference(self._job, self._trainer)
+
+def _lengths(job: Job, trainer: StageTrainer) -> Lengths:
+    """As the trainer cuts its rows."""
+    return Lengths(
+        seen=getattr(trainer.trained_model.config.get_text_config(), "max_position_embeddings", None),
+        max_length=getattr(trainer.args, "max_length", None),
+        truncation_mode=getattr(trainer.args, "truncation_mode", "keep_start"),
+        drops_longer=job.method.trained == "reward_model",
+    )
 
 
-@contextmanager
-def _reference(job: Job, trainer: StageTrainer) -> Iterator[PreTrainedModel]:
+def _reference(job: Job, trainer: StageTrainer) -> Reference:
     """The reference the policy was trained against: a model beside it, the adapter off, or its weights loaded again."""
     policy, stage, weights = trainer.trained_model, job.stage, job.weights
     if trainer.ref_model is not None:
-        yield trainer.accelerator.unwrap_model(trainer.ref_model)
-    elif isinstance(policy, PeftModel) and weights["reference"] == weights["policy"]:
-        with Adapters(policy).under(None):
-            yield policy
-    else:
-        model = load_model(stage.model, "reference", weights["reference"], job.tokenizer, stage.peft, stage.seed)
-        if takes_packed_rows(policy):
-            put_packed_attention_on(model, policy.device)
-        yield model.to(policy.device).eval()
+        return lambda: nullcontext(trainer.accelerator.unwrap_model(trainer.ref_model))
+    if isinstance(policy, PeftModel) and weights["reference"] == weights["policy"]:
+        return lambda: adapter_off(policy)
+    load = partial(load_model, stage.model, "reference", weights["reference"], job.tokenizer, stage.peft, stage.seed)
+    return lambda: loaded_beside(policy, load)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def longest(rows: Rows, job: Job, count: int | None = None) -> Rows:
 def scratch(paths: StagePaths) -> Iterator[StagePaths]:
     """A folder for the files of the rehearsal, gone afterwards with the memory its models had. Of a batch that came to
     no number, the rows are kept."""
-    folder = StagePaths(paths.root.with_name(f".rehearsal_{paths.root.name}"))
+    folder = StagePaths(paths.rehearsing)
     processes = PartialState()
     if processes.is_main_process:
         shutil.rmtree(folder.root, ignore_errors=True)

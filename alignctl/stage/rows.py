@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from alignctl.config.stages import StageConfig
-from alignctl.data.formats import is_messages
+from alignctl.data.messages import is_messages
 from alignctl.data.reading import Rows, as_plain_text
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.errors import RequestError

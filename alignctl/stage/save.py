@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignctl.evaluate.evaluator import Evaluation
 from alignctl.evaluate.judges import JUDGES, win_rate
-from alignctl.evaluate.measure import Evaluation
 from alignctl.models.loading import load_model, save_finished
 from alignctl.models.sharding import undivided, whole_state, whole_weights
 from alignctl.run.files import read_json, write_json, write_json_lines

@@ -2,7 +2,8 @@
 
 import pytest
 
-from alignctl.data.formats import FORMATS, BadRow, detect_format
+from alignctl.data.formats import FORMATS, detect_format
+from alignctl.data.messages import BadRow
 
 
 def user(text):

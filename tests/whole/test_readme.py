@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from alignctl.config.compose import CONF_DIR
-from alignctl.config.schema import SECTIONS, LauncherSettings, annotations
 from alignctl.data.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,11 +72,6 @@ def test_completion_script(alignctl):
 def test_pages_name_what_exists():
     data, recipes = ((ROOT / "docs" / page).read_text() for page in ("data.md", "recipes.md"))
     assert set(re.findall(r"^\| `(\w+)` \|", data, re.MULTILINE)) == set(FORMATS)
-    for section, settings in SECTIONS.items():
-        table = recipes.partition(f"| key of `{section}` |")[2].partition("\n\n")[0]
-        assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(annotations(settings)), section
-    keys = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", (ROOT / "docs" / "slurm.md").read_text(), re.MULTILINE)
-    assert re.findall(r"\w+", " ".join(keys)) == list(annotations(LauncherSettings))
     for group, options in re.findall(r"^\| `(\w+)` \| (`[^|]*) \|$", recipes, re.MULTILINE):
         listed = set(re.findall(r"`(\w+)`", options))
         assert listed == {path.stem for path in (CONF_DIR / group).glob("*.yaml")}, group

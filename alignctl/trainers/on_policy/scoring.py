@@ -26,6 +26,7 @@ from alignctl.rollout.rewards import (
     totals,
 )
 from alignctl.run.checkpoints import newest_checkpoint
+from alignctl.run.paths import REWARD_STATISTICS
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.setup import check_length
 
@@ -79,7 +80,7 @@ class Scoring:
         """
         if args.normalize_rewards == "statistics" and statistics is None:
             raise RequestError(
-                "`normalize_rewards=statistics` needs a reward model with a file reward_statistics.json beside its "
+                f"`normalize_rewards=statistics` needs a reward model with a file {REWARD_STATISTICS} beside its "
                 "weights",
                 "set `normalize_rewards=running`",
             )

@@ -16,7 +16,8 @@ class IPOConfig(DPOConfig):
     """Settings of IPO beside those of DPO; `beta` is the paper's tau."""
 
     normalize: Literal["tokens", "none"] = "tokens"
-    """tokens: log-ratios are divided by the number of completion tokens, as in TRL; none: Eq. 17 as printed."""
+    """tokens: log-ratios are divided by the number of completion tokens, as in TRL; none: their
+    sums, Eq. 17 as printed."""
 
 
 class IPOTrainer(CachedReferenceLogps, PairTrainer):

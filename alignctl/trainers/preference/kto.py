@@ -23,7 +23,8 @@ class KTOConfig(EngineConfig, TRLKTOConfig):
     """Settings of KTO: those of `trl.KTOConfig`, with weights that need not be given."""
 
     desirable_weight: float | None = None
-    """Weight of the loss of wanted completions; None, with the other one: from the balance of the labels."""
+    """Weight of the loss of wanted completions; None, with the other one: the rarer class is raised until both weigh
+    the same."""
     undesirable_weight: float | None = None
     """Weight of the loss of unwanted completions."""
 
