@@ -14,9 +14,12 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.schema import wants_bitsandbytes
+from alignctl.config.stages import StageConfig
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
@@ -40,6 +43,9 @@ def main(run_dir: str, stage_name: str) -> int:
         stage, weights = read_stage(paths, stage_name)
         if stage.distributed.type == "none":
             os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # else transformers takes all GPUs, one thread for each
+        if not _may_quantize(stage, weights):
+            # peft imports it where it is installed, and it torch's compiler: a fifth of what a worker imports.
+            sys.modules["bitsandbytes"] = None  # Python's way of saying that there is none
 
         from alignctl.stage.run import run_stage  # imports torch: after the signals are ours
 
@@ -57,6 +63,15 @@ def main(run_dir: str, stage_name: str) -> int:
         traceback.print_exc()
         _leave_error(stage_paths, rank, EXIT_FAILED, traceback=traceback.format_exc())
         return EXIT_FAILED
+
+
+def _may_quantize(stage: StageConfig, weights: Mapping[str, str | None]) -> bool:
+    """Whether 4-bit weights or 8-bit optimizer states could be wanted: what a checkpoint elsewhere is, nobody knows
+    yet."""
+    if wants_bitsandbytes(stage.name, stage.peft, stage.trainer.get("optim")):
+        return True
+    configs = [read_json(Path(source, "config.json")) for source in weights.values() if source]
+    return any(config is None or "quantization_config" in config for config in configs)
 
 
 def _leave_error(paths: StagePaths, rank: int, exit_code: int, **error: Any) -> None:

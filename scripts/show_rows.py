@@ -19,8 +19,8 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from alignctl.checks.problems import find_problems
-from alignctl.config.compose import compose, read_request
+from alignctl.checks.problems import checked
+from alignctl.config.compose import read_request
 from alignctl.data.tokenizing import cut
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.monitor.heartbeat import Heartbeat
@@ -63,9 +63,7 @@ def main(arguments: list[str]) -> int:
 def build(paths: RunPaths, arguments: list[str]) -> Job:
     """The only stage of a request, with its rows and tokenizer."""
     request = read_request(arguments)
-    config, problems = compose(request)
-    if problems := problems + find_problems(config):
-        raise RequestError.from_problems(problems)
+    config = checked(request)
     if len(config["stages"]) > 1:
         raise RequestError("rows are shown of one stage at a time", f"`stages=[{config['stages'][0]}]`")
     freeze(make_plan(absolute_paths(config), request.recipe.name, paths.root), config, sys.argv)

@@ -102,7 +102,7 @@ ALLOWED = {
     "evaluate": {"config", "data", "engine", "models", "rollout"},
     "trainers": {"data", "engine", "errors", "models", "rollout", "run"},
     "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
-    "worker": {"errors", "monitor", "run", "stage"},
+    "worker": {"config", "errors", "monitor", "run", "stage"},
     "cli": {"checks", "config", "data", "errors", "launch", "methods", "plan", "run"},
     "__main__": {"cli"},
 }

@@ -11,7 +11,7 @@ from typing import Any
 from alignctl.checks.bounds import check_numbers
 from alignctl.checks.shared_base import check_shared_base
 from alignctl.checks.values import check_choice, method_of
-from alignctl.config.schema import MISSING, QUANTIZED
+from alignctl.config.schema import MISSING, wants_bitsandbytes
 from alignctl.config.stages import first_stage, merged_section
 from alignctl.config.trl_fields import config_fields
 from alignctl.errors import Problem
@@ -76,12 +76,8 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
 
 def _bitsandbytes(name: str, stage: Mapping[str, Any], peft: Mapping[str, Any]) -> Iterator[Problem]:
     """Whether 4-bit weights and 8-bit optimizers have their package, and something to quantize."""
-    optimizer = stage.get("optim")
-    wants = [f"peft.type={peft['type']}"] if peft.get("type") in QUANTIZED else []
-    if isinstance(optimizer, str) and ("8bit" in optimizer or "paged" in optimizer):
-        wants.append(f"{name}.optim={optimizer}")
-    if wants and importlib.util.find_spec("bitsandbytes") is None:
-        for setting in wants:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        for setting in wants_bitsandbytes(name, peft, stage.get("optim")):
             yield Problem(f"`{setting}` needs the package `bitsandbytes`", 'pip install "alignctl[bitsandbytes]"')
 
 

@@ -14,8 +14,21 @@ from alignctl.checks.inputs import check_data, check_model, check_run_dir
 from alignctl.checks.keys import check_secrets, check_stage, check_stage_order, check_top_level
 from alignctl.checks.launch import check_launch
 from alignctl.checks.values import method_of
+from alignctl.config.compose import Request, compose
 from alignctl.config.stages import stage_names
-from alignctl.errors import Problem
+from alignctl.errors import Problem, RequestError
+
+
+def checked(request: Request) -> dict[str, Any]:
+    """The composed config of a request with nothing wrong.
+
+    Raises:
+        RequestError: With all that is wrong.
+    """
+    config, problems = compose(request)
+    if problems := problems + find_problems(config):
+        raise RequestError.from_problems(problems)
+    return config
 
 
 def find_problems(config: Mapping[str, Any]) -> list[Problem]:

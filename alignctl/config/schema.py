@@ -6,6 +6,7 @@ The fields of a stage are those of its trainer's config class (see trl_fields.py
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -173,6 +174,18 @@ ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
 _LORA = "peft.tuners.lora.config:LoraConfig"
 PEFT_CLASSES = {"none": None, "lora": _LORA, "qlora": _LORA}
 """Values of `peft.type` and the peft class whose fields the section takes."""
+
+_OF_BITSANDBYTES = ("8bit", "paged", "bnb", "ademamix", "lion")
+
+
+def wants_bitsandbytes(stage: str, peft: Mapping[str, Any], optimizer: Any) -> list[str]:
+    """The settings of a stage that need the package, `key=value`."""
+    wants = [f"peft.type={peft['type']}"] if peft.get("type") in QUANTIZED else []
+    named = isinstance(optimizer, str) and any(part in optimizer for part in _OF_BITSANDBYTES)
+    if named and "torch" not in optimizer:  # torchao's
+        wants.append(f"{stage}.optim={optimizer}")
+    return wants
+
 
 NOT_ON_SLURM = {
     "rdzv_endpoint": "a job's machines find each other",

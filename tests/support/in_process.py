@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignctl.checks.problems import find_problems
-from alignctl.config.compose import compose, read_request
-from alignctl.errors import RequestError
+from alignctl.checks.problems import checked
+from alignctl.config.compose import read_request
 from alignctl.monitor.stopping import StopSignal
 from alignctl.plan.freeze import absolute_paths, freeze
-from alignctl.plan.plan import make_plan
+from alignctl.plan.plan import RunPlan, make_plan
 from alignctl.run.frozen import read_stage
 
 
@@ -35,21 +34,29 @@ class StopsAfter(NeverStops):
         return self._looks >= self._step
 
 
+def frozen(run_dir: Path, *arguments: str) -> RunPlan:
+    """Composes, checks, plans and freezes a recipe.
+
+    Raises:
+        AlignctlError: As the command would say it.
+    """
+    request = read_request(arguments)
+    config = checked(request)
+    plan = make_plan(absolute_paths(config), request.recipe.name, run_dir.resolve())
+    freeze(plan, config, ["alignctl", "train"])
+    return plan
+
+
 def run_stages(run_dir: Path, *arguments: str, signal: StopSignal | None = None) -> Path:
-    """Composes, checks, plans, freezes and runs a recipe; returns the run directory.
+    """Runs a recipe; returns the run directory.
 
     Raises:
         AlignctlError: As the command would say it.
     """
     from alignctl.stage.run import run_stage
 
-    request = read_request(arguments)
-    config, problems = compose(request)
-    if problems := problems + find_problems(config):
-        raise RequestError.from_problems(problems)
-    plan = make_plan(absolute_paths(config), request.recipe.name, run_dir.resolve())
-    freeze(plan, config, ["alignctl", "train"])
-    for name in config["stages"]:
+    plan = frozen(run_dir, *arguments)
+    for name in (planned.config.name for planned in plan.stages):
         stage, weights = read_stage(plan.paths, name)
         run_stage(stage, weights, plan.paths.stage(name), signal or NeverStops())
     return run_dir
