@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.errors import Problem
-from alignctl.methods.registry import NOT_NEGATIVE, POSITIVE, RUN_OWNED_FIELDS, SHARE, Bound, Method
+from alignctl.methods.registry import (
+    EVERY_OTHER_COLUMN,
+    NOT_NEGATIVE,
+    POSITIVE,
+    RUN_OWNED_FIELDS,
+    SHARE,
+    Bound,
+    Method,
+)
 
 _BOUNDS = {
     **dict.fromkeys(
@@ -75,7 +83,7 @@ METHOD = Method(
     when="with a reward model or a program that scores, and time to draw completions",
     paper="https://arxiv.org/abs/1707.06347",
     data_kind="prompts",
-    takes_margin=False,
+    row_columns=(EVERY_OTHER_COLUMN,),
     roles=("policy", "reference", "reward_model", "value_model"),
     stability="young",
     config_class="alignctl.trainers.ppo.config:PPOConfig",

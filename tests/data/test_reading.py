@@ -9,9 +9,11 @@ from datasets import Dataset
 from alignctl.data.reading import as_kind, as_plain_text, read_split
 from alignctl.data.settings import DataSettings
 from alignctl.errors import RequestError
+from alignctl.methods.registry import RowColumn
 
 pytestmark = pytest.mark.train  # the datasets library takes seconds to import
 
+MARGIN = (RowColumn(name="margin", number=True, missing=0.0),)
 PAIRS = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(10)]
 
 
@@ -27,8 +29,8 @@ def write(path, rows):
     return str(path)
 
 
-def read(path, kind="preferences", with_margin=False, **settings):
-    return read_split(DataSettings(path=str(path), **settings), kind, seed=0, with_margin=with_margin)
+def read(path, kind="preferences", columns=(), **settings):
+    return read_split(DataSettings(path=str(path), **settings), kind, seed=0, columns=columns)
 
 
 def test_hh_harmless_base_as_it_is(shared_data):
@@ -196,7 +198,7 @@ def test_labels_that_are_none_are_skipped(tmp_path):
 )
 def test_margins_come_from_columns(tmp_path, margin, expected):
     rows = [row | {"margin": m, "score": s} for row, m, s in zip(PAIRS, (0.5, 2.0), (4.0, 1.0), strict=False)]
-    train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0, margin=margin, with_margin=True)
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0, margin=margin, columns=MARGIN)
     assert train.dataset["margin"][:] == expected
 
 
@@ -205,9 +207,9 @@ def test_a_margin_that_is_not_there_or_no_number_is_told(tmp_path):
         tmp_path / "rows.jsonl", [row | {"score": text} for row, text in zip(PAIRS, ("1.5", "high"), strict=False)]
     )
     with pytest.raises(RequestError, match="`data.margin` names the column `scores`") as refused:
-        read(file, margin="scores", with_margin=True)
+        read(file, margin="scores", columns=MARGIN)
     assert "prompt, chosen, rejected, score" in refused.value.problems[0].hint
-    train, _ = read(file, eval_rows=0, margin="score", with_margin=True)
+    train, _ = read(file, eval_rows=0, margin="score", columns=MARGIN)
     assert train.dataset["margin"][:] == [1.5]
     assert "the margin is not a number" in train.ledger.skipped[2]
 
@@ -218,11 +220,11 @@ def test_a_margin_is_read_only_where_it_is_used(tmp_path):
         tmp_path / "rows.jsonl", [row | {"margin": m} for row, m in zip(PAIRS, (0.5, None, 1.0), strict=False)]
     )
     assert read(file, eval_rows=0)[0].dataset.column_names == ["prompt", "chosen", "rejected"]
-    assert read(file, eval_rows=0, with_margin=True)[0].dataset["margin"][:] == [0.5, 0.0, 1.0]
+    assert read(file, eval_rows=0, columns=MARGIN)[0].dataset["margin"][:] == [0.5, 0.0, 1.0]
     words = write(tmp_path / "words.jsonl", [row | {"margin": "slightly"} for row in PAIRS])
     assert read(words, eval_rows=0)[0].ledger.kept == len(PAIRS)
     without = write(tmp_path / "eval.jsonl", PAIRS)
-    _, held_out = read(file, eval_path=without, margin=["margin"], with_margin=True)
+    _, held_out = read(file, eval_path=without, margin=["margin"], columns=MARGIN)
     assert "margin" not in held_out.dataset.column_names
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,9 @@ from alignctl.models.sharding import whole_weights
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json_lines, write_json_lines
 from alignctl.run.paths import StagePaths
+from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.base.heads import why_not_scored_packed
 from alignctl.trainers.base.managed import Managed
-from alignctl.trainers.base.not_finite import ROW_NUMBER
 from alignctl.trainers.ppo.advantage import Experience, build_experience, moments
 from alignctl.trainers.ppo.config import PPOConfig
 from alignctl.trainers.ppo.models import ActorCritic, Batch, Scored, lay_out, policy_logps
@@ -108,6 +107,7 @@ class ActorCriticTrainer(Trainer):
         self._check_length(args, {"model": model, "value model": value_model, "reference": ref_model})
         self.ref_model, self.reward_model = ref_model, reward_model
         rows = self._tokenize(train_dataset, processing_class, args)
+        self.row_columns.pop(_IDS, None)  # a column of this name gives way to ours
         super().__init__(
             model=actor_critic,
             args=args,
@@ -126,7 +126,7 @@ class ActorCriticTrainer(Trainer):
                 self._check_length(args, {"reward model": reward_model})
         for target in args.reward_funcs:
             self.sources.append(load_function(target))
-            self.sources[-1].check_columns(_others(rows.column_names))
+            self.sources[-1].check_columns(list(self.row_columns))
         self._weights = args.reward_weights or [1.0] * len(self.sources)
         self._reward_statistics = reward_statistics
         if args.normalize_rewards == "statistics" and reward_statistics is None:
@@ -225,7 +225,7 @@ class ActorCriticTrainer(Trainer):
             as_said(asked, self._text(prompt if isinstance(asked, str) else [], completion))
             for asked, prompt, completion in zip(inputs["prompt"], inputs[_IDS], drawn.completions, strict=True)
         ]
-        return Episodes(inputs[_IDS], drawn.completions, drawn.ended, inputs["prompt"], said, inputs["columns"])
+        return Episodes(inputs[_IDS], drawn.completions, drawn.ended, inputs["prompt"], said, inputs.get(ROW, {}))
 
     def _draw(self, prompts: list[list[int]]) -> Drawn:
         args = self.args
@@ -522,12 +522,5 @@ def _lengths(episodes: Episodes) -> list[int]:
     return [len(p) + len(c) for p, c in zip(episodes.prompts, episodes.completions, strict=True)]
 
 
-def _others(columns: Iterable[str]) -> list[str]:
-    """The columns of the rows that are not ours."""
-    return [name for name in columns if name not in ("prompt", _IDS, ROW_NUMBER)]
-
-
 def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows as lists; the other columns by themselves, since Trainer would take one called `labels` for its own."""
-    others = {name: [row[name] for row in rows] for name in _others(rows[0])}
-    return {name: [row[name] for row in rows] for name in ("prompt", _IDS)} | {"columns": others}
+    return {name: [row[name] for row in rows] for name in ("prompt", _IDS)}
