@@ -115,7 +115,7 @@ def _unpaired(rows: Rows) -> Rows:
 def _unpair_batch(batch: dict[str, list[Any]], own: list[str]) -> dict[str, list[Any]]:
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     singles = [{name: row[name] for name in own} | single for row in rows for single in unpair(row)]
-    return {column: [single[column] for single in singles] for column in singles[0]}
+    return {column: [single[column] for single in singles] for column in ("prompt", "completion", "label", *own)}
 
 
 def as_plain_text(rows: Rows, where: str) -> Rows:
@@ -257,7 +257,8 @@ def _convert(
     carried = tuple(own)
     if others_for:
         # Of rows of another kind that are taken as prompts, the completions are other columns.
-        known = {"prompt"} if others_for == "prompts" else set(columns)
+        known = {"prompt"} if others_for == "prompts" else set(texts)
+        known |= {column.name for column in own}
         names = [name for name in kept.column_names if name not in known]
         carried += tuple(replace(EVERY_OTHER_COLUMN, name=name) for name in names)
     return Rows(kept, row_format, ledger, numbers, carried)
@@ -271,10 +272,11 @@ def _convert_row(
         if any(value is None for value in row.values()):
             row = {key: value for key, value in row.items() if value is not None}
         converted = convert(row)
+        values = {column.name: _value(row, column, names) for column, names in own.items()}
         for column, messages in texts.items():
             if is_messages(converted.get(column)) != messages:
                 raise BadRow(f"`{column}` is {'text' if messages else 'messages'}, unlike in the first row")
-        return {_REASON: None, **converted} | {column.name: _value(row, column, names) for column, names in own.items()}
+        return {_REASON: None, **converted, **values}
     except KeyError as error:
         reason = f"the column {error} is missing or empty"
     except BadRow as error:

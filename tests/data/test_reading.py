@@ -288,6 +288,9 @@ def test_every_other_column_is_kept_as_it_is(tmp_path):
     assert list(prompts.dataset) == rows
     assert [column.name for column in prompts.columns] == ["labels", "margin", "row", "answer"]
     assert not any(column.number for column in prompts.columns)
+    answer = RowColumn(name="answer", number=True, missing=0.0)
+    both, _ = read(file, "prompts", columns=(EVERY_OTHER_COLUMN, answer), eval_rows=0)
+    assert [(column.name, column.number) for column in both.columns if column.name == "answer"] == [("answer", True)]
     assert read(file, "prompts", eval_rows=0)[0].dataset.column_names == ["prompt"]
     pairs, _ = read(
         write(tmp_path / "pairs.jsonl", with_columns(3)), "prompts", columns=(EVERY_OTHER_COLUMN,), eval_rows=0
