@@ -50,8 +50,8 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
         yield Problem(f"`{name}.loss_weights` has {len(weights)} values for {len(losses)} in `{name}.loss_type`")
     if method.check is not None:
         yield from method.check(name, dict(stage) | {"peft": peft})
-    if merged_section(config, name, "data").get("margin") is not None and not method.takes_margin:
-        takers = ", ".join(f"`{other.name}`" for other in methods().values() if other.takes_margin)
+    if merged_section(config, name, "data").get("margin") is not None and not method.declares("margin"):
+        takers = ", ".join(f"`{other.name}`" for other in methods().values() if other.declares("margin"))
         yield Problem(f"`data.margin` would have no effect on `{name}`: only the method {takers} uses margins")
     yield from _bitsandbytes(name, stage, peft)
     if stage.get("sharing") == "shared_base":

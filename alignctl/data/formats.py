@@ -3,9 +3,11 @@
 Whatever the source, a row becomes one of four kinds, either as text or as messages (`[{"role", "content"}, ...]`):
 
 - demonstrations: {prompt, completion}, {messages}, or {text};
-- preferences: {prompt, chosen, rejected}, and {margin} where the data says how much better the chosen one is;
+- preferences: {prompt, chosen, rejected};
 - feedback: {prompt, completion, label}, where the label says whether the completion is wanted;
 - prompts: {prompt}.
+
+Beside them a row keeps the columns that a method declares, {margin} for example.
 """
 
 from __future__ import annotations

@@ -16,10 +16,12 @@ from alignctl.data.messages import BadRow, Messages, is_messages
 from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES, first_bad_line
 from alignctl.errors import AlignctlError, RequestError
+from alignctl.methods.registry import EVERY_OTHER_COLUMN, RowColumn
 
 _SHOWN_BAD_ROWS = 5
 _DETECT_ROWS = 20
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
+_MARGIN = "margin"  # the column that `data.margin` says how to make
 _REASON = "alignctl: why not"  # a column for the time of reading; of a name that no source has
 _LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -45,16 +47,18 @@ class Rows:
     ledger: Ledger
     numbers: list[int]
     """Which row of the source each row was, counted from 1."""
+    columns: tuple[RowColumn, ...] = ()
+    """What the rows have beside their texts for the method that they were read for."""
 
     def select(self, indices: list[int]) -> Rows:
         """Some of the rows, in the order of their indices."""
         return replace(self, dataset=self.dataset.select(indices), numbers=[self.numbers[i] for i in indices])
 
 
-def read_split(settings: DataSettings, kind: str, seed: int, with_margin: bool = False) -> tuple[Rows, Rows | None]:
-    """Reads training rows and held-out rows, preferences with their margin if it is wanted.
-
-    Prompts keep the other columns of their rows, for whoever scores the answers.
+def read_split(
+    settings: DataSettings, kind: str, seed: int, columns: tuple[RowColumn, ...] = ()
+) -> tuple[Rows, Rows | None]:
+    """Reads training rows and held-out rows, with those of the columns that the data has.
 
     Held-out rows come from `eval_path` or `eval_split`, else they are taken out of the training rows, whole prompts at
     a time, so that no prompt is on both sides.
@@ -62,11 +66,12 @@ def read_split(settings: DataSettings, kind: str, seed: int, with_margin: bool =
     Raises:
         RequestError: A source cannot be read, has no rows of this kind, or has bad rows and `on_bad_row` is fail.
     """
-    margin = settings.margin if with_margin else []
-    train = _read(settings, settings.path, settings.split, "train", kind, settings.limit, margin)
+    train = _read(settings, settings.path, settings.split, "train", kind, settings.limit, columns)
     if settings.eval_path or settings.eval_split or settings.path in BUILTIN_SOURCES:
         path, split = settings.eval_path or settings.path, settings.eval_split or "train"
-        return train, _read(settings, path, split, "test", kind, settings.eval_limit, [])
+        # `data.margin` is said of the training rows; others are measured without margins.
+        columns = tuple(column for column in columns if column.name != _MARGIN)
+        return train, _read(settings, path, split, "test", kind, settings.eval_limit, columns)
     if settings.eval_rows == 0:
         return train, None
     return _hold_out(train, settings, seed)
@@ -89,14 +94,17 @@ def as_kind(rows: Rows, kind: str) -> Rows:
 
 
 def _unpaired(rows: Rows) -> Rows:
-    """Preferences as feedback: each completion of a pair by itself."""
-    features = dict(rows.dataset.features)
-    features = {"prompt": features["prompt"], "completion": features["chosen"], "label": Value("bool")}
+    """Preferences as feedback: each completion of a pair by itself, with what else the pair has."""
+    features, own = dict(rows.dataset.features), [column.name for column in rows.columns]
+    features = {name: features[name] for name in own} | {
+        "prompt": features["prompt"], "completion": features["chosen"], "label": Value("bool"),
+    }  # fmt: skip
     return replace(
         rows,
         dataset=rows.dataset.map(
             _unpair_batch,
             batched=True,
+            fn_kwargs={"own": own},
             remove_columns=rows.dataset.column_names,
             features=Features(features),
             desc="Taking pairs apart",
@@ -105,10 +113,10 @@ def _unpaired(rows: Rows) -> Rows:
     )
 
 
-def _unpair_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _unpair_batch(batch: dict[str, list[Any]], own: list[str]) -> dict[str, list[Any]]:
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    singles = [single for row in rows for single in unpair(row)]
-    return {column: [single[column] for single in singles] for column in ("prompt", "completion", "label")}
+    singles = [{name: row[name] for name in own} | single for row in rows for single in unpair(row)]
+    return {column: [single[column] for single in singles] for column in ("prompt", "completion", "label", *own)}
 
 
 def as_plain_text(rows: Rows, where: str) -> Rows:
@@ -146,7 +154,7 @@ def _read(
     part: str,
     kind: str,
     limit: int | None,
-    margin: str | list[str] | None,
+    columns: tuple[RowColumn, ...],
 ) -> Rows:
     raw = _load(path, split, settings, part, kind)
     if limit is not None:
@@ -157,7 +165,8 @@ def _read(
         row_format = detect_format(raw.select(range(min(len(raw), _DETECT_ROWS))), kind, settings.format)
     except ValueError as error:
         raise RequestError(f"{path}: {error}") from error
-    rows = _convert(raw, row_format, path, _margin(raw, margin, path), keep_others=kind == "prompts")
+    own = _sources(raw, columns, settings.margin, path)
+    rows = _convert(raw, row_format, path, own, others_for=kind if EVERY_OTHER_COLUMN in columns else None)
     if rows.ledger.skipped and settings.on_bad_row == "fail":
         raise RequestError(
             f"{path}: {describe_skipped(rows.ledger)}", "mend or remove them, or set `data.on_bad_row=skip`"
@@ -194,35 +203,46 @@ def _load(path: str, split: str, settings: DataSettings, part: str, kind: str) -
     return loaded
 
 
-def _margin(raw: Dataset, margin: str | list[str] | None, source: str) -> list[str]:
-    """The columns that give a pair's margin: none, one, or two to subtract.
+def _sources(
+    raw: Dataset, columns: tuple[RowColumn, ...], margin: str | list[str] | None, source: str
+) -> dict[RowColumn, list[str]]:
+    """The declared columns that the rows have, and what each is made of: one column, or for the margin two to subtract.
 
     Raises:
-        RequestError: A column that was named is not there.
+        RequestError: A column that `data.margin` names is not there.
     """
-    if margin is None:
-        return ["margin"] if "margin" in raw.column_names else []
-    columns = [margin] if isinstance(margin, str) else margin
-    for column in columns:
-        if column not in raw.column_names:
-            raise RequestError(
-                f"`data.margin` names the column `{column}`, which {source} does not have",
-                f"it has {', '.join(raw.column_names)}",
-            )
-    return columns
+    named = [column for column in columns if column != EVERY_OTHER_COLUMN]
+    own = {column: [column.name] for column in named if column.name in raw.column_names}
+    for column in named:
+        if column.name == _MARGIN and margin is not None:
+            own[column] = [margin] if isinstance(margin, str) else margin
+            for name in own[column]:
+                if name not in raw.column_names:
+                    raise RequestError(
+                        f"`data.margin` names the column `{name}`, which {source} does not have",
+                        f"it has {', '.join(raw.column_names)}",
+                    )
+    return {column: names for column, names in own.items() if names}
 
 
-def _convert(raw: Dataset, row_format: Format, source: str, margin: list[str], keep_others: bool) -> Rows:
-    """Rows in a trainer's form, with the columns that the format does not know if they are to be kept."""
-    margin = margin if row_format.kind == "preferences" else []
-    columns = _columns(raw, row_format, source, margin)
-    others = {name: kind for name, kind in raw.features.items() if keep_others and name not in columns}
+def _convert(
+    raw: Dataset, row_format: Format, source: str, own: dict[RowColumn, list[str]], others_for: str | None
+) -> Rows:
+    """Rows in a trainer's form.
+
+    Args:
+        own: The declared columns, and what of the file each is made of.
+        others_for: The kind of rows that keep all other columns, too; None where they are dropped.
+    """
+    texts = _text_columns(raw, row_format, source)
+    columns = texts | {column.name: Value("float32") if column.number else raw.features[column.name] for column in own}
+    others = {name: kind for name, kind in raw.features.items() if others_for and name not in columns}
     converted = raw.map(
         _convert_row,
         fn_kwargs={
             "convert": row_format.convert,
-            "columns": {k: v == _MESSAGES for k, v in columns.items()},
-            "margin": margin,
+            "texts": {k: v == _MESSAGES for k, v in texts.items()},
+            "own": own,
         },
         remove_columns=[name for name in raw.column_names if name not in others],
         features=Features(others | {_REASON: Value("string")} | columns),
@@ -234,38 +254,55 @@ def _convert(raw: Dataset, row_format: Format, source: str, margin: list[str], k
     numbers = [number for number in range(1, len(raw) + 1) if number not in skipped]
     if skipped:
         kept = kept.select([number - 1 for number in numbers])
-    return Rows(kept, row_format, Ledger(source, row_format.name, len(raw), len(kept), skipped), numbers)
+    ledger = Ledger(source, row_format.name, len(raw), len(kept), skipped)
+    carried = tuple(own)
+    if others_for:
+        # Of rows of another kind that are taken as prompts, the completions are other columns.
+        known = {"prompt"} if others_for == "prompts" else set(texts)
+        known |= {column.name for column in own}
+        names = [name for name in kept.column_names if name not in known]
+        carried += tuple(replace(EVERY_OTHER_COLUMN, name=name) for name in names)
+    return Rows(kept, row_format, ledger, numbers, carried)
 
 
-def _convert_row(row: dict[str, Any], convert: Any, columns: dict[str, bool], margin: list[str]) -> dict[str, Any]:
-    """One converted row, or the reason why not and empty columns. `columns` says which columns hold messages."""
+def _convert_row(
+    row: dict[str, Any], convert: Any, texts: dict[str, bool], own: dict[RowColumn, list[str]]
+) -> dict[str, Any]:
+    """One converted row, or the reason why not and empty columns. `texts` says which columns hold messages."""
     try:
         if any(value is None for value in row.values()):
             row = {key: value for key, value in row.items() if value is not None}
         converted = convert(row)
-        if margin:
-            converted["margin"] = _difference(row, margin)
-        for column, messages in columns.items():
+        values = {column.name: _value(row, column, names) for column, names in own.items()}
+        for column, messages in texts.items():
             if is_messages(converted.get(column)) != messages:
                 raise BadRow(f"`{column}` is {'text' if messages else 'messages'}, unlike in the first row")
-        return {_REASON: None, **converted}
+        return {_REASON: None, **converted, **values}
     except KeyError as error:
         reason = f"the column {error} is missing or empty"
     except BadRow as error:
         reason = str(error)
-    return {_REASON: reason} | dict.fromkeys(columns)
+    return {_REASON: reason} | dict.fromkeys([*texts, *(column.name for column in own)])
 
 
-def _difference(row: dict[str, Any], columns: list[str]) -> float:
-    """The first column's number, less the second's where there is one; 0 where there is none."""
+def _value(row: dict[str, Any], column: RowColumn, names: list[str]) -> Any:
+    """What a row has in a declared column; of two columns of numbers, the first less the second.
+
+    Raises:
+        BadRow: It is no number, where it has to be.
+        KeyError: There is nothing, where there has to be something.
+    """
+    values = [row[name] if column.missing is None else row.get(name, column.missing) for name in names]
+    if not column.number:
+        return values[0]
     try:
-        better, *worse = (float(row.get(column, 0.0)) for column in columns)
+        first, *others = (float(value) for value in values)
     except (TypeError, ValueError) as error:
-        raise BadRow(f"the margin is not a number: {error}") from error
-    return better - sum(worse)
+        raise BadRow(f"the {column.name} is not a number: {error}") from error
+    return first - sum(others)
 
 
-def _columns(raw: Dataset, row_format: Format, source: str, margin: list[str]) -> dict[str, Any]:
+def _text_columns(raw: Dataset, row_format: Format, source: str) -> dict[str, Any]:
     """Columns of the format's rows and their types, from the first row that can be used."""
     reason = ""
     for row in raw:
@@ -277,8 +314,7 @@ def _columns(raw: Dataset, row_format: Format, source: str, margin: list[str]) -
         except KeyError as error:
             reason = reason or f"the column {error} is missing or empty"
             continue
-        types = {key: _type(value) for key, value in converted.items()}
-        return types | ({"margin": Value("float32")} if margin else {})
+        return {key: _type(value) for key, value in converted.items()}
     raise RequestError(
         f"{source}: none of {len(raw):,} rows can be used; row 1: {reason}",
         f"the format `{row_format.name}` needs {row_format.columns}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alignctl.methods.on_policy import BOUNDS, OWNED_FIELDS, check_on_policy
-from alignctl.methods.registry import NOT_NEGATIVE, POSITIVE, SHARE, Bound, Method
+from alignctl.methods.registry import EVERY_OTHER_COLUMN, NOT_NEGATIVE, POSITIVE, SHARE, Bound, Method
 
 _BOUNDS = {
     **dict.fromkeys(("cliprange", "cliprange_value", "num_ppo_epochs", "target_kl", "kl_horizon"), POSITIVE),
@@ -19,7 +19,7 @@ METHOD = Method(
     when="with a reward model or a program that scores, and time to draw completions",
     paper="https://arxiv.org/abs/1707.06347",
     data_kind="prompts",
-    takes_margin=False,
+    row_columns=(EVERY_OTHER_COLUMN,),
     roles=("policy", "reference", "reward_model", "value_model"),
     stability="young",
     config_class="alignctl.trainers.on_policy.ppo.config:PPOConfig",

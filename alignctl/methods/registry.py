@@ -35,6 +35,22 @@ POSITIVE, NOT_NEGATIVE, SHARE = Bound(above=0), Bound(least=0), Bound(least=0, m
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowColumn:
+    """A column of the rows, beside their texts, that a method's loss or rewards look at."""
+
+    name: str
+    number: bool
+    """Whether its values are numbers, in a batch float32 `[batch]`; a row with something else cannot be used. Other
+    values are a list in a batch, as the file has them."""
+    missing: Any
+    """What stands where a row has no value; None: such a row cannot be used."""
+
+
+EVERY_OTHER_COLUMN = RowColumn(name="*", number=False, missing=None)
+"""For methods that take whatever else a row has, as it is, and empty where it is empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One row of the table. No defaults: a method must say each of these things about itself."""
 
@@ -47,8 +63,9 @@ class Method:
     """URL of where the method comes from."""
     data_kind: DataKind
     """What one row of its data holds, see data/formats.py."""
-    takes_margin: bool
-    """Whether it uses how much better the chosen completion is, where the data says so."""
+    row_columns: tuple[RowColumn, ...]
+    """What it looks at of a row beside the texts. A column that the data does not have is absent: a method that cannot
+    do without says so itself."""
     roles: tuple[Role, ...]
     """Models it needs, the one it trains first. A reference may be the policy with its adapter switched off."""
     stability: Literal["stable", "young"]
@@ -71,6 +88,10 @@ class Method:
     @property
     def trained(self) -> Role:
         return self.roles[0]
+
+    def declares(self, column: str) -> bool:
+        """Whether a column is among those it names."""
+        return any(declared.name == column for declared in self.row_columns)
 
 
 # Fields of transformers.TrainingArguments that belong to the run and not to a stage's recipe.

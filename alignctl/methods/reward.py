@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignctl.methods.registry import RUN_OWNED_FIELDS, Method
+from alignctl.methods.registry import RUN_OWNED_FIELDS, Method, RowColumn
 
 METHOD = Method(
     name="reward",
@@ -10,7 +10,7 @@ METHOD = Method(
     when="before PPO, to rank or filter answers, or to judge a policy",
     paper="https://arxiv.org/abs/2203.02155",
     data_kind="preferences",
-    takes_margin=True,
+    row_columns=(RowColumn(name="margin", number=True, missing=0.0),),
     roles=("reward_model",),
     stability="stable",
     config_class="alignctl.trainers.reward:RewardConfig",

@@ -20,8 +20,8 @@ from alignctl.monitor.callbacks import MetricsFile
 from alignctl.run.files import read_json
 from alignctl.run.paths import REWARD_STATISTICS, RunPaths, StagePaths
 from alignctl.stage.job import Job
+from alignctl.trainers.base.columns import ROW_NUMBER
 from alignctl.trainers.base.managed import StageTrainer
-from alignctl.trainers.base.not_finite import ROW_NUMBER
 
 _WAIT_S = 24 * 3600
 
@@ -90,6 +90,7 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
         args=job.args,
         train_dataset=rows.dataset.add_column(ROW_NUMBER, rows.numbers),
         eval_dataset=held_rows.dataset if held_rows else None,
+        row_columns={column.name: column.number for column in rows.columns},
         processing_class=job.tokenizer,
         peft_config=build_peft_config(stage.peft, method.trained),
         callbacks=[MetricsFile(job.paths), job.stop, job.progress],

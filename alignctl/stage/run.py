@@ -65,7 +65,7 @@ def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: 
     method = methods()[stage.method]
     progress = ProgressFile(paths, method.key_metrics, heartbeat, is_first=rank() == 0)
     progress.phase("reading data")
-    rows, held_rows = read_split(stage.data, method.data_kind, stage.seed, with_margin=method.takes_margin)
+    rows, held_rows = read_split(stage.data, method.data_kind, stage.seed, method.row_columns)
     progress.phase("loading model")
     start = weights[method.trained]
     tokenizer = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))

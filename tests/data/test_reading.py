@@ -9,9 +9,11 @@ from datasets import Dataset
 from alignctl.data.reading import as_kind, as_plain_text, read_split
 from alignctl.data.settings import DataSettings
 from alignctl.errors import RequestError
+from alignctl.methods.registry import EVERY_OTHER_COLUMN, RowColumn
 
 pytestmark = pytest.mark.train  # the datasets library takes seconds to import
 
+MARGIN = (RowColumn(name="margin", number=True, missing=0.0),)
 PAIRS = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(10)]
 
 
@@ -27,8 +29,8 @@ def write(path, rows):
     return str(path)
 
 
-def read(path, kind="preferences", with_margin=False, **settings):
-    return read_split(DataSettings(path=str(path), **settings), kind, seed=0, with_margin=with_margin)
+def read(path, kind="preferences", columns=(), **settings):
+    return read_split(DataSettings(path=str(path), **settings), kind, seed=0, columns=columns)
 
 
 def test_hh_harmless_base_as_it_is(shared_data):
@@ -196,7 +198,7 @@ def test_labels_that_are_none_are_skipped(tmp_path):
 )
 def test_margins_come_from_columns(tmp_path, margin, expected):
     rows = [row | {"margin": m, "score": s} for row, m, s in zip(PAIRS, (0.5, 2.0), (4.0, 1.0), strict=False)]
-    train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0, margin=margin, with_margin=True)
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0, margin=margin, columns=MARGIN)
     assert train.dataset["margin"][:] == expected
 
 
@@ -205,9 +207,9 @@ def test_a_margin_that_is_not_there_or_no_number_is_told(tmp_path):
         tmp_path / "rows.jsonl", [row | {"score": text} for row, text in zip(PAIRS, ("1.5", "high"), strict=False)]
     )
     with pytest.raises(RequestError, match="`data.margin` names the column `scores`") as refused:
-        read(file, margin="scores", with_margin=True)
+        read(file, margin="scores", columns=MARGIN)
     assert "prompt, chosen, rejected, score" in refused.value.problems[0].hint
-    train, _ = read(file, eval_rows=0, margin="score", with_margin=True)
+    train, _ = read(file, eval_rows=0, margin="score", columns=MARGIN)
     assert train.dataset["margin"][:] == [1.5]
     assert "the margin is not a number" in train.ledger.skipped[2]
 
@@ -218,12 +220,83 @@ def test_a_margin_is_read_only_where_it_is_used(tmp_path):
         tmp_path / "rows.jsonl", [row | {"margin": m} for row, m in zip(PAIRS, (0.5, None, 1.0), strict=False)]
     )
     assert read(file, eval_rows=0)[0].dataset.column_names == ["prompt", "chosen", "rejected"]
-    assert read(file, eval_rows=0, with_margin=True)[0].dataset["margin"][:] == [0.5, 0.0, 1.0]
+    assert read(file, eval_rows=0, columns=MARGIN)[0].dataset["margin"][:] == [0.5, 0.0, 1.0]
     words = write(tmp_path / "words.jsonl", [row | {"margin": "slightly"} for row in PAIRS])
     assert read(words, eval_rows=0)[0].ledger.kept == len(PAIRS)
     without = write(tmp_path / "eval.jsonl", PAIRS)
-    _, held_out = read(file, eval_path=without, margin=["margin"], with_margin=True)
+    _, held_out = read(file, eval_path=without, margin=["margin"], columns=MARGIN)
     assert "margin" not in held_out.dataset.column_names
+
+
+OWN = (
+    RowColumn(name="beta", number=True, missing=None),
+    RowColumn(name="weight", number=True, missing=1.0),
+    RowColumn(name="source", number=False, missing="unknown"),
+    RowColumn(name="elsewhere", number=True, missing=None),
+)
+
+
+def with_columns(count=10):
+    """Pairs of which the second has no beta, the third no weight and no source."""
+    rows = [
+        row | {"beta": 0.5 * number, "weight": number, "source": f"s{number}", "spare": number}
+        for number, row in enumerate(PAIRS[:count])
+    ]
+    rows[1]["beta"] = rows[2]["weight"] = rows[2]["source"] = None
+    return rows
+
+
+def test_declared_columns_are_kept_and_no_others(tmp_path):
+    train, _ = read(write(tmp_path / "rows.jsonl", with_columns(4)), columns=OWN, eval_rows=0)
+    assert train.columns == OWN[:3]
+    assert train.dataset.column_names == ["prompt", "chosen", "rejected", "beta", "weight", "source"]
+    kept = [{name: row[name] for name in ("beta", "weight", "source")} for row in train.dataset]
+    assert kept == [
+        {"beta": 0.0, "weight": 0.0, "source": "s0"},
+        {"beta": 1.0, "weight": 1.0, "source": "unknown"},
+        {"beta": 1.5, "weight": 3.0, "source": "s3"},
+    ]
+    assert train.ledger.skipped == {2: "the column 'beta' is missing or empty"}
+    assert train.numbers == [1, 3, 4]
+    plain = write(tmp_path / "plain.jsonl", PAIRS)
+    assert read(plain, columns=OWN, eval_rows=0)[0].columns == ()
+
+
+def test_held_out_rows_have_the_columns_too(tmp_path):
+    file = write(tmp_path / "rows.jsonl", with_columns())
+    train, held_out = read(file, columns=OWN, eval_rows=1)
+    assert held_out.dataset[0]["beta"] == 0.5 * int(held_out.dataset[0]["prompt"][1:])
+    _, elsewhere = read(file, columns=OWN, eval_path=write(tmp_path / "eval.jsonl", with_columns(3)))
+    assert elsewhere.dataset["beta"][:] == [0.0, 1.0]
+    assert elsewhere.columns == train.columns
+
+
+def test_a_pair_that_is_taken_apart_gives_both_completions_its_columns(tmp_path):
+    pairs, _ = read(write(tmp_path / "rows.jsonl", with_columns(4)), "feedback", columns=OWN, eval_rows=0)
+    single = as_kind(pairs, "feedback")
+    assert single.columns == OWN[:3]
+    assert single.dataset["weight"][:] == [0.0, 0.0, 1.0, 1.0, 3.0, 3.0]
+    assert single.dataset[3] == {
+        "prompt": "p2", "completion": "bad 2", "label": False, "beta": 1.0, "weight": 1.0, "source": "unknown",
+    }  # fmt: skip
+
+
+def test_every_other_column_is_kept_as_it_is(tmp_path):
+    rows = [{"prompt": f"p{i}", "labels": [i], "margin": None, "row": {"a": i}, "answer": 1 / (i + 3)} for i in (0, 1)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    prompts, _ = read(file, "prompts", columns=(EVERY_OTHER_COLUMN,), eval_rows=0)
+    assert list(prompts.dataset) == rows
+    assert [column.name for column in prompts.columns] == ["labels", "margin", "row", "answer"]
+    assert not any(column.number for column in prompts.columns)
+    answer = RowColumn(name="answer", number=True, missing=0.0)
+    both, _ = read(file, "prompts", columns=(EVERY_OTHER_COLUMN, answer), eval_rows=0)
+    assert [(column.name, column.number) for column in both.columns if column.name == "answer"] == [("answer", True)]
+    assert read(file, "prompts", eval_rows=0)[0].dataset.column_names == ["prompt"]
+    pairs, _ = read(
+        write(tmp_path / "pairs.jsonl", with_columns(3)), "prompts", columns=(EVERY_OTHER_COLUMN,), eval_rows=0
+    )
+    names = {column.name for column in as_kind(pairs, "prompts").columns}
+    assert names == {"chosen", "rejected", "beta", "weight", "source", "spare"}
 
 
 def test_labels_as_pandas_writes_them(tmp_path):

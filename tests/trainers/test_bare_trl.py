@@ -109,7 +109,7 @@ def rows_for(name, folder, file, split):
             for side, label in (("chosen", True), ("rejected", False))
         ]
         return file, list(Dataset.from_list(single).shuffle(seed=42))  # as the stage does, with the run's seed
-    if method.takes_margin:
+    if method.declares("margin"):
         margins = [{"margin": 0.1 * number} for number in range(len(split))]
         marked = [row | margin for row, margin in zip(read(file), margins, strict=True)]
         split = [row | margin for row, margin in zip(split, margins, strict=True)]

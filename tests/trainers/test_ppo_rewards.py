@@ -49,6 +49,7 @@ def sums(tmp_path):
             "labels": f"it is {2 * a + 3}",
             "steps": [a, a + 3],
             "problem": "sum",
+            "prompt_ids": "not the tokens",
         }
         for a in range(12)
     ]

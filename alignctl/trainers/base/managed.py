@@ -18,6 +18,7 @@ from transformers import (
 
 from alignctl.run.checkpoints import Checkpoint
 from alignctl.trainers.base.checkpointing import CompleteCheckpoints
+from alignctl.trainers.base.columns import CarriesRowColumns
 from alignctl.trainers.base.not_finite import StopsWhenNotFinite
 from alignctl.trainers.base.replicas import OneModel
 
@@ -63,9 +64,9 @@ class StageTrainer(Protocol):
     def add_callback(self, callback: TrainerCallback) -> None: ...
 
 
-class Managed(StopsWhenNotFinite, CompleteCheckpoints):
-    """Mixin before a class of transformers or TRL: stops at numbers that are none, saves checkpoints whole or not at
-    all, and makes sure that all processes train one model."""
+class Managed(StopsWhenNotFinite, CarriesRowColumns, CompleteCheckpoints):
+    """Mixin before a class of transformers or TRL: stops at numbers that are none, hands rows' own columns to the
+    loss, saves checkpoints whole or not at all, and makes sure that all processes train one model."""
 
     ref_model: nn.Module | None = None
     notices: list[str]

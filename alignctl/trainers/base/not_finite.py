@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,6 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
-
-ROW_NUMBER = "row_number"
-"""Column of the training rows: which row of the data it was, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,8 @@ class NotFinite(Exception):
 
 
 class StopsWhenNotFinite:
-    """Mixin before CompleteCheckpoints and a transformers Trainer: raises NotFinite, in all processes at the same step.
+    """Mixin before CarriesRowColumns, CompleteCheckpoints and a transformers Trainer: raises NotFinite, in all
+    processes at the same step.
 
     The norm of the gradient is one number for all processes and is looked at before every optimizer step. A loss is a
     process's own: what it was at the first step with a bad one is remembered until all of them meet, when the mean is
@@ -55,33 +51,14 @@ class StopsWhenNotFinite:
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._batches: list[dict[str, Any]] = []
-        self._rows: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._trouble: Trouble | None = None
         super().__init__(*args, **kwargs)
 
-    # Which rows a batch is made of
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if ROW_NUMBER not in self._signature_columns:
-            self._signature_columns.append(ROW_NUMBER)
-
-    def get_train_dataloader(self) -> DataLoader:
-        collator = self.data_collator
-        self.data_collator = WithRowNumbers(collator)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = collator
-
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, count = super().get_batch_samples(*args, **kwargs)
-        self._rows = [batch.pop(ROW_NUMBER) for batch in batches if ROW_NUMBER in batch]
         self._batches, self._losses = batches, []
         return batches, count
-
-    # Looking
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -125,18 +102,7 @@ class StopsWhenNotFinite:
         raise NotFinite(what, self.state.global_step, troubles)
 
     def _describe(self, loss: float, grad_norm: float | None) -> Trouble:
-        rows = [number for numbers in self._rows for number in numbers.tolist()]
+        rows = [number for numbers in self.row_numbers for number in numbers.tolist()]
         tokens = [] if rows else [ids for batch in self._batches for ids in batch.get("input_ids", [])]
         texts = [self.processing_class.decode(ids, skip_special_tokens=True) for ids in tokens]
         return Trouble(self.state.global_step + 1, loss, grad_norm, self._get_learning_rate(), rows, texts)
-
-
-class WithRowNumbers:
-    """A collator that hands row numbers on, past one that knows nothing of them."""
-
-    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]):
-        self._collator = collator
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        numbers = [row.pop(ROW_NUMBER) for row in rows if ROW_NUMBER in row]
-        return self._collator(rows) | ({ROW_NUMBER: torch.tensor(numbers)} if numbers else {})

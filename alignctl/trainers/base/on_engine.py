@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ class OnEngine:
     """Of rows of a batch whose first rows begin alike, and so on: 2 where rejected rows lie below the chosen ones."""
 
     notices: list[str]
+    row_columns: Mapping[str, bool]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -88,6 +89,7 @@ class OnEngine:
         return self._by_length(eval_dataset, self.args.eval_batch_size)
 
     def _by_length(self, rows: Dataset, batch_size: int) -> ByLength:
+        rows = rows.select_columns([name for name in rows.column_names if name not in self.row_columns])
         return ByLength(rows, batch_size, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
 

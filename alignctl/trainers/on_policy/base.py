@@ -35,6 +35,7 @@ from alignctl.rollout.drawing import Drawn, draw_completions
 from alignctl.rollout.episodes import Episodes, Segment, as_said
 from alignctl.rollout.rewards import Score
 from alignctl.run.paths import StagePaths
+from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.experience import Experience
 from alignctl.trainers.on_policy.log import RolloutLog
@@ -45,7 +46,6 @@ from alignctl.trainers.on_policy.setup import (
     EachSeveralTimes,
     check_length,
     collate,
-    other_columns,
     put_engine_under,
     tokenize_prompts,
 )
@@ -99,6 +99,7 @@ class OnPolicyTrainer(Trainer):
             one.eval().requires_grad_(False)
         check_length(args, {**model.models, "reference": ref_model})
         self.ref_model, self.reward_model = ref_model, reward_model
+        self.row_columns.pop(PROMPT_IDS, None)  # a column of this name gives way to ours
         super().__init__(
             model=model,
             args=args,
@@ -109,8 +110,7 @@ class OnPolicyTrainer(Trainer):
         )
         for one in frozen:
             one.to(self.args.device)
-        columns = other_columns(self.train_dataset.column_names)
-        sources = build_sources(args, processing_class, columns, reward_model, reward_processing_class)
+        sources = build_sources(args, processing_class, list(self.row_columns), reward_model, reward_processing_class)
         self.scoring = Scoring(args, self.accelerator, sources, reward_statistics)
         if self.accelerator.num_processes > 1:  # else all of them would draw with the same random numbers
             torch.manual_seed(args.seed + 1_000_003 * self.accelerator.process_index)
@@ -170,7 +170,7 @@ class OnPolicyTrainer(Trainer):
         ]
         segments = [[Segment(completion)] for completion in drawn.completions]
         return Episodes(
-            inputs[PROMPT_IDS], segments, drawn.ended, inputs["prompt"], said, inputs["columns"],
+            inputs[PROMPT_IDS], segments, drawn.ended, inputs["prompt"], said, inputs.get(ROW, {}),
             self.args.num_generations,
         )  # fmt: skip
 

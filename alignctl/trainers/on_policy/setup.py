@@ -16,7 +16,6 @@ from alignctl.engine.forward import bare
 from alignctl.errors import RequestError
 from alignctl.models.attention import put_packed_attention_on
 from alignctl.trainers.base.heads import why_not_scored_packed
-from alignctl.trainers.base.not_finite import ROW_NUMBER
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 
 PROMPT_IDS = "prompt_ids"
@@ -72,15 +71,9 @@ def tokenize_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, longest:
     return rows.select(kept).select_columns(columns).add_column(PROMPT_IDS, [found[i] for i in kept])
 
 
-def other_columns(names: Sequence[str]) -> list[str]:
-    """The columns of the rows that are not ours."""
-    return [name for name in names if name not in ("prompt", PROMPT_IDS, ROW_NUMBER)]
-
-
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows as lists; the other columns by themselves, since Trainer would take one called `labels` for its own."""
-    others = {name: [row[name] for row in rows] for name in other_columns(list(rows[0]))}
-    return {name: [row[name] for row in rows] for name in ("prompt", PROMPT_IDS)} | {"columns": others}
+    """Prompts, as the rows have them and as token ids, as lists."""
+    return {name: [row[name] for row in rows] for name in ("prompt", PROMPT_IDS)}
 
 
 class EachSeveralTimes(Sampler):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from alignctl.trainers.preference.dpo import DPOConfig
 from alignctl.trainers.preference.losses import ipo_losses
@@ -25,7 +26,7 @@ class IPOTrainer(CachedReferenceLogps, PairTrainer):
 
     has_reference = True
 
-    def pair_loss(self, chosen: Completions, rejected: Completions) -> PairLoss:
+    def pair_loss(self, chosen: Completions, rejected: Completions, row: Mapping[str, Any]) -> PairLoss:
         chosen_ratios, rejected_ratios = chosen.logps - chosen.ref_logps, rejected.logps - rejected.ref_logps
         rewards = self.beta * chosen_ratios, self.beta * rejected_ratios
         if self.args.normalize == "tokens":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -44,7 +45,7 @@ class ORPOTrainer(PairTrainer):
         (chosen, _), (_, rejected) = inputs["attention_mask"].chunk(2), inputs["completion_mask"].chunk(2)
         return torch.cat([chosen, rejected])
 
-    def pair_loss(self, chosen: Completions, rejected: Completions) -> PairLoss:
+    def pair_loss(self, chosen: Completions, rejected: Completions, row: Mapping[str, Any]) -> PairLoss:
         preference = odds_ratio_losses(chosen.mean_logps, rejected.mean_logps).mean()
         return PairLoss(
             chosen.nll + self.beta * preference,

@@ -7,6 +7,7 @@ ones), `model(..., labels=, fused_lm_head=True).log_probs`, `compute_ref_log_pro
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import trl
 from torch import Tensor, nn
 from trl.trainer.dpo_config import DPOConfig
 
+from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import OnEngine
 
@@ -64,8 +66,12 @@ class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
         super().__init__(args=args, peft_config=peft_config, **kwargs)
 
     @abstractmethod
-    def pair_loss(self, chosen: Completions, rejected: Completions) -> PairLoss:
-        """The loss of a batch and its parts."""
+    def pair_loss(self, chosen: Completions, rejected: Completions, row: Mapping[str, Any]) -> PairLoss:
+        """The loss of a batch and its parts.
+
+        Args:
+            row: The columns that the method declares and the rows have, by name: numbers float32 `[batch]`, or a list.
+        """
 
     def scored(self, inputs: dict[str, Tensor]) -> Tensor:
         """Mask `[2 * batch, length]` of the tokens that count for `Completions.nll`: those of the completions."""
@@ -75,6 +81,7 @@ class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
         return super()._precompute_ref_logps(dataset, name, batch_size) if self.has_reference else dataset
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
+        row = inputs.pop(ROW, {})
         scored = self.scored(inputs)
         outputs = model(
             input_ids=inputs["input_ids"],
@@ -97,7 +104,7 @@ class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
                 per_token_logps.chunk(2), completion.chunk(2), scored.chunk(2), self._reference(inputs), strict=True
             )
         )
-        result = self.pair_loss(chosen, rejected)
+        result = self.pair_loss(chosen, rejected, row)
         self._record(result, chosen, rejected, inputs["attention_mask"])
         loss = result.loss
         if self.aux_loss_enabled:

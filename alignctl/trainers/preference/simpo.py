@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from alignctl.trainers.preference.dpo import DPOConfig
 from alignctl.trainers.preference.losses import simpo_losses
@@ -26,7 +28,7 @@ class SimPOTrainer(PairTrainer):
 
     has_reference = False
 
-    def pair_loss(self, chosen: Completions, rejected: Completions) -> PairLoss:
+    def pair_loss(self, chosen: Completions, rejected: Completions, row: Mapping[str, Any]) -> PairLoss:
         gamma = self.args.gamma_beta_ratio * self.beta
         losses = simpo_losses(chosen.mean_logps, rejected.mean_logps, self.beta, gamma, self.args.label_smoothing)
         rewards = self.beta * chosen.mean_logps, self.beta * rejected.mean_logps
