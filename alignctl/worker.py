@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
+from alignctl.methods.registry import methods, resolve
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
@@ -40,9 +41,7 @@ def main(run_dir: str, stage_name: str) -> int:
         stage, weights = read_stage(paths, stage_name)
         if stage.distributed.type == "none":
             os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # else transformers takes all GPUs, one thread for each
-
-        from alignctl.stage.run import run_stage  # imports torch: after the signals are ours
-
+        run_stage = resolve(methods()[stage.method].stage_function)  # imports torch: after the signals are ours
         run_stage(stage, weights, stage_paths, stop)
         return 0
     except KeyboardInterrupt:

@@ -101,7 +101,8 @@ ALLOWED = {
     "evaluate": {"config", "data", "engine", "models"},
     "trainers": {"data", "engine", "errors", "models", "run"},
     "stage": {"config", "data", "engine", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
-    "worker": {"errors", "monitor", "run", "stage"},
+    # worker: of stage only what the table of methods names
+    "worker": {"errors", "methods", "monitor", "run"},
     "cli": {"checks", "config", "data", "errors", "launch", "methods", "plan", "run"},
     "__main__": {"cli"},
 }

@@ -76,10 +76,13 @@ METHOD = Method(
     paper="https://arxiv.org/abs/1707.06347",
     data_kind="prompts",
     takes_margin=False,
+    product="model",
+    makes=None,
     roles=("policy", "reference", "reward_model", "value_model"),
     stability="young",
     config_class="alignctl.trainers.ppo.config:PPOConfig",
     trainer="alignctl.trainers.ppo.trainer:PPOTrainer",
+    stage_function="alignctl.stage.run:run_stage",
     owned_fields=RUN_OWNED_FIELDS
     | {
         "gradient_accumulation_steps": "set `update_tokens`: a mini-batch is divided into passes of so many tokens",

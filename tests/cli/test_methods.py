@@ -69,3 +69,4 @@ def test_trainer_and_config_can_be_resolved(name):
     config = resolve(method.config_class)(output_dir="unused", bf16=False)
     assert set(config_fields(method.config_class)) <= set(vars(config)), "the source was read as something it is not"
     assert resolve(method.trainer)
+    assert callable(resolve(method.stage_function))

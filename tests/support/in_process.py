@@ -7,10 +7,12 @@ from pathlib import Path
 from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, read_request
 from alignctl.errors import RequestError
+from alignctl.methods.registry import methods, resolve
 from alignctl.monitor.stopping import StopSignal
 from alignctl.plan.freeze import absolute_paths, freeze
 from alignctl.plan.plan import make_plan
 from alignctl.run.frozen import read_stage
+from alignctl.run.products import take_rows
 
 
 class NeverStops(StopSignal):
@@ -41,8 +43,6 @@ def run_stages(run_dir: Path, *arguments: str, signal: StopSignal | None = None)
     Raises:
         AlignctlError: As the command would say it.
     """
-    from alignctl.stage.run import run_stage
-
     request = read_request(arguments)
     config, problems = compose(request)
     if problems := problems + find_problems(config):
@@ -51,5 +51,6 @@ def run_stages(run_dir: Path, *arguments: str, signal: StopSignal | None = None)
     freeze(plan, config, ["alignctl", "train"])
     for name in config["stages"]:
         stage, weights = read_stage(plan.paths, name)
-        run_stage(stage, weights, plan.paths.stage(name), signal or NeverStops())
+        take_rows(stage, plan.paths.stage(name))
+        resolve(methods()[stage.method].stage_function)(stage, weights, plan.paths.stage(name), signal or NeverStops())
     return run_dir
