@@ -35,7 +35,8 @@ def check_rows_from(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
 
 def _source(config: Mapping[str, Any], name: str, where: str, source: str) -> Iterator[Problem]:
     """Whether a stage is there, comes before the one that reads its rows, and makes rows that do."""
-    stages, taker = config["stages"], method_of(config, name)
+    stages = [stage for stage in config["stages"] if isinstance(stage, str)]  # others are reported with their type
+    taker = method_of(config, name)
     key = where.partition("=")[0]
     giver = method_of(config, source) if source in stage_names(config) else None
     if source == name:

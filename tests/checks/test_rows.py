@@ -39,6 +39,7 @@ BAD_ROWS = [
     ),
     ([*ROWS, "dpo.data.from=stf"], ["`stf` is not in `stages`", "did you mean `dpo.data.from=sft`"]),
     ([*ROWS, "dpo.data.from=dpo"], ["`dpo.data.from=dpo`: a stage cannot read the rows that it makes"]),
+    ([*ROWS, "stages=[7,dpo]"], ["`stages` must be a list of texts", "`sft` is not in `stages` (dpo)"]),
     ([*ROWS, "dpo.data.from=5"], ["`dpo.data.from` must be text or null"]),
     ([*ROWS, "dpo.data.frm=sft"], ["unknown key `dpo.data.frm`", "`dpo.data.from`"]),
     (
