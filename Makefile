@@ -7,7 +7,9 @@ READY := $(VENV)/.ready-torch-$(TORCH)
 DEV := $(VENV)/.dev-torch-$(TORCH)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
-.PHONY: quickstart test test-night test-fast lint wheel clean
+RANGES := .venv-oldest .venv-newest
+
+.PHONY: quickstart test test-night test-fast test-ranges lint wheel clean
 
 quickstart: $(READY) ## SFT and DPO of a tiny model, under 3 minutes after set-up
 	$(BIN)/alignctl train recipe=quickstart
@@ -23,6 +25,11 @@ test-night: $(DEV) ## what repeats at random or is heavy: kills at 20 moments, t
 test-fast: $(DEV) ## what answers within a minute
 	$(PYTEST) -m "not slow and not train and not night"
 
+test-ranges: $(RANGES:=/.ready) ## what is not slow, with the oldest and with the newest packages that may be there
+	status=0; for venv in $(RANGES); do \
+	  OMP_NUM_THREADS=1 $$venv/bin/python -m pytest -m "not slow and not night" || status=1; \
+	done; exit $$status
+
 lint: $(DEV)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -30,7 +37,7 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) $(RANGES) dist build
 
 # torch goes first, by itself and pinned: otherwise another package's open range pulls the newest CUDA build.
 $(READY): pyproject.toml constraints.txt
@@ -42,6 +49,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable .
 	rm -f $(VENV)/.ready-torch-* $(VENV)/.dev-torch-*
 	touch $(READY)
+
+# Of the ranges in pyproject.toml: the oldest have their lower bounds as constraints, the newest none.
+$(RANGES:=/.ready): .venv-%/.ready: pyproject.toml scripts/ranges.py
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	if [ $* = oldest ]; then $(PYTHON) scripts/ranges.py pyproject.toml; fi > .venv-$*/constraints.txt
+	.venv-$*/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+	  --constraint .venv-$*/constraints.txt --editable '.[dev]'
+	touch $@
 
 # What only tests need.
 $(DEV): $(READY)

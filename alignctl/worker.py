@@ -21,6 +21,7 @@ from typing import Any
 from alignctl.config.schema import wants_bitsandbytes
 from alignctl.config.stages import StageConfig
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
+from alignctl.methods.registry import methods, resolve
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
@@ -47,8 +48,7 @@ def main(run_dir: str, stage_name: str) -> int:
             # peft imports it where it is installed, and it torch's compiler: a fifth of what a worker imports.
             sys.modules["bitsandbytes"] = None  # Python's way of saying that there is none
 
-        from alignctl.stage.run import run_stage  # imports torch: after the signals are ours
-
+        run_stage = resolve(methods()[stage.method].stage_function)  # imports torch: after the signals are ours
         run_stage(stage, weights, stage_paths, stop)
         return 0
     except KeyboardInterrupt:

@@ -24,12 +24,13 @@ from torch import distributed
 from alignctl.checks.problems import checked
 from alignctl.config.compose import read_request
 from alignctl.errors import RequestError
+from alignctl.methods.registry import methods, resolve
 from alignctl.monitor.stopping import StopSignal
 from alignctl.plan.freeze import absolute_paths, freeze
 from alignctl.plan.plan import make_plan
 from alignctl.run.checkpoints import complete_checkpoints
 from alignctl.run.frozen import read_stage
-from alignctl.stage.run import run_stage
+from alignctl.run.products import take_rows
 
 RANK = int(os.environ.get("RANK", 0))
 
@@ -65,7 +66,10 @@ def run(run_dir: Path, arguments: list[str], continues: str | None) -> str | Non
     GradientState._reset_state()
     for name in config["stages"]:
         stage, weights = read_stage(plan.paths, name)
-        run_stage(stage, weights, plan.paths.stage(name), StopSignal())
+        if RANK == 0:
+            take_rows(stage, plan.paths.stage(name))
+        _meet()
+        resolve(methods()[stage.method].stage_function)(stage, weights, plan.paths.stage(name), StopSignal())
         _meet()
     return None
 

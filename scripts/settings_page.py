@@ -129,7 +129,7 @@ def own_fields(config_class: str) -> Iterator[Setting]:
     _, node = read_class(config_class)
     for item, below in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            yield Setting(item.target.id, ast.unparse(item.annotation), in_yaml(item.value), text_of(below))
+            yield Setting(key_of(item), ast.unparse(item.annotation), in_yaml(item.value), text_of(below))
 
 
 def read_class(config_class: str) -> tuple[ast.Module, ast.ClassDef]:
@@ -139,11 +139,19 @@ def read_class(config_class: str) -> tuple[ast.Module, ast.ClassDef]:
     return tree, next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
 
 
+def key_of(item: ast.AnnAssign) -> str:
+    """What recipes call a field: a word of Python's cannot be its name."""
+    given = {keyword.arg: keyword.value for keyword in getattr(item.value, "keywords", ())}
+    return ast.literal_eval(given["metadata"])["key"] if "metadata" in given else item.target.id
+
+
 def in_yaml(default: ast.expr) -> str:
     """A default as a recipe would have it; nothing where it has to be given."""
-    if isinstance(default, ast.Call):  # field(default_factory=list)
-        (factory,) = (keyword.value.id for keyword in default.keywords if isinstance(keyword.value, ast.Name))
-        return {"list": "[]", "dict": "{}"}.get(factory, "")
+    if isinstance(default, ast.Call):  # field(default_factory=list), or field(default=None, ...)
+        given = {keyword.arg: keyword.value for keyword in default.keywords}
+        if "default" not in given:
+            return {"list": "[]", "dict": "{}"}.get(given["default_factory"].id, "")
+        default = given["default"]
     value = ast.literal_eval(default)
     if isinstance(value, str):
         return "" if value == MISSING else value

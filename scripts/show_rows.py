@@ -23,6 +23,7 @@ from alignctl.checks.problems import checked
 from alignctl.config.compose import read_request
 from alignctl.data.tokenizing import cut
 from alignctl.errors import AlignctlError, RequestError
+from alignctl.methods.registry import methods
 from alignctl.monitor.heartbeat import Heartbeat
 from alignctl.monitor.stopping import StopSignal
 from alignctl.plan.freeze import absolute_paths, freeze
@@ -68,6 +69,8 @@ def build(paths: RunPaths, arguments: list[str]) -> Job:
         raise RequestError("rows are shown of one stage at a time", f"`stages=[{config['stages'][0]}]`")
     freeze(make_plan(absolute_paths(config), request.recipe.name, paths.root), config, sys.argv)
     (name,) = config["stages"]
+    if methods()[config[name]["method"]].product == "rows":
+        raise RequestError(f"`{name}` makes rows and trains on none")
     stage, weights = read_stage(paths, name)
     folders = paths.stage(name)
     return prepare(stage, weights, folders, Heartbeat(folders, rank()), StopSignal())

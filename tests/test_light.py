@@ -102,7 +102,8 @@ ALLOWED = {
     "evaluate": {"config", "data", "engine", "models", "rollout"},
     "trainers": {"data", "engine", "errors", "models", "rollout", "run"},
     "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
-    "worker": {"config", "errors", "monitor", "run", "stage"},
+    # worker: of stage only what the table of methods names
+    "worker": {"config", "errors", "methods", "monitor", "run"},
     "cli": {"checks", "config", "data", "errors", "launch", "methods", "plan", "run"},
     "__main__": {"cli"},
 }

@@ -12,7 +12,7 @@ from alignctl.checks.bounds import check_numbers
 from alignctl.checks.shared_base import check_shared_base
 from alignctl.checks.values import check_choice, method_of
 from alignctl.config.schema import MISSING, wants_bitsandbytes
-from alignctl.config.stages import first_stage, merged_section
+from alignctl.config.stages import first_stage, merged_section, names_rows
 from alignctl.config.trl_fields import config_fields
 from alignctl.errors import Problem
 from alignctl.evaluate.judges import JUDGES
@@ -88,7 +88,7 @@ def check_unused(config: Mapping[str, Any], stages: list[str]) -> Iterator[Probl
     if (
         path != MISSING
         and stages
-        and all("path" in merged_section({name: config[name]}, name, "data") for name in stages)
+        and all(names_rows(merged_section({name: config[name]}, name, "data")) for name in stages)
     ):
         targets = " or ".join(f"`{name}.data.path=...`" for name in stages)
         yield Problem("`data.path` would have no effect: every stage has data of its own", f"give {targets}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from alignctl.checks.values import check_choice, check_value, method_of
 from alignctl.config.schema import MISSING, QUANTIZED
-from alignctl.config.stages import first_stage, merged_section
+from alignctl.config.stages import first_stage, merged_section, names_rows
 from alignctl.config.suggest import did_you_mean
 from alignctl.data.formats import FORMATS, KINDS, accepted_kinds, detect_format
 from alignctl.data.messages import BadRow, is_messages
@@ -75,8 +75,8 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     assert method is not None
     data = merged_section(config, name, "data")
     own = config[name].get("data")
-    where = f"{name}.data" if isinstance(own, Mapping) and "path" in own else "data"
-    if data.get("path", MISSING) in (MISSING, None):
+    where = f"{name}.data" if isinstance(own, Mapping) and names_rows(own) else "data"
+    if data.get("path", MISSING) in (MISSING, None) and data.get("from") is None:
         yield Problem(f"`{where}.path` must be given: a file or a Hub id", f"add `{where}.path=...`")
     if data.get("eval_path") and data.get("eval_split"):
         yield Problem(f"`{where}.eval_path` and `{where}.eval_split` exclude each other")

@@ -159,7 +159,11 @@ def _source(
         )
     elif source not in stages[:position]:
         yield Problem(f"`{where}`, but `{source}` runs after `{name}`", f"put `{source}` first in `stages`")
-    elif (giver := method_of(config, source)) and (taker := method_of(config, name)):
+    elif (giver := method_of(config, source)) and giver.product == "rows":
+        yield Problem(
+            f"`{where}`, but `{source}` makes rows and no model", f"to train on them: `{name}.data.from={source}`"
+        )
+    elif giver and (taker := method_of(config, name)):
         wanted = "reward_model" if key == "reward_model" else "policy"
         if giver.trained != wanted and not (key == "from" and giver.trained == taker.trained):
             trains = giver.trained.replace("_", " ")

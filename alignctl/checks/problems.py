@@ -13,6 +13,7 @@ from alignctl.checks.combinations import check_combinations, check_unused
 from alignctl.checks.inputs import check_data, check_model, check_run_dir
 from alignctl.checks.keys import check_secrets, check_stage, check_stage_order, check_top_level
 from alignctl.checks.launch import check_launch
+from alignctl.checks.rows import check_rows_from
 from alignctl.checks.values import method_of
 from alignctl.config.compose import Request, compose
 from alignctl.config.stages import stage_names
@@ -40,7 +41,8 @@ def find_problems(config: Mapping[str, Any]) -> list[Problem]:
     problems += check_stage_order(config, names)
     to_run = _stages_to_run(config, names)
     for name in to_run:
-        problems += [*check_model(config, name), *check_data(config, name), *check_combinations(config, name)]
+        problems += [*check_model(config, name), *check_rows_from(config, name), *check_data(config, name)]
+        problems += check_combinations(config, name)
     problems += [*check_unused(config, to_run), *check_launch(config, to_run)]
     return list(dict.fromkeys(problems))
 

@@ -23,6 +23,7 @@ def _describe(method: Method) -> dict[str, Any]:
         "summary": method.summary,
         "when": method.when,
         "data": method.data_kind,
+        **({"makes": method.makes} if method.makes else {}),
         "formats": {f.name: f.columns for f in FORMATS.values() if f.kind in kinds},
         "models": list(method.roles),
         "stability": method.stability,
@@ -38,6 +39,7 @@ def render_methods() -> str:
         facts = {
             "choose it": method.when,
             "data": f"{method.data_kind}: {KINDS[method.data_kind]}",
+            **({"makes": f"{method.makes}: {KINDS[method.makes]}"} if method.makes else {}),
             "models": ", ".join(role.replace("_", " ") for role in method.roles),
             "stability": method.stability,
             "paper": method.paper,

@@ -10,12 +10,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alignctl.config.stages import StageConfig
 from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES
+from alignctl.methods.registry import methods
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
+from alignctl.run.products import read_manifest
 from alignctl.run.state import is_done
 
 
@@ -57,12 +60,13 @@ def print_plan(plan: RunPlan) -> None:
     print(f"recipe {plan.recipe}, run directory {plan.run_dir}")
     for number, stage in enumerate(plan.stages, start=1):
         config = stage.config
+        makes = methods()[config.method].makes
         facts = {
             "start": stage.start,
-            "data": f"{config.data.path}, held out: {_held_out(config.data)}",
-            "trained": stage.trained,
+            "data": _data(config.data, holds_out=not makes),
+            **({"makes": makes} if makes else {"trained": stage.trained}),
             "models": ", ".join(_role(stage, role) for role in stage.roles),
-            "global batch": f"{stage.global_batch_size} per optimizer step",
+            **({} if makes else {"global batch": f"{stage.global_batch_size} per optimizer step"}),
             "output": stage.output,
             "state": _state(plan.paths.stage(config.name)),
         }
@@ -86,6 +90,11 @@ def _state(paths: StagePaths) -> str:
     return f"continues after step {checkpoint.step}" if checkpoint else "new"
 
 
+def _data(data: DataSettings, holds_out: bool) -> str:
+    path = f"{data.path} (made by {data.rows_from})" if data.rows_from else data.path
+    return f"{path}, held out: {_held_out(data)}" if holds_out else path
+
+
 def _held_out(data: DataSettings) -> str:
     if data.eval_path or data.eval_split:
         return data.eval_path or data.eval_split or ""
@@ -102,11 +111,20 @@ def run_summary(plan: RunPlan) -> dict[str, Any]:
         rows = read_json(paths.data) or {}
         stages[stage.config.name] = {
             "method": stage.config.method,
-            "model": str(paths.model),
+            **_made(stage.config, paths),
             "rows": {part: _row_counts(ledger) for part, ledger in rows.items() if ledger},
             **(read_json(paths.result) or {}),
         }
     return {"recipe": plan.recipe, "run_dir": plan.run_dir, "stages": stages}
+
+
+def _made(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
+    """The product of a stage: where it is, and of rows what they are, too."""
+    if methods()[stage.method].product == "model":
+        return {"model": str(paths.model)}
+    manifest = read_manifest(paths.rows)
+    facts = {"kind": manifest.kind, "count": manifest.count, "columns": manifest.columns} if manifest else {}
+    return {"made": {"folder": str(paths.rows.root)} | facts}
 
 
 def _row_counts(ledger: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +149,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     for metric in METRICS:
         if metric.key in after:
             table.add_row(metric.title, *([metric.text(before)] if before else []), metric.text(after))
-    console.print(table if after else f"stage {name}: no held-out rows, so nothing was measured")
+    if "model" in stage or after:
+        console.print(table if after else f"stage {name}: no held-out rows, so nothing was measured")
     for stage_name, other in summary["stages"].items():
         for part, rows in other["rows"].items():
             same_file = part == "eval" and rows["source"] == other["rows"]["train"]["source"]  # held out of one file
@@ -140,7 +159,11 @@ def print_summary(summary: dict[str, Any]) -> None:
             if rows["too_long"]:
                 lost = f"{rows['too_long']} {part} rows dropped: within max_length nothing of the completion is left"
                 console.print(f"{stage_name}: {lost}", markup=False)
-    console.print(f"model: {stage['model']}", markup=False)
+        if "made" in other:
+            made = other["made"]
+            console.print(f"{stage_name}: made {made['count']:,} rows ({made['kind']}): {made['folder']}", markup=False)
+    if "model" in stage:
+        console.print(f"model: {stage['model']}", markup=False)
 
 
 def print_comparison(points: list[tuple[str, dict[str, Any]]]) -> None:
@@ -160,7 +183,7 @@ def print_comparison(points: list[tuple[str, dict[str, Any]]]) -> None:
 
 
 def _measured(stage: dict[str, Any]) -> dict[str, float]:
-    return stage["after"] | ({"win_rate": stage["win_rate"]} if "win_rate" in stage else {})
+    return stage.get("after", {}) | ({"win_rate": stage["win_rate"]} if "win_rate" in stage else {})
 
 
 def _skipped(part: str, rows: dict[str, Any]) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from alignctl.data.settings import DataSettings
+
+Settings = TypeVar("Settings")
 
 MISSING = "???"
 """What OmegaConf writes for a value that the user has to give."""
@@ -213,5 +215,16 @@ STAGE_KEYS = ("method", "from", *ROLE_KEYS, *SECTIONS, "peft")
 
 
 def annotations(settings: type) -> dict[str, str]:
-    """Names and annotations of a settings class."""
-    return {item.name: item.type for item in dataclasses.fields(settings)}
+    """Keys of a section, as recipes have them, and the annotations of its settings class."""
+    return {_key(item): item.type for item in dataclasses.fields(settings)}
+
+
+def settings_of(cls: type[Settings], section: Mapping[str, Any]) -> Settings:
+    """A section of a checked config as its settings class."""
+    names = {_key(item): item.name for item in dataclasses.fields(cls)}
+    return cls(**{names[key]: value for key, value in section.items()})
+
+
+def _key(item: dataclasses.Field) -> str:
+    """What recipes call a setting; a key that is a word of Python's cannot be the name of a field."""
+    return item.metadata.get("key", item.name)

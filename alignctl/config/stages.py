@@ -18,6 +18,7 @@ from alignctl.config.schema import (
     ModelSettings,
     RunSettings,
     TrackerSettings,
+    settings_of,
 )
 from alignctl.data.settings import DataSettings
 
@@ -48,12 +49,14 @@ class StageConfig:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Files, folders and Hub ids that the stage reads, by dotted key; weights of an earlier stage are not there."""
+        """Files, folders and Hub ids that the stage reads, by dotted key; what an earlier stage made is not there."""
         given = {
             f"{section}.{key}": getattr(getattr(self, section), key) for section, keys in PATHS.items() for key in keys
         }
         if self.start_from:
             del given["model.path"]
+        if self.data.rows_from:
+            del given["data.path"]
         given |= self.role_paths
         files = [target.rpartition(":")[0] for target in self.trainer.get("reward_funcs") or []]
         given |= {f"reward_funcs.{number}": file for number, file in enumerate(files) if file.endswith(".py")}
@@ -67,7 +70,7 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
     """Builds the settings of one stage of a checked config."""
     stage = config[name]
     roles = {key: stage[key] for key in ROLE_KEYS if stage.get(key)}
-    sections = {key: cls(**merged_section(config, name, key)) for key, cls in SECTIONS.items()}
+    sections = {key: settings_of(cls, merged_section(config, name, key)) for key, cls in SECTIONS.items()}
     return StageConfig(
         name=name,
         method=stage["method"],
@@ -85,23 +88,28 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
     )
 
 
-# Keys that say which data set it is: a stage that names its own `path` takes none of them from the run.
-_DATA_IDENTITY = ("path", "name", "split", "eval_path", "eval_split", "holds", "format")
+# Keys that say which data set it is: a stage that has a `path` or `from` of its own takes none of them from the run.
+_DATA_IDENTITY = ("path", "from", "name", "split", "eval_path", "eval_split", "holds", "format")
 
 
 def merged_section(config: Mapping[str, Any], stage: str, section: str) -> dict[str, Any]:
     """A section of a stage: the run's, overridden key by key by the stage's own.
 
     What belongs to one adapter or one data set says nothing about another: a stage with another `peft.type` starts that
-    section anew, and one with its own `data.path` takes over only how rows are handled. What is not a mapping counts as
-    empty; checks/ reports it.
+    section anew, and one with its own `data.path` or `data.from` takes over only how rows are handled. What is not a
+    mapping counts as empty; checks/ reports it.
     """
     common, own = _mapping(config.get(section)), _mapping(_mapping(config.get(stage)).get(section))
     if section == "peft" and own.get("type", common.get("type")) != common.get("type"):
         common = {}
-    if section == "data" and "path" in own:
+    if section == "data" and names_rows(own):
         common = {key: value for key, value in common.items() if key not in _DATA_IDENTITY}
     return common | own
+
+
+def names_rows(data: Mapping[str, Any]) -> bool:
+    """Whether a section `data` says which rows are read."""
+    return "path" in data or data.get("from") is not None
 
 
 def stage_launcher(config: Mapping[str, Any], stage: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -12,6 +12,8 @@ class DataSettings:
 
     path: str = "???"  # OmegaConf's word for what the user has to give
     """A .json, .jsonl, .parquet or .csv file, a Hub id `owner/name`, or `builtin:quickstart`."""
+    rows_from: str | None = field(default=None, metadata={"key": "from"})
+    """A stage before this one that makes rows, in place of `path`: they are trained on."""
     name: str | None = None
     """Configuration of a Hub data set that has several."""
     split: str = "train"

@@ -25,6 +25,7 @@ from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import StagePaths
 from alignctl.run.process import PARENT
+from alignctl.run.products import take_rows
 from alignctl.run.state import State, is_done, write_stage_state, write_state
 
 _POLL_S = 0.1
@@ -135,12 +136,13 @@ def _lead(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     shutil.rmtree(paths.ranks, ignore_errors=True)
     paths.progress.unlink(missing_ok=True)
     write_stage_state(plan.paths, name, "running", attempts=attempt, error=None)
-    checkpoint = newest_checkpoint(paths.checkpoints)
-    watcher.started(stage, checkpoint.step if checkpoint else None)
     began = time.monotonic()
     alone = stage.config.distributed.type == "none"
     log = paths.rank_log(attempt, 0) if alone else paths.launch_log(attempt)
     try:
+        take_rows(stage.config, paths)
+        checkpoint = newest_checkpoint(paths.checkpoints)
+        watcher.started(stage, checkpoint.step if checkpoint else None)
         _wait(stage, paths, log, watcher)
     except BaseException as error:
         seconds = round(time.monotonic() - began, 1)

@@ -28,10 +28,13 @@ METHOD = Method(
     paper="https://arxiv.org/abs/2402.01306",
     data_kind="feedback",
     row_columns=(),
+    product="model",
+    makes=None,
     roles=("policy", "reference"),
     stability="stable",
     config_class="alignctl.trainers.preference.kto:KTOConfig",
     trainer="alignctl.trainers.preference.kto:KTOTrainer",
+    stage_function="alignctl.stage.run:run_stage",
     owned_fields=RUN_OWNED_FIELDS
     | {"train_sampling_strategy": "KTO shuffles once: its KL estimate needs batches of a fixed order"},
     key_metrics=("rewards/margins", "kl"),

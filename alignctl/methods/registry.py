@@ -66,14 +66,20 @@ class Method:
     row_columns: tuple[RowColumn, ...]
     """What it looks at of a row beside the texts. A column that the data does not have is absent: a method that cannot
     do without says so itself."""
+    product: Literal["model", "rows"]
+    """What its stage leaves for those that come after."""
+    makes: DataKind | None
+    """What one row of its product holds; None where that is a model."""
     roles: tuple[Role, ...]
     """Models it needs, the one it trains first. A reference may be the policy with its adapter switched off."""
     stability: Literal["stable", "young"]
     """Stable: a trainer that TRL keeps stable, and what alignctl adds. Young: the trainer is alignctl's own."""
     config_class: str
     """`"module:Class"` of the trainer's settings; its fields are the fields of a stage."""
-    trainer: str
-    """`"module:Class"` of the trainer: TRL's, or one that takes the same keyword arguments."""
+    trainer: str | None
+    """`"module:Class"` of the trainer: TRL's, or one that takes the same keyword arguments. None where none is used."""
+    stage_function: str
+    """`"module:function"` that runs one stage to its result, with the arguments of stage/run.py's `run_stage`."""
     owned_fields: Mapping[str, str]
     """Fields of the config class that a stage may not set, each with what to set instead."""
     key_metrics: tuple[str, ...]

@@ -11,10 +11,13 @@ METHOD = Method(
     paper="https://arxiv.org/abs/2203.02155",
     data_kind="preferences",
     row_columns=(RowColumn(name="margin", number=True, missing=0.0),),
+    product="model",
+    makes=None,
     roles=("reward_model",),
     stability="stable",
     config_class="alignctl.trainers.reward:RewardConfig",
     trainer="alignctl.trainers.reward:RewardTrainer",
+    stage_function="alignctl.stage.run:run_stage",
     owned_fields=RUN_OWNED_FIELDS
     | {"chat_template_path": "use `model.chat_template`", "eos_token": "use `model.eos_token`"},
     key_metrics=("accuracy", "margin"),

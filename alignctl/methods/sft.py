@@ -27,10 +27,13 @@ METHOD = Method(
     paper="https://arxiv.org/abs/2203.02155",
     data_kind="demonstrations",
     row_columns=(),
+    product="model",
+    makes=None,
     roles=("policy",),
     stability="stable",
     config_class="alignctl.trainers.sft:SFTConfig",
     trainer="alignctl.trainers.sft:SFTTrainer",
+    stage_function="alignctl.stage.run:run_stage",
     owned_fields=RUN_OWNED_FIELDS
     | {
         "chat_template_path": "use `model.chat_template`",

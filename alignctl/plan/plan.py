@@ -15,7 +15,7 @@ from alignctl.config.trl_fields import config_fields
 from alignctl.data.sources import is_hub_id
 from alignctl.methods.registry import methods
 from alignctl.run.fingerprint import stage_fingerprint
-from alignctl.run.paths import RunPaths
+from alignctl.run.paths import RunPaths, StagePaths
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,18 @@ def make_plan(config: Mapping[str, Any], recipe: str, run_dir: Path) -> RunPlan:
     stages: dict[str, StagePlan] = {}
     for name in config["stages"]:
         stage = stage_config(config, name)
-        upstream = [stages[other].fingerprint for other in (stage.start_from, *stage.roles_from.values()) if other]
+        givers = (stage.start_from, *stage.roles_from.values(), stage.data.rows_from)
+        upstream = [stages[other].fingerprint for other in givers if other]
         batch = _global_batch_size(stage)
         stages[name] = StagePlan(
-            config=stage,
+            config=_with_rows(stage, paths),
             start=_start(stage, paths),
             roles={role: source for role in methods()[stage.method].roles if (source := _source(stage, role, paths))},
-            trained=_trained(stage.peft),
+            trained="nothing" if methods()[stage.method].product == "rows" else _trained(stage.peft),
             global_batch_size=batch,
             command=_command(stage, run_dir),
             environment=_environment(stage),
-            output=str(paths.stage(name).model),
+            output=str(_product(stage, paths.stage(name))),
             fingerprint=stage_fingerprint(stage, upstream, batch),
         )
     return RunPlan(recipe, str(run_dir), tuple(stages.values()))
@@ -88,6 +89,18 @@ def shared_stages(plans: Sequence[RunPlan]) -> list[dict[str, RunPaths]]:
             if owner != plan.paths:
                 shared[-1][stage.config.name] = owner
     return shared
+
+
+def _with_rows(stage: StageConfig, paths: RunPaths) -> StageConfig:
+    """A stage that reads the rows of another, with the file they will be in."""
+    if not stage.data.rows_from:
+        return stage
+    file = paths.stage(stage.data.rows_from).rows.data
+    return dataclasses.replace(stage, data=dataclasses.replace(stage.data, path=str(file)))
+
+
+def _product(stage: StageConfig, folders: StagePaths) -> Path:
+    return folders.rows.root if methods()[stage.method].product == "rows" else folders.model
 
 
 def _start(stage: StageConfig, paths: RunPaths) -> str:

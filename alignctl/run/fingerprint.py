@@ -25,6 +25,8 @@ def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_
     settings = stage.to_dict()
     for key in ("report_to", "rehearse", "distributed", "launcher"):
         del settings[key]
+    if stage.data.rows_from is None:  # a stage that was begun before there was this key is the same one
+        del settings["data"]["rows_from"]
     settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _DIVIDES}
     settings["global_batch_size"] = global_batch_size
     inputs = {key: _identity(path) for key, path in stage.inputs.items()}

@@ -14,6 +14,28 @@ REWARD_STATISTICS = "reward_statistics.json"
 
 
 @dataclass(frozen=True)
+class RowsPaths:
+    """Files of rows that a stage made: complete as soon as the folder exists."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """One row a line."""
+        return self.root / "rows.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        """What they are, how many, of which stage, and the size and hash of each file."""
+        return self.root / "manifest.json"
+
+    @property
+    def staged(self) -> RowsPaths:
+        """Where they are written until they are complete."""
+        return RowsPaths(self.root.with_name(f".{self.root.name}.staging"))
+
+
+@dataclass(frozen=True)
 class StagePaths:
     """Files of one stage."""
 
@@ -32,6 +54,16 @@ class StagePaths:
     def adapter(self) -> Path:
         """The adapter alone, where one was trained."""
         return self.root / "adapter"
+
+    @property
+    def rows(self) -> RowsPaths:
+        """The rows that the stage made, where its method makes rows and no model."""
+        return RowsPaths(self.root / "rows")
+
+    @property
+    def inputs(self) -> Path:
+        """Which rows of an earlier stage this one is trained on."""
+        return self.root / "inputs.json"
 
     @property
     def metrics(self) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from alignctl.errors import LaunchError
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import RunPaths, StagePaths
+from alignctl.run.products import rows_changed
 
 State = Literal["waiting", "queued", "running", "done", "failed", "stopped", "interrupted", "cancelled"]
 
@@ -24,8 +25,9 @@ def read_status(paths: RunPaths) -> dict[str, Any]:
 
 
 def is_done(stage: StagePaths) -> bool:
-    """Whether a stage has its result and its model."""
-    return stage.result.exists() and stage.model.exists()
+    """Whether a stage has its result and what it makes, of the rows of an earlier stage as they are now."""
+    made = stage.model.exists() or stage.rows.root.exists()
+    return stage.result.exists() and made and not rows_changed(stage)
 
 
 def write_state(paths: RunPaths, state: State) -> None:

@@ -6,7 +6,9 @@ import json
 import re
 
 import pytest
+from support.added import add_method
 
+from alignctl.cli.methods import describe_methods, render_methods
 from alignctl.config.compose import CONF_DIR, list_recipes
 from alignctl.config.trl_fields import config_fields
 from alignctl.methods.registry import methods
@@ -31,6 +33,13 @@ def test_json(alignctl):
     assert rows["simpo"]["models"] == ["policy"]
     assert rows["orpo"]["stability"] == "young"
     assert all(row["when"] and row["paper"].startswith("https://") for row in rows.values())
+
+
+def test_what_makes_rows_says_of_which_kind(monkeypatch):
+    assert "makes" not in render_methods()
+    add_method(monkeypatch, "pick", "sft", product="rows", makes="preferences")
+    assert re.search(r"^  makes +preferences: two completions", render_methods(), re.MULTILINE)
+    assert [row["makes"] for row in describe_methods() if "makes" in row] == ["preferences"]
 
 
 def test_one_yaml_a_method():
@@ -69,3 +78,4 @@ def test_trainer_and_config_can_be_resolved(name):
     config = resolve(method.config_class)(output_dir="unused", bf16=False)
     assert set(config_fields(method.config_class)) <= set(vars(config)), "the source was read as something it is not"
     assert resolve(method.trainer)
+    assert callable(resolve(method.stage_function))

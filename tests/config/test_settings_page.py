@@ -39,10 +39,10 @@ def test_the_page_is_what_the_script_writes(root, page):
 def test_every_key_with_its_default(page, section):
     found = rows(page, f"`{section}`")
     assert list(found) == list(annotations(SECTIONS[section]))
-    for field in dataclasses.fields(SECTIONS[section]):
+    for key, field in zip(found, dataclasses.fields(SECTIONS[section]), strict=True):
         default = field.default_factory() if field.default is dataclasses.MISSING else field.default
         shown = {"None": "null", "True": "true", "False": "false", "???": ""}.get(str(default), str(default))
-        assert found[field.name][0] == shown
+        assert found[key][0] == shown
 
 
 def test_every_key_of_the_run(page):

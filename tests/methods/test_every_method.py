@@ -14,6 +14,13 @@ def test_every_method_has_its_row():
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_product_of_rows_says_what_they_are(name):
+    method = methods()[name]
+    assert (method.product == "rows") == (method.makes is not None)
+    assert method.product == "rows" or method.trainer is not None
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_recipes_and_comparisons_are_there(name):
     row, method = METHODS[name], methods()[name]
     assert (RECIPES_DIR / f"{row.recipe}.yaml").is_file()

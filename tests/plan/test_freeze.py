@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from support.added import add_method
 
 from alignctl.config.compose import compose, read_request
 from alignctl.config.secrets import mask, mask_override
 from alignctl.config.stages import stage_config
 from alignctl.errors import LaunchError, RequestError
+from alignctl.launch.slurm import plan_jobs
 from alignctl.plan.freeze import (
     absolute_paths,
     find_run,
@@ -164,6 +166,37 @@ def test_an_earlier_stage_changes_those_that_start_from_it(tmp_path):
     assert one["sft"] != two["sft"]
     assert one["dpo"] != two["dpo"]
     assert one["sft"] == three["sft"]
+
+
+def test_rows_of_an_earlier_stage_are_planned_as_its_model_is(tmp_path, monkeypatch):
+    """Their file is known before it is there; where it will be is nothing that a stage's result depends on."""
+    add_method(monkeypatch, "pick", "sft", product="rows", makes="preferences")
+    given = ("recipe=quickstart", "eval=default", "sft.method=pick", "dpo.from=null", "dpo.data.from=sft")
+
+    def plan(folder, *more):
+        config = config_of(*given, *more)
+        return config, make_plan(config, "q", tmp_path / folder)
+
+    config, one = plan("one")
+    sft, dpo = one.stages
+    assert (sft.output, sft.trained) == (str(tmp_path / "one" / "sft" / "rows"), "nothing")
+    assert dpo.config.data.path == str(tmp_path / "one" / "sft" / "rows" / "rows.jsonl")
+    assert dpo.environment["HF_HUB_OFFLINE"] == "1"
+    freeze(one, config, [])
+    assert read_plan(one.paths) == one
+    assert fingerprints(plan("two")[1]) == fingerprints(one)
+    assert shared_stages([one, plan("two", "dpo.beta=0.2")[1]])[1] == {"sft": one.paths}
+    _, three = plan("three", "sft.learning_rate=1e-3")
+    assert [a.fingerprint == b.fingerprint for a, b in zip(one.stages, three.stages, strict=True)] == [False, False]
+
+
+def test_each_job_waits_for_the_rows_it_reads(tmp_path, monkeypatch):
+    add_method(monkeypatch, "pick", "sft", product="rows", makes="preferences")
+    config = config_of(
+        "recipe=quickstart", "eval=default", "sft.method=pick", "dpo.from=null", "dpo.data.from=sft", "launcher=slurm"
+    )
+    first, second = plan_jobs([make_plan(config, "q", tmp_path / "run")])
+    assert (first.after, second.after) == ((), ((0, 0),))
 
 
 def test_the_newest_run_that_does_the_same_is_found(tmp_path):

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from alignctl.checks.problems import checked
 from alignctl.config.compose import read_request
+from alignctl.methods.registry import methods, resolve
 from alignctl.monitor.stopping import StopSignal
 from alignctl.plan.freeze import absolute_paths, freeze
 from alignctl.plan.plan import RunPlan, make_plan
 from alignctl.run.frozen import read_stage
+from alignctl.run.products import take_rows
 
 
 class NeverStops(StopSignal):
@@ -53,10 +55,9 @@ def run_stages(run_dir: Path, *arguments: str, signal: StopSignal | None = None)
     Raises:
         AlignctlError: As the command would say it.
     """
-    from alignctl.stage.run import run_stage
-
     plan = frozen(run_dir, *arguments)
     for name in (planned.config.name for planned in plan.stages):
         stage, weights = read_stage(plan.paths, name)
-        run_stage(stage, weights, plan.paths.stage(name), signal or NeverStops())
+        take_rows(stage, plan.paths.stage(name))
+        resolve(methods()[stage.method].stage_function)(stage, weights, plan.paths.stage(name), signal or NeverStops())
     return run_dir

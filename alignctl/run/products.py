@@ -1,0 +1,119 @@
+"""Rows as what a stage makes: written whole or not at all, listed in a manifest, and read by a later stage. Torch-free.
+
+The manifest has the size and the SHA-256 of each file. Sizes are looked at, and hashes compared, when a stage begins to
+be trained on them; which rows it is trained on is noted beside it, and with other rows it is no longer done.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import alignctl
+from alignctl.config.stages import StageConfig
+from alignctl.data.formats import Row
+from alignctl.data.writing import write_rows
+from alignctl.errors import AlignctlError
+from alignctl.run.files import publish_folder, read_json, write_json
+from alignctl.run.fingerprint import file_digest
+from alignctl.run.paths import RowsPaths, RunPaths, StagePaths
+
+
+@dataclass(frozen=True)
+class RowsManifest:
+    """What a folder of rows holds, and where it comes from."""
+
+    kind: str
+    """What one row holds, see data/formats.py."""
+    count: int
+    columns: list[str]
+    files: dict[str, dict[str, Any]]
+    """Name of each: {bytes, sha256}."""
+    stage: str
+    method: str
+    alignctl: str
+    """The version that wrote it."""
+
+
+def write_rows_product(paths: StagePaths, rows: Iterable[Row], kind: str, stage: StageConfig) -> RowsManifest:
+    """Writes what a stage made; rows are taken one by one, and need not fit into memory.
+
+    Raises:
+        AlignctlError: There are no rows.
+        ValueError: A row is not of that kind, or has other columns than the first.
+    """
+    staged = paths.rows.staged
+    shutil.rmtree(staged.root, ignore_errors=True)
+    staged.root.mkdir(parents=True)
+    count, columns = write_rows(staged.data, rows, kind)
+    if count == 0:
+        raise AlignctlError(f"stage `{stage.name}` made no rows, so there is nothing for a later stage to learn from")
+    files = {staged.data.name: {"bytes": staged.data.stat().st_size, "sha256": file_digest(staged.data)}}
+    manifest = RowsManifest(kind, count, columns, files, stage.name, stage.method, alignctl.__version__)
+    write_json(staged.manifest, asdict(manifest))
+    publish_folder(staged.root, paths.rows.root)
+    return manifest
+
+
+def read_manifest(folder: RowsPaths) -> RowsManifest | None:
+    """What a folder of rows holds; None where there is none."""
+    content = read_json(folder.manifest)
+    return RowsManifest(**content) if content else None
+
+
+def take_rows(stage: StageConfig, paths: StagePaths) -> None:
+    """Notes which rows of an earlier stage a stage is trained on, before it begins. What it did with others is removed,
+    so that it starts anew.
+
+    Raises:
+        AlignctlError: There are no such rows, or they are not as they were written.
+    """
+    if stage.data.rows_from is None:
+        return
+    manifest = _whole(stage.data.rows_from, _giver(paths, stage.data.rows_from).rows)
+    now = {"rows_from": stage.data.rows_from, "files": manifest.files}
+    if read_json(paths.inputs) not in (None, now):
+        _clear(paths)
+    write_json(paths.inputs, now)
+
+
+def rows_changed(paths: StagePaths) -> bool:
+    """Whether the rows that a stage was trained on have been replaced by others since."""
+    taken = read_json(paths.inputs)
+    manifest = taken and read_manifest(_giver(paths, taken["rows_from"]).rows)
+    return bool(manifest) and manifest.files != taken["files"]
+
+
+def _giver(paths: StagePaths, stage: str) -> StagePaths:
+    return RunPaths(paths.root.parent).stage(stage)
+
+
+def _whole(name: str, folder: RowsPaths) -> RowsManifest:
+    """What a stage made, once it is known to be as it was written."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise AlignctlError(f"stage `{name}` has made no rows yet: there is no {folder.manifest}")
+    for file, facts in manifest.files.items():
+        path = folder.root / file
+        if not path.is_file() or path.stat().st_size != facts["bytes"] or file_digest(path) != facts["sha256"]:
+            raise AlignctlError(
+                f"{path} is not what stage `{name}` wrote",
+                f"remove {folder.root}, and the same command makes the rows again; rows of your own are given as "
+                "`data.path`",
+            )
+    return manifest
+
+
+def _clear(paths: StagePaths) -> None:
+    """Leaves of a stage only what is not its work: logs and scripts. The note of its rows goes last, so that a kill in
+    between leaves nothing that looks as if it was made of the new ones."""
+    kept = {paths.logs(1).parent, paths.script, paths.array_script, paths.inputs}
+    for path in paths.root.iterdir():
+        if path in kept:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

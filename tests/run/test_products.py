@@ -1,0 +1,134 @@
+"""Rows that a stage makes: whole or not there, known by their hashes, noted by the stage that is trained on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import alignctl
+from alignctl.config.compose import compose, read_request
+from alignctl.config.stages import StageConfig, stage_config
+from alignctl.errors import AlignctlError
+from alignctl.run.files import read_json, write_json
+from alignctl.run.paths import RunPaths
+from alignctl.run.products import read_manifest, rows_changed, take_rows, write_rows_product
+from alignctl.run.state import is_done
+
+PAIRS = [{"prompt": f"p{i}", "chosen": "good", "rejected": "b\u00e4d"} for i in range(3)]
+
+
+def stages() -> tuple[StageConfig, StageConfig]:
+    """One that makes rows, so to speak, and one that reads them."""
+    config, problems = compose(read_request(["recipe=quickstart", "eval=default", "dpo.data.from=sft"]))
+    assert problems == []
+    return stage_config(config, "sft"), stage_config(config, "dpo")
+
+
+def test_rows_and_their_manifest(tmp_path):
+    giver, _ = stages()
+    paths = RunPaths(tmp_path).stage("sft")
+    made = write_rows_product(paths, iter(PAIRS), "preferences", giver)
+    content = (tmp_path / "sft" / "rows" / "rows.jsonl").read_bytes()
+    assert [json.loads(line) for line in content.splitlines()] == PAIRS
+    assert json.loads((tmp_path / "sft" / "rows" / "manifest.json").read_text()) == {
+        "kind": "preferences",
+        "count": 3,
+        "columns": ["prompt", "chosen", "rejected"],
+        "files": {"rows.jsonl": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}},
+        "stage": "sft",
+        "method": "sft",
+        "alignctl": alignctl.__version__,
+    }
+    assert read_manifest(paths.rows) == made
+    assert [path.name for path in paths.root.iterdir()] == ["rows"]
+
+
+def breaking() -> Iterator[dict]:
+    yield PAIRS[0]
+    raise RuntimeError("the judge is gone")
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "words"),
+    [
+        ([], AlignctlError, "stage `sft` made no rows"),
+        ([PAIRS[0], {"prompt": "p", "completion": "c"}], ValueError, "row 2 is no preferences: it has the columns"),
+        ([PAIRS[0], PAIRS[1] | {"margin": 1.0}], ValueError, "row 2 has the columns prompt, chosen, rejected, margin"),
+        (breaking(), RuntimeError, "the judge is gone"),
+    ],
+    ids=["none", "another kind", "another column", "breaks off"],
+)  # fmt: skip
+def test_what_is_not_whole_is_not_there(tmp_path, rows, error, words):
+    giver, _ = stages()
+    paths = RunPaths(tmp_path).stage("sft")
+    with pytest.raises(error, match=words):
+        write_rows_product(paths, rows, "preferences", giver)
+    assert not paths.rows.root.exists()
+    write_rows_product(paths, PAIRS, "preferences", giver)
+    assert read_manifest(paths.rows).count == 3
+    assert [path.name for path in paths.root.iterdir()] == ["rows"], "what was half written is gone"
+
+
+def trained(tmp_path: Path):
+    """A run whose second stage is done with the rows of the first."""
+    giver, taker = stages()
+    run = RunPaths(tmp_path)
+    first, second = run.stage("sft"), run.stage("dpo")
+    write_rows_product(first, PAIRS, "preferences", giver)
+    write_json(first.result, {})
+    take_rows(taker, second)
+    second.model.mkdir()
+    second.checkpoints.mkdir()
+    second.logs(1).mkdir(parents=True)
+    write_json(second.result, {})
+    return giver, taker, first, second
+
+
+def test_a_stage_is_done_as_long_as_its_rows_are_those(tmp_path):
+    giver, taker, first, second = trained(tmp_path)
+    assert is_done(first)
+    assert is_done(second)
+    assert read_json(second.inputs)["rows_from"] == "sft"
+    write_rows_product(first, PAIRS, "preferences", giver)  # made again, the same
+    assert is_done(second)
+    take_rows(taker, second)
+    assert second.model.exists()
+    write_rows_product(first, PAIRS[:2], "preferences", giver)
+    assert is_done(first)
+    assert rows_changed(second)
+    assert not is_done(second)
+
+
+def test_with_other_rows_it_starts_anew(tmp_path):
+    giver, taker, first, second = trained(tmp_path)
+    write_rows_product(first, PAIRS[:2], "preferences", giver)
+    take_rows(taker, second)
+    assert {path.name for path in second.root.iterdir()} == {"inputs.json", "logs"}
+    assert not rows_changed(second)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "other"])
+def test_rows_that_are_not_what_was_written_are_refused(tmp_path, damage):
+    _, taker, first, second = trained(tmp_path)
+    content = first.rows.data.read_text()
+    first.rows.data.write_text(content[:-5] if damage == "shorter" else content.replace("good", "evil"))
+    with pytest.raises(AlignctlError, match=r"rows.jsonl is not what stage `sft` wrote") as refused:
+        take_rows(taker, second)
+    assert str(first.rows.root) in refused.value.problems[0].hint
+    assert second.model.exists()
+
+
+def test_rows_that_are_not_made_yet(tmp_path):
+    _, taker = stages()
+    with pytest.raises(AlignctlError, match="stage `sft` has made no rows yet"):
+        take_rows(taker, RunPaths(tmp_path).stage("dpo"))
+
+
+def test_a_stage_without_such_rows_notes_nothing(tmp_path):
+    giver, _ = stages()
+    take_rows(giver, RunPaths(tmp_path).stage("sft"))
+    assert list(tmp_path.iterdir()) == []
