@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from alignctl.cli.display import Display
 from alignctl.config.schema import RunSettings
 from alignctl.launch.local import part_of_job, run_stage
-from alignctl.plan.freeze import read_plan
+from alignctl.plan.freeze import read_plan, refuse_other_version
 from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, write_state
 
@@ -23,6 +23,7 @@ def node_command(run_dir: Path, stage_name: str, meet: str) -> None:
     paths = plan.paths.stage(stage_name)
     if is_done(paths):  # put back into the queue when it had ended
         return
+    refuse_other_version(plan.paths)  # the code may have been replaced while the job waited
     stage = part_of_job(planned, plan.run_dir, machine, meet)
     ended = paths.ended(machine)
     try:

@@ -19,7 +19,8 @@ from alignctl.plan.deepspeed import deepspeed_config
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json, write_text
-from alignctl.run.frozen import frozen_fingerprints, read_stage
+from alignctl.run.fingerprint import VERSION
+from alignctl.run.frozen import frozen_fingerprints, frozen_version, read_stage
 from alignctl.run.paths import PLAN, RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
 from alignctl.run.shares import must_convert
@@ -143,6 +144,21 @@ def refuse_moved(paths: RunPaths) -> None:
         )
 
 
+def refuse_other_version(paths: RunPaths) -> None:
+    """Keeps a run to a code that means the same by its settings and can read its checkpoints.
+
+    Raises:
+        RequestError: It was begun under another version.
+    """
+    if paths.plan.exists() and (then := frozen_version(paths)) != VERSION:
+        by = (read_json(paths.provenance) or [{}])[0].get("alignctl", "another version")
+        raise RequestError(
+            f"{paths.root} was begun by alignctl {by}, of whose stages this one would not make the same (its plan.json "
+            f"is of version {then}, and this one writes version {VERSION})",
+            "go on with the alignctl that began it, or give another `run_dir`",
+        )
+
+
 def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
     """Keeps a run directory to one run.
 
@@ -154,6 +170,8 @@ def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
     if not paths.plan.exists() and _other_things(paths):
         raise RequestError(f"{paths.root} holds other things than a run", "give another `run_dir`")
     frozen, planned = frozen_fingerprints(paths), fingerprints(plan)
+    if any(_begun(paths.stage(name)) for name in frozen):
+        refuse_other_version(paths)
     for name in frozen | planned:
         if _begun(paths.stage(name)) and frozen.get(name) != planned.get(name):
             changes = _changes(paths, config) or ["an input file is not the same"]

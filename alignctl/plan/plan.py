@@ -14,7 +14,7 @@ from alignctl.config.stages import StageConfig, stage_config
 from alignctl.config.trl_fields import config_fields
 from alignctl.data.sources import is_hub_id
 from alignctl.methods.registry import methods
-from alignctl.run.fingerprint import stage_fingerprint
+from alignctl.run.fingerprint import VERSION, stage_fingerprint
 from alignctl.run.paths import RunPaths, StagePaths
 
 
@@ -51,7 +51,7 @@ class RunPlan:
         return RunPaths(Path(self.run_dir))
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {"version": VERSION} | dataclasses.asdict(self)
 
 
 def make_plan(config: Mapping[str, Any], recipe: str, run_dir: Path) -> RunPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -9,8 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.schema import SECTIONS
 from alignctl.config.stages import StageConfig
 
+VERSION = 2
+"""Of what a stage's settings mean and its checkpoints hold. One that was begun under another version cannot be
+continued: raise it where a change of the code would go on with an old stage otherwise, or could not."""
 _CHUNK = 2**20
 _DIVIDES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -20,17 +25,24 @@ def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_
 
     Data files count by content; checkpoint folders by the names, sizes and times of their files, because weights are
     too many bytes to read for this. How a global batch is divided among processes and passes changes nothing but the
-    rounding, nor does where they run.
+    rounding, nor does where they run. A setting of a section at its default is left out, so that one that is new in
+    alignctl changes no stage that was begun before.
     """
     settings = stage.to_dict()
     for key in ("report_to", "rehearse", "distributed", "launcher"):
         del settings[key]
-    if stage.data.rows_from is None:  # a stage that was begun before there was this key is the same one
-        del settings["data"]["rows_from"]
+    for section in SECTIONS:
+        settings[section] = _given(getattr(stage, section))
     settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _DIVIDES}
     settings["global_batch_size"] = global_batch_size
     inputs = {key: _identity(path) for key, path in stage.inputs.items()}
-    return _hash(json.dumps([settings, inputs, list(upstream)], sort_keys=True).encode())
+    return _hash(json.dumps([VERSION, settings, inputs, list(upstream)], sort_keys=True).encode())
+
+
+def _given(section: Any) -> dict[str, Any]:
+    """A section without what is at its default."""
+    fields = dataclasses.fields(section)
+    return {one.name: value for one in fields if (value := getattr(section, one.name)) != one.default}
 
 
 def file_digest(path: Path) -> str:

@@ -27,6 +27,11 @@ def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, dict[str, str |
     return config, {role: None if source == random else source for role, source in stage["roles"].items()}
 
 
+def frozen_version(paths: RunPaths) -> int:
+    """The version (run/fingerprint.py) under which a run was begun."""
+    return read_json(paths.plan).get("version", 1)
+
+
 def frozen_fingerprints(paths: RunPaths) -> dict[str, str]:
     """Stages of a run directory and their fingerprints, in order; empty where there is no run."""
     plan = read_json(paths.plan) or {"stages": []}

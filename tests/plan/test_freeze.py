@@ -226,6 +226,23 @@ def test_a_run_directory_holds_one_run(tmp_path):
         refuse_other_run(make_plan(fewer, "quickstart", tmp_path), fewer)
 
 
+def test_a_run_that_an_older_alignctl_began_is_not_continued(tmp_path, alignctl):
+    config = config_of("recipe=quickstart")
+    plan = make_plan(config, "quickstart", tmp_path)
+    freeze(plan, config, [])
+    older = {key: value for key, value in read_json(plan.paths.plan).items() if key != "version"}
+    write_json(plan.paths.plan, older)
+    refuse_other_run(plan, config)  # nothing was begun yet
+    write_json(plan.paths.stage("sft").result, {})
+    reason = r"was begun by alignctl .* \(its plan.json is of version 1, and this one writes version 2\)"
+    with pytest.raises(RequestError, match=reason):
+        refuse_other_run(plan, config)
+    done = alignctl("resume", str(tmp_path))
+    assert done.code == 2
+    assert "was begun by alignctl" in done.err
+    assert alignctl("status", str(tmp_path)).code == 0
+
+
 def test_a_folder_of_other_things_is_not_taken(tmp_path):
     config = config_of("recipe=quickstart")
     (tmp_path / "thesis.tex").write_text("x")
