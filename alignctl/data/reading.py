@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 
@@ -55,6 +55,18 @@ class Rows:
         return replace(self, dataset=self.dataset.select(indices), numbers=[self.numbers[i] for i in indices])
 
 
+class Source(NamedTuple):
+    """Where rows come from."""
+
+    path: str
+    split: str
+    """Of a data set on the Hub."""
+    part: Literal["train", "test"]
+    """Of a built-in world."""
+    limit: int | None
+    """At most so many of the first rows."""
+
+
 def read_split(
     settings: DataSettings, kind: str, seed: int, columns: tuple[RowColumn, ...] = ()
 ) -> tuple[Rows, Rows | None]:
@@ -66,12 +78,12 @@ def read_split(
     Raises:
         RequestError: A source cannot be read, has no rows of this kind, or has bad rows and `on_bad_row` is fail.
     """
-    train = _read(settings, settings.path, settings.split, "train", kind, settings.limit, columns)
+    train = _read(settings, Source(settings.path, settings.split, "train", settings.limit), kind, columns)
     if settings.eval_path or settings.eval_split or settings.path in BUILTIN_SOURCES:
         path, split = settings.eval_path or settings.path, settings.eval_split or "train"
         # `data.margin` is said of the training rows; others are measured without margins.
         columns = tuple(column for column in columns if column.name != _MARGIN)
-        return train, _read(settings, path, split, "test", kind, settings.eval_limit, columns)
+        return train, _read(settings, Source(path, split, "test", settings.eval_limit), kind, columns)
     if settings.eval_rows == 0:
         return train, None
     return _hold_out(train, settings, seed)
@@ -147,18 +159,10 @@ def _plain_text(row: dict[str, Any], as_text: Any) -> dict[str, str]:
     }
 
 
-def _read(
-    settings: DataSettings,
-    path: str,
-    split: str,
-    part: str,
-    kind: str,
-    limit: int | None,
-    columns: tuple[RowColumn, ...],
-) -> Rows:
-    raw = _load(path, split, settings, part, kind)
-    if limit is not None:
-        raw = raw.select(range(min(limit, len(raw))))
+def _read(settings: DataSettings, source: Source, kind: str, columns: tuple[RowColumn, ...]) -> Rows:
+    raw, path = _load(settings, source, kind), source.path
+    if source.limit is not None:
+        raw = raw.select(range(min(source.limit, len(raw))))
     if len(raw) == 0:
         raise RequestError(f"{path} has no rows")
     try:
@@ -183,16 +187,17 @@ def describe_skipped(ledger: Ledger) -> str:
     return f"{len(ledger.skipped)} of {ledger.read} rows cannot be used ({'; '.join(shown)}{more})"
 
 
-def _load(path: str, split: str, settings: DataSettings, part: str, kind: str) -> Dataset:
+def _load(settings: DataSettings, source: Source, kind: str) -> Dataset:
     """The rows of a source as they are."""
+    path = source.path
     if path in BUILTIN_SOURCES:
         make = quickstart.demonstrations if kind == "demonstrations" else quickstart.preferences
-        return Dataset.from_list(make(part))
+        return Dataset.from_list(make(source.part))
     file = Path(path)
     try:
         if file.is_file():
             return load_dataset(_LOADERS[file.suffix], data_files=str(file), split="train")
-        loaded = load_dataset(path, name=settings.name, split=split)
+        loaded = load_dataset(path, name=settings.name, split=source.split)
     except Exception as error:  # the library raises dozens of kinds; each means that the rows could not be had
         if file.suffix == ".jsonl" and (bad := first_bad_line(file)):
             raise RequestError(f"{path}: {bad}") from error

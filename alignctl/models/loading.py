@@ -30,6 +30,7 @@ from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
 from alignctl.models.verifying import check_saved
 from alignctl.run.files import publish_folder
+from alignctl.run.paths import StagePaths
 
 
 def load_tokenizer(
@@ -168,13 +169,12 @@ def build_peft_config(peft: dict[str, Any], role: Role) -> PeftConfig | None:
 def save_finished(
     trained: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    model_dir: Path,
-    adapter_dir: Path,
+    paths: StagePaths,
     load_whole: Callable[[], PreTrainedModel],
     facts: Mapping[str, Any],
     state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Saves a trained model, whole or not at all, for `from_pretrained(model_dir)` of its class.
+    """Saves a trained model, whole or not at all, for `from_pretrained(paths.model)` of its class.
 
     An adapter is saved by itself and then merged: the next stage starts from, and is compared with, the whole model.
 
@@ -188,11 +188,11 @@ def save_finished(
         AlignctlError: What was written is not what was trained; none of it is left.
     """
     if isinstance(trained, PeftModel):
-        _publish(adapter_dir, trained, tokenizer, facts, state)
+        _publish(paths.adapter, trained, tokenizer, facts, state)
         if state is not None or getattr(trained, "is_loaded_in_4bit", False):
-            trained, state = PeftModel.from_pretrained(load_whole(), adapter_dir), None
+            trained, state = PeftModel.from_pretrained(load_whole(), paths.adapter), None
         trained = trained.merge_and_unload()
-    _publish(model_dir, trained, tokenizer, facts, state)
+    _publish(paths.model, trained, tokenizer, facts, state)
 
 
 def _publish(

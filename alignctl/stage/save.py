@@ -26,8 +26,7 @@ def save(job: Job, trainer: StageTrainer, measuring: Measuring, before: Evaluati
             save_finished(
                 trained,
                 job.tokenizer,
-                job.paths.model,
-                job.paths.adapter,
+                job.paths,
                 lambda: load_model(
                     stage.model, job.method.trained, job.start, job.tokenizer, {"type": "lora"}, stage.seed
                 ),

@@ -16,6 +16,7 @@ from alignctl.errors import AlignctlError
 from alignctl.models.loading import save_finished
 from alignctl.models.tokenizer import train_tokenizer
 from alignctl.models.verifying import check_saved
+from alignctl.run.paths import StagePaths
 
 pytestmark = pytest.mark.train
 
@@ -123,12 +124,12 @@ def test_nothing_is_left_of_what_was_not_saved_right(tmp_path, tokenizer, make):
         list(model.parameters())[-1].view(-1)[0] = torch.nan
         next(p for p in model.parameters() if p.requires_grad).view(-1)[0] = torch.nan
     with pytest.raises(AlignctlError, match="holds NaN"):
-        save_finished(model, tokenizer, tmp_path / "model", tmp_path / "adapter", llama, {"facts.json": {}})
+        save_finished(model, tokenizer, StagePaths(tmp_path), llama, {"facts.json": {}})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_saved_right_is_there(tmp_path, tokenizer):
-    save_finished(adapter(), tokenizer, tmp_path / "model", tmp_path / "adapter", llama, {"facts.json": {"a": 1}})
+    save_finished(adapter(), tokenizer, StagePaths(tmp_path), llama, {"facts.json": {"a": 1}})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
     assert json.loads((tmp_path / "model" / "facts.json").read_text()) == {"a": 1}
     assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o644
