@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from support.models import TINY
+from support.rewards import REWARDS
 
 QUICKSTART_REWARD = "ppo.reward_funcs=[alignctl.data.quickstart:reward]"
 
@@ -21,6 +22,21 @@ class Compared:
     ours: tuple[str, ...] = ()
     theirs: Mapping[str, Any] = field(default_factory=dict)
     within: Mapping[str, float] = field(default_factory=lambda: {"abs": 1e-6})
+
+
+ROWS, MICRO_BATCH, PROCESSES = "rows", "micro_batch", "processes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Same:
+    """How a batch may be divided among passes and processes without another loss."""
+
+    over: str = ROWS
+    """What the loss is the same over: all rows of an optimizer step, however they are divided; the rows of a
+    micro-batch, of which it takes a mean over tokens; the rows that all processes hold at once, as KTO's KL estimate
+    and PPO's rollout."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the stage; None takes one out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +60,8 @@ class Row:
     """Settings of the trainer in tests of the engine against TRL's."""
     passes: int | None = None
     """Passes of packed rows through a model that one step takes, where it is compared with TRL's."""
+    same: Mapping[str, Same] = field(default_factory=lambda: {"": Same()})
+    """Its losses, by what follows the method's name."""
     memory: Mapping[str, Any] | None = None
     """Settings of the trainer in the test of memory; None where it is trained as another method is."""
 
@@ -61,6 +79,12 @@ METHODS = {
             for loss in ("sigmoid", "ipo", "aot")
         ),
         passes=2,
+        same={
+            "": Same(),
+            " and sft": Same(
+                over=MICRO_BATCH, settings={"loss_type": "[sigmoid,sft]", "loss_weights": "[1.0,0.5]"}
+            ),
+        },
         memory={"loss_type": ["sigmoid", "sft"]},
     ),
     "ipo": Row(
@@ -83,6 +107,7 @@ METHODS = {
         compared=(Compared(),),
         engine={"desirable_weight": 1.0, "undesirable_weight": 1.0},
         passes=4,
+        same={"": Same(over=PROCESSES), ", no estimate": Same(settings={"loss_type": "apo_zero_unpaired"})},
     ),
     "orpo": Row(
         stage="orpo",
@@ -90,6 +115,7 @@ METHODS = {
         local="orpo_local",
         trl=("trl.experimental.orpo:ORPOTrainer", "trl.experimental.orpo:ORPOConfig"),
         compared=(Compared(ours=("orpo.beta=0.25",), theirs={"beta": 0.25}),),
+        same={"": Same(over=MICRO_BATCH)},
         memory={},
     ),
     "ppo": Row(
@@ -102,6 +128,15 @@ METHODS = {
         stateful=("ppo.target_kl=1.0", "ppo.kl_horizon=100"),
         local=None,
         trl=None,
+        same={
+            "": Same(
+                over=PROCESSES,
+                settings={
+                    "reward_funcs": f"[{REWARDS}:length]", "response_length": 8, "max_prompt_length": 256,
+                    "update_tokens": 256, "max_length": None, "gradient_accumulation_steps": None,
+                },
+            ),
+        },
     ),
     "reward": Row(
         stage="rm",
@@ -144,6 +179,7 @@ METHODS = {
                 | {"label_smoothing": 0.1},
             ),
         ),
+        same={"": Same(), " and sft": Same(over=MICRO_BATCH, settings={"sft_weight": 1.0})},
     ),
 }  # fmt: skip
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.cells import CASES, MICRO_BATCH, ROWS, STEPS, job
+from support.cells import CASES, STEPS, job
 from support.many import differ, outcome, run_many
+from support.methods import MICRO_BATCH, ROWS
 
 from alignctl.methods.registry import methods
 
