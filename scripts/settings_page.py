@@ -1,4 +1,4 @@
-"""Writes docs/settings.md: every setting that is alignctl's own, from the dataclasses that define it. Imports no torch.
+"""Writes docs/settings.md: all methods, and every setting that is alignctl's own, from the code. Imports no torch.
 
     python scripts/settings_page.py            # writes the page
     python scripts/settings_page.py --print    # prints it instead
@@ -20,7 +20,7 @@ from pathlib import Path
 import alignctl
 from alignctl.config.schema import MISSING, PEFT_CLASSES, RunSettings, annotations
 from alignctl.config.types import describe
-from alignctl.methods.registry import methods
+from alignctl.methods.registry import Method, methods
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "settings.md"
@@ -47,6 +47,12 @@ PEFT = """
 `type` is {types}; beside it stands every field of `{library}`, under peft's names and with peft's defaults.
 """
 METHODS = """
+## Methods
+
+| method | what it is | rows | models in memory | choose it |
+|---|---|---|---|---|
+"""
+FIELDS = """
 ## Fields of a stage
 
 Every stage takes the fields of its trainer's config class: those of TRL, or of transformers where the trainer is
@@ -82,7 +88,7 @@ def page() -> str:
             parts.append(PEFT.format(types=f"{', '.join(types)} or {last}", library=f"peft.{library}"))
         elif section in SECTIONS:
             parts += [f"\n## `{section}`\n\n", table(own_fields(SECTIONS[section]))]
-    parts.append(METHODS)
+    parts += [METHODS, *map(row_of, methods().values()), FIELDS]
     for takers, classes in groupby(stage_classes().items(), key=lambda item: item[1]):
         fixed = set.intersection(*(set(methods()[name].owned_fields) for name in takers))
         fields = [field for one, _ in classes for field in own_fields(one) if field.name not in fixed]
@@ -99,6 +105,12 @@ def table(fields: Iterable[Setting]) -> str:
         cells = (f"`{field.name}`", describe(field.annotation), field.default, field.meaning)
         rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
+
+
+def row_of(method: Method) -> str:
+    models = ", ".join(role.replace("_", " ") for role in method.roles)
+    what = f"{method.summary} ([paper]({method.paper}))"
+    return f"| `{method.name}` | {what} | {method.data_kind} | {models} | {method.when} |\n"
 
 
 def stage_classes() -> dict[str, list[str]]:

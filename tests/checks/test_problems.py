@@ -6,6 +6,7 @@ import pytest
 
 from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, read_request
+from alignctl.methods.registry import methods
 from alignctl.plan.freeze import absolute_paths
 from alignctl.plan.plan import make_plan
 
@@ -294,7 +295,8 @@ def test_a_field_of_trl_the_recipe_does_not_list_is_accepted():
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LABELLED = {"prompt": "p", "completion": "a", "label": True}
-FOR_PAIRS = "`dpo`, `ipo`, `kto`, `orpo`, `ppo`, `reward` or `simpo`"
+*_OTHERS, _LAST = sorted(name for name, method in methods().items() if method.data_kind != "demonstrations")
+FOR_PAIRS = f"{', '.join(f'`{name}`' for name in _OTHERS)} or `{_LAST}`"
 
 
 @pytest.mark.parametrize(
