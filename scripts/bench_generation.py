@@ -18,7 +18,7 @@ from bench_ppo import shared
 from bench_preference import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from alignctl.models.attention import put_packed_attention_on
+from alignctl.models.packing import put_packed_attention_on
 from alignctl.rollout.drawing import draw_completions
 from alignctl.rollout.settings import RolloutSettings
 

@@ -19,8 +19,8 @@ from alignctl.config.schema import RunSettings
 from alignctl.errors import LaunchError, RequestError
 from alignctl.launch.local import check_machine, run_plan
 from alignctl.launch.queue import cancel_jobs, check_slurm_here
-from alignctl.launch.report import report
 from alignctl.launch.slurm import refuse_if_queued
+from alignctl.launch.status import statuses
 from alignctl.plan.freeze import read_plan, refuse_moved, refuse_other_shares, refuse_other_version
 from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, is_held, locked, read_status, write_stage_state
@@ -44,7 +44,7 @@ def logs_command(run: Path, stage: str | None, rank: int | None, follow: bool) -
     def goes_on() -> bool:
         nonlocal asked, alive
         if alive and time.monotonic() > asked + _ASK_EVERY_S:
-            (now,) = report([plan])
+            (now,) = statuses([plan])
             asked, alive = time.monotonic(), next(one for one in now.stages if one.name == name).state in _ALIVE
         return alive
 
@@ -79,7 +79,7 @@ def _texts(log: Path, goes_on: Callable[[], bool]) -> Iterator[str]:
 def cancel_command(run: Path) -> None:
     """Ends a run: its jobs, or the command that runs it on this machine. What is saved stays."""
     paths = RunPaths(run.resolve())
-    (now,) = report([read_plan(paths)])
+    (now,) = statuses([read_plan(paths)])
     alive = [stage for stage in now.stages if stage.job and stage.state in _ALIVE and not stage.shared]
     if alive:
         cancel_jobs([stage.job for stage in alive if stage.job])

@@ -14,7 +14,7 @@ from rich.table import Table
 from alignctl.cli.display import duration
 from alignctl.cli.train import RUNS
 from alignctl.errors import RequestError
-from alignctl.launch.report import RunReport, StageReport, report
+from alignctl.launch.status import RunStatus, StageStatus, statuses
 from alignctl.plan.freeze import read_plan
 from alignctl.run.paths import PLAN, RunPaths
 
@@ -26,18 +26,18 @@ def status_command(run_dirs: Sequence[Path], every: bool, as_json: bool) -> None
     if every == bool(run_dirs):
         raise RequestError("name runs, or all of them", "`alignctl status RUN` or `alignctl status --all`")
     folders = [run.resolve() for run in run_dirs] or sorted(plan.parent for plan in RUNS.resolve().glob(f"**/{PLAN}"))
-    reports = report([read_plan(RunPaths(folder)) for folder in folders])
+    found = statuses([read_plan(RunPaths(folder)) for folder in folders])
     if as_json:
-        found = [run.to_dict() for run in reports]
+        found = [run.to_dict() for run in found]
         click.echo(json.dumps(found[0] if len(run_dirs) == 1 else found, indent=2))
     elif every:
-        _print_all(reports)
+        _print_all(found)
     else:
-        for run in reports:
+        for run in found:
             _print_run(run)
 
 
-def _print_run(run: RunReport) -> None:
+def _print_run(run: RunStatus) -> None:
     click.echo(f"{run.recipe} in {run.run_dir}: {run.state}")
     _print_table(("stage", "state", *_OF_A_STAGE), [[stage.name, stage.state, *_facts(stage)] for stage in run.stages])
     for stage in run.stages:
@@ -45,11 +45,11 @@ def _print_run(run: RunReport) -> None:
             click.echo(f"\n{stage.error}")
 
 
-def _print_all(reports: Sequence[RunReport]) -> None:
-    if not reports:
+def _print_all(found: Sequence[RunStatus]) -> None:
+    if not found:
         click.echo(f"no runs below {RUNS}/")
         return
-    rows = [[os.path.relpath(run.run_dir), run.state, run.current.name, *_facts(run.current)] for run in reports]
+    rows = [[os.path.relpath(run.run_dir), run.state, run.current.name, *_facts(run.current)] for run in found]
     _print_table(("run", "state", "stage", *_OF_A_STAGE), rows)
 
 
@@ -65,7 +65,7 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
     console.print(table)
 
 
-def _facts(stage: StageReport) -> list[str]:
+def _facts(stage: StageStatus) -> list[str]:
     """Job, step, loss, time until it is done and until its job's limit, and what else there is to say."""
     step = f"{stage.step}/{stage.max_steps}" if stage.step is not None else ""
     loss = f"{stage.metrics['loss']:.4g}" if "loss" in stage.metrics else ""

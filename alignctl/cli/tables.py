@@ -30,13 +30,13 @@ class Metric:
     title: str
     short: str
     """Heads a column."""
-    share: bool
+    is_fraction: bool
 
     def text(self, measured: Mapping[str, float]) -> str:
         value = measured.get(self.key)
         if value is None:
             return ""
-        return f"{value:.1%}" if self.share else f"{value:.3f}"
+        return f"{value:.1%}" if self.is_fraction else f"{value:.3f}"
 
 
 METRICS = (

@@ -31,12 +31,12 @@ from alignctl.plan.freeze import (
     find_run,
     fingerprints,
     freeze,
+    link_stages,
     new_run_dir,
     refuse_other_run,
     refuse_other_shares,
-    share_stages,
 )
-from alignctl.plan.plan import RunPlan, make_plan, shared_stages
+from alignctl.plan.plan import RunPlan, common_stages, make_plan
 from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, locked
 
@@ -120,7 +120,7 @@ def _prepare(request: Request, points: Sequence[Request], new: bool) -> list[Pre
         _plan(request.recipe.name, label if len(points) > 1 else "", absolute_paths(config), new)
         for label, config in composed
     ]
-    shared = shared_stages([point.plan for point in planned])
+    shared = common_stages([point.plan for point in planned])
     return [dataclasses.replace(point, shared=others) for point, others in zip(planned, shared, strict=True)]
 
 
@@ -167,7 +167,7 @@ def _submit(prepared: Sequence[Prepared], as_json: bool) -> None:
         for point in left:
             locks.enter_context(locked(point.plan.paths))
             freeze(point.plan, point.config, sys.argv)
-            share_stages(point.plan, point.shared)
+            link_stages(point.plan, point.shared)
         if left:
             submit_plans([point.plan for point in left], as_json)
 
@@ -188,7 +188,7 @@ def _run(point: Prepared) -> None:
             wait_for_first(plan)
         else:
             freeze(plan, point.config, sys.argv)
-            share_stages(plan, point.shared)
+            link_stages(plan, point.shared)
         display.say(f"{point.label + ': ' if point.label else ''}{plan.recipe} in {plan.run_dir}")
         for stage in plan.stages:
             if is_done(plan.paths.stage(stage.config.name)):

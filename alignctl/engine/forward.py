@@ -17,7 +17,7 @@ def last_hidden(model: nn.Module, layout: Layout) -> Tensor:
 
 
 def takes_packed_rows(model: nn.Module) -> bool:
-    """Whether a model's attention knows packed rows, see models/attention.py."""
+    """Whether a model's attention knows packed rows, see models/packing.py."""
     return getattr(bare(model), "packed_attention", None) is not None
 
 

@@ -8,12 +8,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignctl.config.schema import EvalSettings
 from alignctl.engine.forward import evaluating
+from alignctl.evaluate.answers import draw_answers
 from alignctl.evaluate.held_out import HeldOut, Questions
 from alignctl.evaluate.judges import Judge
-from alignctl.evaluate.measure import kl_of_answers, label_auc, preferences, share
+from alignctl.evaluate.measure import fraction, kl_of_answers, label_auc, preferences
 from alignctl.evaluate.reference import Reference
 from alignctl.evaluate.reward_model import accuracy_and_margin
-from alignctl.evaluate.sampling import sample_completions
 
 
 @dataclass
@@ -35,19 +35,19 @@ class Evaluator:
     """None where nobody says which answers are right."""
     settings: EvalSettings
     seed: int
-    """Of the sampling."""
+    """Of the drawing."""
 
     def measure(self, policy: PreTrainedModel, reference: Reference | None = None) -> Evaluation:
         """Measures a policy. Metrics, each in [0, 1] unless said otherwise:
 
-        - preference_accuracy: share of pairs whose chosen completion the policy gives the higher log-probability.
+        - preference_accuracy: fraction of pairs whose chosen completion the policy gives the higher log-probability.
         - preference_accuracy_per_token: the same with log-probabilities divided by the number of tokens, SimPO's reward
           (arXiv:2405.14734, Eq. 3): sums mostly say which completion is shorter where lengths differ much.
         - reward_accuracy: the same with the implicit reward, log-probability less the reference's (DPO, Sec. 5).
         - label_auc: chance that a wanted answer has a higher implicit reward than an unwanted one, a tie counting half.
-        - right, wanted_manner: shares of sampled answers, by the judge.
-        - kl: KL divergence from the reference in nats per answer, estimated on the sampled answers (see `estimate_kl`).
-        - answer_tokens: mean length of the sampled answers.
+        - right, wanted_manner: fractions of the drawn answers, by the judge.
+        - kl: KL divergence from the reference in nats per answer, estimated on the drawn answers (see `estimate_kl`).
+        - answer_tokens: mean length of the drawn answers.
 
         Args:
             reference: None where there is none to compare with; then neither implicit reward nor KL are measured.
@@ -66,7 +66,7 @@ class Evaluator:
     def measure_reward_model(self, model: PreTrainedModel) -> Evaluation:
         """Measures a reward model. Metrics, where there are pairs:
 
-        - accuracy: share of pairs whose chosen completion has the higher score, in [0, 1];
+        - accuracy: fraction of pairs whose chosen completion has the higher score, in [0, 1];
         - margin: mean difference of the scores.
         """
         pairs = self.held_out.pairs
@@ -79,12 +79,12 @@ class Evaluator:
     ) -> None:
         """Has the policy answer, and adds the answers and what they show."""
         settings, metrics = self.settings, evaluation.metrics
-        answers = sample_completions(policy, self.tokenizer, questions.prompts, settings, self.seed)
+        answers = draw_answers(policy, self.tokenizer, questions.prompts, settings, self.seed)
         evaluation.completions = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         metrics["answer_tokens"] = sum(len(answer) for answer in answers) / len(answers)
         if self.judge is not None:
             verdicts = [self.judge(q, a) for q, a in zip(questions.texts, evaluation.completions, strict=True)]
-            metrics["right"] = share(verdict.right for verdict in verdicts)
-            metrics["wanted_manner"] = share(verdict.wanted_manner for verdict in verdicts)
+            metrics["right"] = fraction(verdict.right for verdict in verdicts)
+            metrics["wanted_manner"] = fraction(verdict.wanted_manner for verdict in verdicts)
         if reference is not None and settings.temperature == 1.0:  # at another the answers are not the policy's samples
             metrics["kl"] = kl_of_answers(policy, reference, questions.prompts, answers, settings.batch_size)

@@ -81,17 +81,17 @@ def build_held_out(
     Args:
         rows: Held-out rows as the tokenizer can write them; None where none are.
         num_questions: Most prompts to answer; 0 for none, as for a model that cannot answer.
-        max_new_tokens: Room to leave for an answer, of what the model sees.
+        max_new_tokens: Tokens to leave for an answer, of what the model sees.
     """
     if rows is None:
         return HeldOut()
     kind, dataset = rows.format.kind, rows.dataset
-    room = lengths.seen - max_new_tokens if lengths.seen else None
+    longest = lengths.seen - max_new_tokens if lengths.seen else None
     asks = num_questions and "prompt" in dataset.column_names
     return HeldOut(
         pairs=build_pairs(dataset, tokenizer, lengths) if kind == "preferences" else None,
         feedback=build_feedback(dataset, tokenizer, lengths) if kind == "feedback" else None,
-        questions=build_questions(dataset["prompt"], tokenizer, num_questions, room) if asks else None,
+        questions=build_questions(dataset["prompt"], tokenizer, num_questions, longest) if asks else None,
     )
 
 
@@ -119,20 +119,20 @@ def build_feedback(rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: L
 
 
 def build_questions(
-    prompts: Iterable[Any], tokenizer: PreTrainedTokenizerBase, count: int, room: int | None
+    prompts: Iterable[Any], tokenizer: PreTrainedTokenizerBase, count: int, longest: int | None
 ) -> Questions | None:
-    """The first distinct prompts, text or messages, that leave room for an answer.
+    """The first distinct prompts, text or messages, that leave enough for an answer.
 
     Args:
         count: At most so many.
-        room: Longest prompt in tokens; None for any.
+        longest: Longest prompt in tokens; None for any.
     """
     questions, seen = Questions([], []), set()
     for prompt in prompts:
         if len(questions.prompts) >= count:
             break
         ids = tokenize_prompt(tokenizer, prompt)
-        if ids and tuple(ids) not in seen and (room is None or len(ids) <= room):
+        if ids and tuple(ids) not in seen and (longest is None or len(ids) <= longest):
             seen.add(tuple(ids))
             questions.texts.append(prompt if isinstance(prompt, str) else prompt[-1]["content"])
             questions.prompts.append(ids)

@@ -15,13 +15,13 @@ from alignctl.evaluate.reference import Reference
 
 
 def estimate_kl(policy_logps: Sequence[Tensor], reference_logps: Sequence[Tensor]) -> float:
-    """KL(policy || reference) in nats per completion, from completions sampled from the policy.
+    """KL(policy || reference) in nats per completion, from completions drawn from the policy.
 
     Schulman's k3, `r - 1 - log r` with `r = reference / policy` per token, summed over each completion's tokens and
     averaged over completions: unbiased, and never negative. http://joschu.net/blog/kl-approx.html
 
     Args:
-        policy_logps: Log-probabilities of the sampled tokens under the policy, `[completion length]` each.
+        policy_logps: Log-probabilities of the drawn tokens under the policy, `[completion length]` each.
         reference_logps: The same under the reference.
     """
     sums = []
@@ -38,7 +38,7 @@ def kl_of_answers(
     answers: Sequence[Sequence[int]],
     batch_size: int,
 ) -> float:
-    """KL from the reference in nats per answer, on answers that were sampled from the policy at temperature 1.
+    """KL from the reference in nats per answer, on answers that were drawn from the policy at temperature 1.
 
     Args:
         prompts: Token ids.
@@ -58,12 +58,12 @@ def preferences(
     logps = _logps(policy, answers, batch_size)
     means = [logp / len(answer.completion) for logp, answer in zip(logps, answers, strict=True)]
     metrics = {
-        "preference_accuracy": share(c > r for c, r in zip(logps[:count], logps[count:], strict=True)),
-        "preference_accuracy_per_token": share(c > r for c, r in zip(means[:count], means[count:], strict=True)),
+        "preference_accuracy": fraction(c > r for c, r in zip(logps[:count], logps[count:], strict=True)),
+        "preference_accuracy_per_token": fraction(c > r for c, r in zip(means[:count], means[count:], strict=True)),
     }
     if reference is not None:
         rewards = _implicit_rewards(logps, reference, answers, batch_size)
-        metrics["reward_accuracy"] = share(c > r for c, r in zip(rewards[:count], rewards[count:], strict=True))
+        metrics["reward_accuracy"] = fraction(c > r for c, r in zip(rewards[:count], rewards[count:], strict=True))
     return metrics
 
 
@@ -103,7 +103,7 @@ def _implicit_rewards(
         return [ours - theirs for ours, theirs in zip(logps, _logps(model, answers, batch_size), strict=True)]
 
 
-def share(facts: Iterable[bool]) -> float:
+def fraction(facts: Iterable[bool]) -> float:
     """How much of something is so, in [0, 1]."""
     facts = [bool(fact) for fact in facts]
     return sum(facts) / len(facts)

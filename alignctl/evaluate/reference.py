@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from alignctl.engine.forward import takes_packed_rows
 from alignctl.models.adapters import Adapters
-from alignctl.models.attention import put_packed_attention_on
+from alignctl.models.packing import put_packed_attention_on
 
 Reference = Callable[[], AbstractContextManager[PreTrainedModel]]
 """Gives the reference model for the time of a `with` block."""

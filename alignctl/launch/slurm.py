@@ -17,7 +17,7 @@ from alignctl.errors import AlignctlError, LaunchError
 from alignctl.launch.queue import UNKNOWN, cancel_jobs, job_states, release, sbatch_command, submit_job
 from alignctl.launch.slurm_script import job_name, render_array_script, render_script, sbatch_options
 from alignctl.plan.freeze import refuse_anothers_stage
-from alignctl.plan.plan import RunPlan, StagePlan, shared_stages
+from alignctl.plan.plan import RunPlan, StagePlan, common_stages
 from alignctl.run.files import write_text
 from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, read_status, write_stage_state
@@ -53,7 +53,7 @@ def plan_jobs(plans: Sequence[RunPlan]) -> list[Job]:
     """
     jobs: list[Job] = []
     place: dict[tuple[str, str], tuple[int, int]] = {}  # of each stage of each run: its job, and which part of it
-    shared = [_by_others(plan, others) for plan, others in zip(plans, shared_stages(plans), strict=True)]
+    shared = [_by_others(plan, others) for plan, others in zip(plans, common_stages(plans), strict=True)]
     for position in range(max(len(plan.stages) for plan in plans)):
         here = [(plan, plan.stages[position], others) for plan, others in zip(plans, shared, strict=True)
                 if position < len(plan.stages)]  # fmt: skip

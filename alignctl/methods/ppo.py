@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from alignctl.methods.on_policy import BOUNDS, OWNED_FIELDS, check_on_policy
-from alignctl.methods.registry import EVERY_OTHER_COLUMN, NOT_NEGATIVE, POSITIVE, SHARE, Bound, Method
+from alignctl.methods.registry import EVERY_OTHER_COLUMN, FRACTION, NOT_NEGATIVE, POSITIVE, Bound, Method
 
 _BOUNDS = {
     **dict.fromkeys(("cliprange", "cliprange_value", "num_ppo_epochs", "target_kl", "kl_horizon"), POSITIVE),
     **dict.fromkeys(("kl_coef", "entropy_coef", "vf_coef", "value_warmup_steps"), NOT_NEGATIVE),
-    "gamma": SHARE,
-    "lam": SHARE,
+    "gamma": FRACTION,
+    "lam": FRACTION,
     "dual_clip": Bound(above=1, hint="3 is its paper's"),
 }
 

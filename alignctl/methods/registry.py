@@ -31,7 +31,7 @@ class Bound:
     """What to set instead, where it is not plain."""
 
 
-POSITIVE, NOT_NEGATIVE, SHARE = Bound(above=0), Bound(least=0), Bound(least=0, most=1)
+POSITIVE, NOT_NEGATIVE, FRACTION = Bound(above=0), Bound(least=0), Bound(least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> 
     write_json(paths.plan, mask(plan.to_dict()))  # last: a directory with a plan is a run
 
 
-def share_stages(plan: RunPlan, shared: Mapping[str, RunPaths]) -> None:
+def link_stages(plan: RunPlan, shared: Mapping[str, RunPaths]) -> None:
     """Gives a run the stages that another run does for it, as links, where it has none of its own."""
     for name, owner in shared.items():
         folder, other = plan.paths.stage(name).root, owner.stage(name).root

@@ -77,7 +77,7 @@ def make_plan(config: Mapping[str, Any], recipe: str, run_dir: Path) -> RunPlan:
     return RunPlan(recipe, str(run_dir), tuple(stages.values()))
 
 
-def shared_stages(plans: Sequence[RunPlan]) -> list[dict[str, RunPaths]]:
+def common_stages(plans: Sequence[RunPlan]) -> list[dict[str, RunPaths]]:
     """Of each plan the stages that a plan before it has, too, with the same result, and that run: SFT of a sweep over
     DPO's beta is the same in all points."""
     first: dict[str, RunPaths] = {}

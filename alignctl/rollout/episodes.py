@@ -22,23 +22,21 @@ class Episodes:
     """Prompts and what was drawn to them. Lists have an element for each completion; those of one prompt, as many as
     `group_size`, stand side by side."""
 
-    prompts: list[list[int]]
-    """Token ids."""
+    prompt_ids: list[list[int]]
     segments: list[list[Segment]]
     """The completions in parts, with the end token where there is one. What is drawn in one go is one segment."""
     ended: list[bool]
     """Whether a completion ended by itself."""
-    asked: list[Any]
-    """The prompts as the rows have them, text or messages."""
-    said: list[Any]
-    """The completions in the same form."""
+    prompts: list[Any]
+    """As the rows have them, text or messages."""
+    completions: list[Any]
+    """In the form of their prompts."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
     """The other columns of the rows, by name."""
     group_size: int = 1
 
     @cached_property
-    def completions(self) -> list[list[int]]:
-        """Token ids."""
+    def completion_ids(self) -> list[list[int]]:
         return [[token for segment in parts for token in segment.tokens] for parts in self.segments]
 
     @cached_property
@@ -49,14 +47,14 @@ class Episodes:
     @cached_property
     def groups(self) -> list[range]:
         """Numbers of the completions of each prompt."""
-        return [range(first, first + self.group_size) for first in range(0, len(self.prompts), self.group_size)]
+        return [range(first, first + self.group_size) for first in range(0, len(self.prompt_ids), self.group_size)]
 
     def tokens_of(self, group: int) -> int:
         """Tokens of a group whose prompt is computed once."""
         members = self.groups[group]
-        return len(self.prompts[members[0]]) + sum(len(self.completions[member]) for member in members)
+        return len(self.prompt_ids[members[0]]) + sum(len(self.completion_ids[member]) for member in members)
 
 
-def as_said(asked: Any, text: str) -> Any:
-    """A completion in the form of its prompt."""
-    return [{"role": "assistant", "content": text}] if is_messages(asked) else text
+def in_the_form_of(prompt: Any, text: str) -> Any:
+    """A completion as its prompt is, text or messages."""
+    return [{"role": "assistant", "content": text}] if is_messages(prompt) else text

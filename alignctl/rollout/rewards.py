@@ -46,7 +46,7 @@ class RewardModel:
     policy_tokenizer: PreTrainedTokenizerBase
     max_tokens: int
     name: str = "reward_model"
-    cut_share: float = 0.0
+    cut_frac: float = 0.0
     """Of the texts given last, those that were cut."""
 
     @cached_property
@@ -57,36 +57,36 @@ class RewardModel:
 
     def __call__(self, episodes: Episodes) -> list[Score]:
         if self.same_tokens:
-            prompts, completions = episodes.prompts, self._as_trained_on(episodes)
+            prompts, completions = episodes.prompt_ids, self._as_trained_on(episodes)
         else:
             prompts, completions = self._tokenize(episodes)
         prompts, completions = self._cut(prompts, completions)
-        longest = max(len(prompt) + len(said) for prompt, said in zip(prompts, completions, strict=True))
+        longest = max(len(prompt) + len(ids) for prompt, ids in zip(prompts, completions, strict=True))
         scores = sequence_scores(self.model, prompts, completions, max(1, self.max_tokens // longest))
         return at_the_end(scores, episodes)
 
     def _cut(self, prompts: list[list[int]], completions: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
         limit = getattr(bare(self.model).config.get_text_config(), "max_position_embeddings", None) or math.inf
         over = [max(len(p) + len(c) - limit, 0) for p, c in zip(prompts, completions, strict=True)]
-        self.cut_share = sum(map(bool, over)) / len(over)
+        self.cut_frac = sum(map(bool, over)) / len(over)
         return (
             [prompt[cut:] for prompt, cut in zip(prompts, over, strict=True)],
-            [said[max(cut - len(p), 0) :] for p, said, cut in zip(prompts, completions, over, strict=True)],
+            [ids[max(cut - len(p), 0) :] for p, ids, cut in zip(prompts, completions, over, strict=True)],
         )
 
     def _as_trained_on(self, episodes: Episodes) -> list[list[int]]:
         """Completions with what a chat template writes after the token that ends them, a line break for instance."""
-        after_end = _after_end(self.tokenizer) if is_messages(episodes.asked[0]) else []
+        after_end = _after_end(self.tokenizer) if is_messages(episodes.prompts[0]) else []
         return [
-            [*said, *after_end] if ended else said
-            for said, ended in zip(episodes.completions, episodes.ended, strict=True)
+            [*ids, *after_end] if ended else ids
+            for ids, ended in zip(episodes.completion_ids, episodes.ended, strict=True)
         ]
 
     def _tokenize(self, episodes: Episodes) -> tuple[list[list[int]], list[list[int]]]:
         """Prompts and completions as the model was trained on them; one that was cut off gets no end."""
         prompts, completions = [], []
-        for asked, said, ended in zip(episodes.asked, episodes.said, episodes.ended, strict=True):
-            prompt, (completion,) = tokenize_completions(self.tokenizer, asked, [said])
+        for given, drawn, ended in zip(episodes.prompts, episodes.completions, episodes.ended, strict=True):
+            prompt, (completion,) = tokenize_completions(self.tokenizer, given, [drawn])
             end = self.tokenizer.eos_token_id
             if not ended and end in completion:
                 completion = completion[: len(completion) - 1 - completion[::-1].index(end)]
@@ -119,14 +119,14 @@ class FunctionReward:
             )
 
     def __call__(self, episodes: Episodes) -> list[Score]:
-        given = {**episodes.columns, "prompts": episodes.asked, "completions": episodes.said}
+        given = {**episodes.columns, "prompts": episodes.prompts, "completions": episodes.completions}
         parameters = inspect.signature(self.function).parameters
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             given = {name: value for name, value in given.items() if name in parameters}
         rewards = self.function(**given)
-        if len(rewards) != len(episodes.completions):
+        if len(rewards) != len(episodes.completion_ids):
             raise AlignctlError(
-                f"the reward function {self.name} gave {len(rewards)} numbers for {len(episodes.said)} completions"
+                f"the reward function {self.name} gave {len(rewards)} numbers for {len(episodes.ended)} completions"
             )
         return at_the_end(map(float, rewards), episodes)
 
@@ -156,7 +156,7 @@ def load_function(target: str) -> FunctionReward:
 
 def at_the_end(values: Iterable[float], episodes: Episodes) -> list[Score]:
     """A number for each completion as a whole."""
-    return [{len(said) - 1: value} for value, said in zip(values, episodes.completions, strict=True)]
+    return [{len(ids) - 1: value} for value, ids in zip(values, episodes.completion_ids, strict=True)]
 
 
 def totals(scores: Sequence[Score]) -> list[float]:
@@ -224,7 +224,7 @@ def combine(
 
 def _after_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that the chat template writes after the end token of an answer."""
-    asked, said = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
-    _, (completion,) = tokenize_completions(tokenizer, asked, [said])
+    prompt, answer = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    _, (completion,) = tokenize_completions(tokenizer, prompt, [answer])
     end = tokenizer.eos_token_id
     return completion[completion.index(end) + 1 :] if end in completion else []

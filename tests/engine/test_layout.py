@@ -91,7 +91,7 @@ def test_hidden_states_are_those_of_each_sequence_alone(rows, groups):
     from support.models import tiny
 
     from alignctl.engine.forward import last_hidden
-    from alignctl.models.attention import put_packed_attention_on
+    from alignctl.models.packing import put_packed_attention_on
 
     plain, model = tiny("llama").double(), tiny("llama").double()
     assert put_packed_attention_on(model, torch.device("cpu")) is None
@@ -123,7 +123,7 @@ def test_flex_attention_has_the_gradient_of_padded_rows(seed):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from alignctl.engine.forward import last_hidden
-    from alignctl.models.attention import put_packed_attention_on
+    from alignctl.models.packing import put_packed_attention_on
 
     rows, groups = random_groups(seed)
     device = torch.device("cuda")

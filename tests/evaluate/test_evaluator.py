@@ -63,8 +63,8 @@ def evaluator(base, path, kind: str, **lengths):
 
 def load(source, tokenizer, role: str = "policy"):
     """A model that computes as a stage's does."""
-    from alignctl.models.attention import put_packed_attention_on
     from alignctl.models.loading import load_model
+    from alignctl.models.packing import put_packed_attention_on
 
     model = load_model(ModelSettings(path=str(source)), role, str(source), tokenizer, {}, SEED)
     assert put_packed_attention_on(model, model.device) is None

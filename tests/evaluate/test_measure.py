@@ -44,7 +44,7 @@ def test_sampling_follows_the_policy_and_leaves_the_caller_alone():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from alignctl.config.schema import EvalSettings
-    from alignctl.evaluate.sampling import sample_completions
+    from alignctl.evaluate.answers import draw_answers
     from alignctl.models.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["hello world"], 300)
@@ -58,10 +58,10 @@ def test_sampling_follows_the_policy_and_leaves_the_caller_alone():
     prompts = [tokenizer("hello")["input_ids"], tokenizer("hello world hello")["input_ids"]] * 300
     settings = EvalSettings(max_new_tokens=1, batch_size=64)
     state = torch.get_rng_state()
-    first = sample_completions(model, tokenizer, prompts, settings, seed=1)
+    first = draw_answers(model, tokenizer, prompts, settings, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
-    assert first == sample_completions(model, tokenizer, prompts, settings, seed=1)
-    assert first != sample_completions(model, tokenizer, prompts, settings, seed=2)
+    assert first == draw_answers(model, tokenizer, prompts, settings, seed=1)
+    assert first != draw_answers(model, tokenizer, prompts, settings, seed=2)
     # No top-k, no top-p: a model that hardly prefers any token uses most of its vocabulary.
     assert len({completion[0] for completion in first}) > 150
 

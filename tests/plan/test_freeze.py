@@ -16,13 +16,13 @@ from alignctl.plan.freeze import (
     find_run,
     fingerprints,
     freeze,
+    link_stages,
     read_plan,
     refuse_anothers_stage,
     refuse_moved,
     refuse_other_run,
-    share_stages,
 )
-from alignctl.plan.plan import make_plan, shared_stages
+from alignctl.plan.plan import common_stages, make_plan
 from alignctl.run.files import read_json, read_json_lines, write_json
 from alignctl.run.fingerprint import _identity
 from alignctl.run.frozen import read_stage
@@ -99,12 +99,12 @@ def test_points_of_a_sweep_share_what_is_the_same_and_leave_it_to_its_owner(tmp_
         make_plan(config_of("recipe=quickstart", f"dpo.beta={beta}"), "quickstart", tmp_path / f"beta {beta}")
         for beta in (0.1, 0.2)
     )
-    of_first, of_second = shared_stages([first, second])
+    of_first, of_second = common_stages([first, second])
     assert (of_first, of_second) == ({}, {"sft": first.paths})
     for plan, shared in ((first, of_first), (second, of_second)):
         plan.paths.make_root()
-        share_stages(plan, shared)
-        share_stages(plan, shared)  # given the same command again
+        link_stages(plan, shared)
+        link_stages(plan, shared)  # given the same command again
     assert second.paths.stage("sft").root.readlink() == Path("..", "beta 0.1", "sft")
     refuse_anothers_stage(first, "sft")
     refuse_anothers_stage(second, "dpo")
@@ -185,7 +185,7 @@ def test_rows_of_an_earlier_stage_are_planned_as_its_model_is(tmp_path, monkeypa
     freeze(one, config, [])
     assert read_plan(one.paths) == one
     assert fingerprints(plan("two")[1]) == fingerprints(one)
-    assert shared_stages([one, plan("two", "dpo.beta=0.2")[1]])[1] == {"sft": one.paths}
+    assert common_stages([one, plan("two", "dpo.beta=0.2")[1]])[1] == {"sft": one.paths}
     _, three = plan("three", "sft.learning_rate=1e-3")
     assert [a.fingerprint == b.fingerprint for a, b in zip(one.stages, three.stages, strict=True)] == [False, False]
 

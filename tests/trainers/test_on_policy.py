@@ -110,8 +110,8 @@ def test_a_prompt_lies_once_in_the_layout_and_numbers_stay(small, other):
     episodes = first._roll_out(rows)
     assert [list(group) for group in episodes.groups] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     packed = first._batch(episodes, list(range(8))).layout
-    apart = sum(map(len, episodes.prompts)) + sum(map(len, episodes.completions))
-    saved = 3 * sum(len(episodes.prompts[group[0]]) for group in episodes.groups)
+    apart = sum(map(len, episodes.prompt_ids)) + sum(map(len, episodes.completion_ids))
+    saved = 3 * sum(len(episodes.prompt_ids[group[0]]) for group in episodes.groups)
     assert packed.input_ids.numel() == apart - saved
     for trainer in (first, second):
         torch.manual_seed(3)

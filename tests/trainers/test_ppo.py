@@ -46,9 +46,10 @@ def alone(value):
 # Scoring
 
 
-def episodes(prompts, completions, ended=None, asked=None, said=None):
-    segments = [[Segment(completion)] for completion in completions]
-    return Episodes(prompts, segments, ended or [True] * len(prompts), asked or prompts, said or completions)
+def episodes(prompt_ids, completion_ids, ended=None, prompts=None, completions=None):
+    segments = [[Segment(ids)] for ids in completion_ids]
+    ended = ended or [True] * len(prompt_ids)
+    return Episodes(prompt_ids, segments, ended, prompts or prompt_ids, completions or completion_ids)
 
 
 def test_each_source_is_normalised_clipped_and_weighted():
@@ -86,7 +87,7 @@ def test_a_function_that_gives_too_few_numbers_is_told():
 def test_functions_come_from_modules_and_files(tmp_path):
     file = tmp_path / "rewards.py"
     file.write_text("def lengths(prompts, completions):\n    return [len(c) for c in completions]\n")
-    assert load_function(f"{file}:lengths")(episodes([[1]], [[2, 3]], said=["four"])) == [{1: 4.0}]
+    assert load_function(f"{file}:lengths")(episodes([[1]], [[2, 3]], completions=["four"])) == [{1: 4.0}]
     for missing in (f"{file}:widths", "no_such_module:reward", f"{tmp_path / 'none.py'}:reward"):
         with pytest.raises(RequestError, match="there is no reward function"):
             load_function(missing)
@@ -100,7 +101,7 @@ def test_a_reward_model_with_another_tokenizer_is_given_the_text(small):
     asked = [{"role": "user", "content": "a cat?"}]
     said = [{"role": "assistant", "content": "a dog"}]
     ours = small.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
-    drawn = episodes([ours], [small.tokenizer("a dog")["input_ids"]], asked=[asked], said=[said])
+    drawn = episodes([ours], [small.tokenizer("a dog")["input_ids"]], prompts=[asked], completions=[said])
     ((found,),) = (score.values() for score in RewardModel(model, other, small.tokenizer, max_tokens=1000)(drawn))
     whole = torch.tensor([other.apply_chat_template(asked + said, return_dict=False)])
     with torch.no_grad():
@@ -116,7 +117,7 @@ def test_a_completion_ends_for_the_reward_model_as_it_did(small):
     asked, said = [{"role": "user", "content": "a cat?"}], [{"role": "assistant", "content": "a dog"}]
     source = RewardModel(small.reward_model(), tokenizer, tokenizer, max_tokens=1000)
     end, dog = tokenizer.eos_token_id, tokenizer("a dog")["input_ids"]
-    both = episodes([[1], [1]], [[*dog, end], dog], ended=[True, False], asked=[asked] * 2, said=[said] * 2)
+    both = episodes([[1], [1]], [[*dog, end], dog], ended=[True, False], prompts=[asked] * 2, completions=[said] * 2)
     line_break = tokenizer("\n")["input_ids"]
     assert source._as_trained_on(both) == [[*dog, end, *line_break], dog]
     assert source._tokenize(both)[1] == [[*dog, end, *line_break], dog]
@@ -314,7 +315,7 @@ def test_a_checkpoint_s_own_ways_of_generating_are_left_out(small):
         trainer.policy.generation_config.repetition_penalty = penalty
         torch.manual_seed(0)
         rows = trainer.train_dataset.select(range(4)).to_list()
-        drawn.append(trainer._roll_out(trainer.data_collator(rows)).completions)
+        drawn.append(trainer._roll_out(trainer.data_collator(rows)).completion_ids)
         assert trainer.policy.generation_config.repetition_penalty == penalty
     assert drawn[0] == drawn[1]
 

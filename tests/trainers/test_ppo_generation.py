@@ -19,7 +19,7 @@ from support.in_process import run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignctl.engine.forward import takes_packed_rows
-from alignctl.models.attention import put_packed_attention_on
+from alignctl.models.packing import put_packed_attention_on
 from alignctl.rollout.drawing import draw_completions
 from alignctl.rollout.settings import RolloutSettings
 from alignctl.trainers.on_policy.ppo.config import PPOConfig

@@ -119,14 +119,14 @@ def test_a_text_that_other_tokens_make_too_long_loses_its_start_and_is_counted(s
     source = RewardModel(model, other, small.tokenizer, max_tokens=1000)
     segments = [[Segment(completion)] for completion in completions]
     found = totals(source(Episodes(prompts, segments, [True] * 3, asked, said)))
-    assert source.cut_share == pytest.approx(2 / 3)
+    assert source.cut_frac == pytest.approx(2 / 3)
     for question, answer, score in zip(asked, said, found, strict=True):
         ids = other(question + answer + other.eos_token)["input_ids"][-limit:]
         with torch.no_grad():
             assert score == pytest.approx(float(model(torch.tensor([ids])).logits), abs=1e-5)
     alone = RewardModel(model, other, small.tokenizer, max_tokens=1000)
     alone(Episodes(prompts[1:2], segments[1:2], [True], asked[1:2], said[1:2]))
-    assert alone.cut_share == 0.0
+    assert alone.cut_frac == 0.0
 
 
 class StopsAfter:

@@ -74,7 +74,7 @@ def batch(trainer, small):
 def of_each_token(model, episodes):
     """Log-probabilities by a causal language model, or its numbers by a sequence classifier, one by one."""
     found = []
-    for prompt, completion in zip(episodes.prompts, episodes.completions, strict=True):
+    for prompt, completion in zip(episodes.prompt_ids, episodes.completion_ids, strict=True):
         ids, first = torch.tensor([prompt + completion]), len(prompt) - 1
         with torch.no_grad():
             if hasattr(model, "score") or hasattr(model.get_base_model(), "score"):

@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from alignctl.engine.forward import bare
 from alignctl.errors import RequestError
-from alignctl.models.attention import put_packed_attention_on
+from alignctl.models.packing import put_packed_attention_on
 from alignctl.trainers.base.heads import put_head_on, put_score_on, why_not_scored_packed
 
 _MIXTURE = "the loss of a mixture of experts comes from padded rows"

@@ -32,7 +32,7 @@ from alignctl.models.adapters import Adapters
 from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import whole_weights
 from alignctl.rollout.drawing import Drawn, draw_completions
-from alignctl.rollout.episodes import Episodes, Segment, as_said
+from alignctl.rollout.episodes import Episodes, Segment, in_the_form_of
 from alignctl.rollout.rewards import Score
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
@@ -154,7 +154,7 @@ class OnPolicyTrainer(Trainer):
             experience = self._learn(episodes)
         updating = time.perf_counter()
         loss = self._update(model, episodes, experience)
-        tokens = sum(map(len, episodes.completions))
+        tokens = sum(map(len, episodes.completion_ids))
         self.rollouts.add("tokens_per_s/rollout", tokens / (rolled_out - began))
         self.rollouts.add("tokens_per_s/update", tokens * self.rounds / (time.perf_counter() - updating))
         return loss
@@ -164,13 +164,13 @@ class OnPolicyTrainer(Trainer):
             self.policy.eval()
             with self.accelerator.autocast():
                 drawn = draw_completions(self.policy, self.processing_class, inputs[PROMPT_IDS], self.args)
-        said = [
-            as_said(asked, self._text(prompt if isinstance(asked, str) else [], completion))
-            for asked, prompt, completion in zip(inputs["prompt"], inputs[PROMPT_IDS], drawn.completions, strict=True)
+        completions = [
+            in_the_form_of(prompt, self._text(before if isinstance(prompt, str) else [], ids))
+            for prompt, before, ids in zip(inputs["prompt"], inputs[PROMPT_IDS], drawn.completions, strict=True)
         ]
         segments = [[Segment(completion)] for completion in drawn.completions]
         return Episodes(
-            inputs[PROMPT_IDS], segments, drawn.ended, inputs["prompt"], said, inputs.get(ROW, {}),
+            inputs[PROMPT_IDS], segments, drawn.ended, inputs["prompt"], completions, inputs.get(ROW, {}),
             self.args.num_generations,
         )  # fmt: skip
 
@@ -189,10 +189,10 @@ class OnPolicyTrainer(Trainer):
             rewards, scores = self.scoring(episodes)
         experience = self.learn_from(episodes, scores)
         self.rollouts.add_rollout(episodes, experience, rewards, scores)
-        for name, share in self.scoring.cut_shares().items():
+        for name, share in self.scoring.cut_fracs().items():
             self.rollouts.add_mean(name, [share])
         self.rollouts.sample(episodes, rewards, scores, self.args.num_sample_completions)
-        tokens = torch.tensor(sum(map(len, episodes.completions)), device=self.args.device)
+        tokens = torch.tensor(sum(map(len, episodes.completion_ids)), device=self.args.device)
         self._total_tokens += int(self.rollouts.add_up(tokens))
         return experience
 
@@ -209,7 +209,7 @@ class OnPolicyTrainer(Trainer):
         with whole_weights(self.ref_model):
             for members in passes_of(episodes, range(len(episodes.groups)), args.update_tokens):
                 batch = self._batch(episodes, members)
-                counts = [len(episodes.completions[member]) for member in members]
+                counts = [len(episodes.completion_ids[member]) for member in members]
                 with self.accelerator.autocast():
                     ref_logps = self._reference_logps(model, batch)
                     with torch.set_grad_enabled(kept):
@@ -223,7 +223,7 @@ class OnPolicyTrainer(Trainer):
                 split = [[None] * len(members) if one is None else one.split(counts) for one in tokens]
                 split.append([None] * len(members) if scored.last_values is None else scored.last_values)
                 parts |= {member: row for member, *row in zip(members, *split, strict=True)}
-        *columns, last = zip(*(parts[member] for member in range(len(episodes.prompts))), strict=True)
+        *columns, last = zip(*(parts[member] for member in range(len(episodes.prompt_ids))), strict=True)
         logps, entropy, values, ref_logps = (None if one[0] is None else torch.cat(one) for one in columns)
         self.rollouts.add_mean("entropy", entropy.mean())
         return Scored(logps, entropy, values, None if last[0] is None else torch.stack(last), ref_logps)

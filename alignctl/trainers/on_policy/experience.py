@@ -42,7 +42,7 @@ class Experience:
 
 def spread(flat: Tensor | None, episodes: Episodes) -> Tensor | None:
     """`[tokens]` of all completions as `[completions, length]`, 0 behind their ends."""
-    lengths = [len(completion) for completion in episodes.completions]
+    lengths = [len(completion) for completion in episodes.completion_ids]
     return None if flat is None else pad_sequence(flat.split(lengths), batch_first=True)
 
 

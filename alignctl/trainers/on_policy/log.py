@@ -56,7 +56,7 @@ class RolloutLog:
             for estimator in ("k1", "k2", "k3"):
                 per_token = kl_estimates(experience.logps, experience.ref_logps, estimator) * experience.mask
                 self.add_mean(f"kl/{estimator}", per_token.sum(1))
-        self.add_mean("completion_length", [float(len(said)) for said in episodes.completions])
+        self.add_mean("completion_length", [float(len(ids)) for ids in episodes.completion_ids])
         self.add_mean("eos_share", episodes.ended)
         mean, var = moments(experience.advantages, experience.mask, self.add_up)
         self.add("advantages/mean", float(mean))
@@ -81,8 +81,8 @@ class RolloutLog:
         whole = totals(scores)
         self.samples = [
             {
-                "prompt": episodes.asked[i],
-                "completion": episodes.said[i],
+                "prompt": episodes.prompts[i],
+                "completion": episodes.completions[i],
                 "score": whole[i],
                 "rewards": {name: values[i] for name, values in by_source.items()},
             }

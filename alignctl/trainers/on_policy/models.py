@@ -103,7 +103,7 @@ def lay_out(
     Args:
         members: Numbers of the completions, those of a group side by side.
     """
-    pairs = [(episodes.prompts[member], episodes.completions[member]) for member in members]
+    pairs = [(episodes.prompt_ids[member], episodes.completion_ids[member]) for member in members]
     rows = [torch.tensor([*prompt, *completion]) for prompt, completion in pairs]
     if all(map(takes_packed_rows, models)):
         groups = groupby(range(len(rows)), lambda row: members[row] // episodes.group_size)

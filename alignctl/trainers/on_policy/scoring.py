@@ -26,7 +26,7 @@ from alignctl.rollout.rewards import (
     totals,
 )
 from alignctl.run.checkpoints import newest_checkpoint
-from alignctl.run.paths import REWARD_STATISTICS
+from alignctl.run.paths import REWARD_STATISTICS, StagePaths
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.setup import check_length
 
@@ -109,10 +109,10 @@ class Scoring:
         self._check_not_constant(totals(scores))
         return rewards, scores
 
-    def cut_shares(self) -> dict[str, float]:
+    def cut_fracs(self) -> dict[str, float]:
         """Shares of the texts that a source could not see whole, by the name it is logged under."""
         with_text = [source for source in self.sources if isinstance(source, RewardModel) and not source.same_tokens]
-        return {f"{source.name}_cut": source.cut_share for source in with_text}
+        return {f"{source.name}_cut": source.cut_frac for source in with_text}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -137,10 +137,11 @@ class Scoring:
         constant = len(everywhere) > 1 and bool(everywhere.max() == everywhere.min())
         self._constant = self._constant + 1 if constant else 0
         if self._constant >= _CONSTANT_STEPS:
+            paths = StagePaths(Path(self._args.output_dir).parent)
             raise AlignctlError(
                 f"all completions of the last {_CONSTANT_STEPS} rollouts had the same score, {scores[0]:.4g}: there is "
                 "nothing to learn from",
-                f"look at samples_while_training.jsonl; {self._last_checkpoint()}",
+                f"look at {paths.samples_while_training.name}; {self._last_checkpoint()}",
             )
 
     def _everywhere(self, values: list[float], dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.engine.forward import bare
 from alignctl.errors import RequestError
-from alignctl.models.attention import put_packed_attention_on
+from alignctl.models.packing import put_packed_attention_on
 from alignctl.trainers.base.heads import why_not_scored_packed
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 

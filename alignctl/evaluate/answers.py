@@ -1,4 +1,4 @@
-"""Samples completions from a policy to measure it, without a trace in the caller's random state."""
+"""Draws answers from a policy to measure it, without a trace in the caller's random state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignctl.rollout.drawing import draw_completions
 from alignctl.rollout.settings import RolloutSettings
 
 
-def sample_completions(
+def draw_answers(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
@@ -23,7 +23,7 @@ def sample_completions(
 
     Args:
         prompts: Token ids.
-        seed: Of the sampling.
+        seed: Of the drawing.
     """
     if not prompts:
         return []

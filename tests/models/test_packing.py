@@ -22,7 +22,7 @@ def build(model_type, **options):
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral", "granite", "olmo2", "gpt2"])
 def test_models_that_take_packed_rows(model_type):
-    from alignctl.models.attention import put_packed_attention_on
+    from alignctl.models.packing import put_packed_attention_on
 
     options = {"sliding_window": None} if model_type == "mistral" else {}
     if model_type == "gpt2":
@@ -47,7 +47,7 @@ def test_models_that_take_packed_rows(model_type):
     ids=["window", "local layers", "recurrent", "multimodal", "another attention", "alibi"],
 )
 def test_models_that_do_not(model_type, options, reason):
-    from alignctl.models.attention import put_packed_attention_on
+    from alignctl.models.packing import put_packed_attention_on
 
     model = build(model_type, **options)
     before = model.config._attn_implementation
@@ -57,7 +57,7 @@ def test_models_that_do_not(model_type, options, reason):
 
 def test_a_model_that_computes_something_else_is_found_out(monkeypatch):
     """What no table says shows when three short sequences are run packed and by themselves."""
-    from alignctl.models.attention import put_packed_attention_on
+    from alignctl.models.packing import put_packed_attention_on
 
     model = build("llama", **SIZE)
     monkeypatch.setattr(model.model.rotary_emb.__class__, "forward", looks_at_the_row)
@@ -75,7 +75,7 @@ def looks_at_the_row(self, x, position_ids):
 def test_generation_and_saving_do_not_notice(tmp_path):
     import json
 
-    from alignctl.models.attention import put_packed_attention_on
+    from alignctl.models.packing import put_packed_attention_on
 
     plain, model = build("llama", **SIZE), build("llama", **SIZE)
     put_packed_attention_on(model, torch.device("cpu"))

@@ -30,7 +30,7 @@ _ENDED = {
 
 
 @dataclass(frozen=True)
-class StageReport:
+class StageStatus:
     """What one stage is doing."""
 
     name: str
@@ -55,15 +55,15 @@ class StageReport:
 
 
 @dataclass(frozen=True)
-class RunReport:
+class RunStatus:
     """What a run is doing."""
 
     recipe: str
     run_dir: str
-    stages: tuple[StageReport, ...]
+    stages: tuple[StageStatus, ...]
 
     @property
-    def current(self) -> StageReport:
+    def current(self) -> StageStatus:
         """The first stage that is not done, else the last."""
         return next((stage for stage in self.stages if stage.state != "done"), self.stages[-1])
 
@@ -77,13 +77,13 @@ class RunReport:
         }
 
 
-def report(plans: Sequence[RunPlan]) -> list[RunReport]:
+def statuses(plans: Sequence[RunPlan]) -> list[RunStatus]:
     """What runs are doing; SLURM is asked once for all of them."""
     noted = {plan.run_dir: {stage.config.name: _noted(plan, stage) for stage in plan.stages} for plan in plans}
     ids = [str(facts["job"]["id"]) for stages in noted.values() for facts in stages.values() if facts.get("job")]
     jobs = job_states(ids)
     return [
-        RunReport(
+        RunStatus(
             plan.recipe,
             plan.run_dir,
             tuple(_stage(plan, stage, noted[plan.run_dir][stage.config.name], jobs) for stage in plan.stages),
@@ -101,7 +101,7 @@ def _noted(plan: RunPlan, stage: StagePlan) -> dict[str, Any]:
     return read_status(_owner(plan, stage))["stages"].get(stage.config.name, {})
 
 
-def _stage(plan: RunPlan, stage: StagePlan, noted: Mapping[str, Any], jobs: Mapping[str, JobState]) -> StageReport:
+def _stage(plan: RunPlan, stage: StagePlan, noted: Mapping[str, Any], jobs: Mapping[str, JobState]) -> StageStatus:
     name, owner = stage.config.name, _owner(plan, stage)
     paths = owner.stage(name)
     job = noted.get("job")
@@ -111,7 +111,7 @@ def _stage(plan: RunPlan, stage: StagePlan, noted: Mapping[str, Any], jobs: Mapp
     training = progress if "step" in progress else progress.get("trained") or {}
     running = state == "running"
     doing = progress.get("phase", "starting") if running and "step" not in progress else ""
-    return StageReport(
+    return StageStatus(
         name=name,
         method=stage.config.method,
         state=state,

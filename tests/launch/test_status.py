@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignctl.launch.queue import UNKNOWN, JobState
-from alignctl.launch.report import _state
+from alignctl.launch.status import _state
 from alignctl.run.paths import StagePaths
 
 LOG = "slurmstepd-n1: error: *** JOB {job} ON n1 CANCELLED AT 2026-11-25T18:30:21{why} ***\n"
