@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignctl.checks.inputs import check_checkpoint
 from alignctl.checks.values import check_choice, check_trainer_value, check_value, method_of
 from alignctl.config.flat import flatten
 from alignctl.config.schema import (
@@ -120,54 +119,6 @@ def _role(where: str, value: Any, role: str, method: Method) -> Iterator[Problem
             )
     else:
         yield from check_value(where, value, "str | None")
-
-
-def check_stage_order(config: Mapping[str, Any], names: list[str]) -> Iterator[Problem]:
-    """Whether every stage exists, runs once, and starts from one that runs before it."""
-    stages = config.get("stages")
-    if not isinstance(stages, list) or not all(isinstance(name, str) for name in stages):
-        return
-    for position, name in enumerate(stages):
-        if name not in names:
-            yield Problem(f"`stages` names `{name}`, which is not a stage of this recipe", did_you_mean(name, names))
-            continue
-        if name in stages[:position]:
-            yield Problem(f"`stages` names `{name}` twice")
-        for key in ("from", *ROLE_KEYS):
-            source = config[name].get(key)
-            if isinstance(source, str):
-                yield from _source(config, f"{name}.{key}={source}", name, key, stages, position)
-
-
-def _source(
-    config: Mapping[str, Any], where: str, name: str, key: str, stages: list[str], position: int
-) -> Iterator[Problem]:
-    """Whether what a stage starts from, or takes the model of a role from, is a stage before it that trains such a
-    model; a role's model may also be a checkpoint."""
-    source = config[name][key]
-    if key != "from" and source not in stages and source not in stage_names(config):
-        if key != "reward_model" or config[name].get("sharing") != "shared_base":  # which takes an adapter
-            yield from check_checkpoint(f"{name}.{key}", source)
-    elif source == name:
-        yield Problem(f"`{where}`: a stage cannot start from itself")
-    elif source not in stages:
-        hint = f"add it to `stages`, or start from `model` with `{name}.{key}=null`"
-        near = did_you_mean(source, stages, prefix=f"{name}.{key}=")
-        yield Problem(
-            f"`{where}`, but `{source}` is not in `stages` ({', '.join(stages)})",
-            near if near and near.startswith("did") else hint,
-        )
-    elif source not in stages[:position]:
-        yield Problem(f"`{where}`, but `{source}` runs after `{name}`", f"put `{source}` first in `stages`")
-    elif (giver := method_of(config, source)) and giver.product == "rows":
-        yield Problem(
-            f"`{where}`, but `{source}` makes rows and no model", f"to train on them: `{name}.data.from={source}`"
-        )
-    elif giver and (taker := method_of(config, name)):
-        wanted = "reward_model" if key == "reward_model" else "policy"
-        if giver.trained != wanted and not (key == "from" and giver.trained == taker.trained):
-            trains = giver.trained.replace("_", " ")
-            yield Problem(f"`{where}`, but `{source}` trains a {trains}, and a {wanted.replace('_', ' ')} is needed")
 
 
 def _section(where: str, section: Any, settings: type) -> Iterator[Problem]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from alignctl.checks.combinations import check_combinations, check_unused
 from alignctl.checks.inputs import check_data, check_model, check_run_dir
-from alignctl.checks.keys import check_secrets, check_stage, check_stage_order, check_top_level
+from alignctl.checks.keys import check_secrets, check_stage, check_top_level
 from alignctl.checks.launch import check_launch
+from alignctl.checks.order import check_stage_order
 from alignctl.checks.rows import check_rows_from
 from alignctl.checks.values import method_of
 from alignctl.config.compose import Request, compose

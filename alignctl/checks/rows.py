@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from alignctl.checks.order import not_before
 from alignctl.checks.values import method_of
 from alignctl.config.schema import MISSING
 from alignctl.config.stages import merged_section, stage_names
-from alignctl.config.suggest import did_you_mean
 from alignctl.data.formats import KINDS, accepted_kinds
 from alignctl.errors import Problem
 
@@ -37,19 +37,11 @@ def _source(config: Mapping[str, Any], name: str, where: str, source: str) -> It
     """Whether a stage is there, comes before the one that reads its rows, and makes rows that do."""
     stages = [stage for stage in config["stages"] if isinstance(stage, str)]  # others are reported with their type
     taker = method_of(config, name)
-    key = where.partition("=")[0]
     giver = method_of(config, source) if source in stage_names(config) else None
     if source == name:
         yield Problem(f"`{where}`: a stage cannot read the rows that it makes")
-    elif source not in stages:
-        hint = f"add it to `stages`, or name rows with `{name}.data.path=...`"
-        near = did_you_mean(source, stages, prefix=f"{key}=")
-        yield Problem(
-            f"`{where}`, but `{source}` is not in `stages` ({', '.join(stages)})",
-            near if near and near.startswith("did") else hint,
-        )
-    elif source not in stages[: stages.index(name)]:
-        yield Problem(f"`{where}`, but `{source}` runs after `{name}`", f"put `{source}` first in `stages`")
+    elif problem := not_before(where, name, stages, f"name rows with `{name}.data.path=...`"):
+        yield problem
     elif giver and giver.product != "rows":
         yield Problem(
             f"`{where}`, but `{source}` makes a model and no rows", f"to start from it: `{name}.from={source}`"
