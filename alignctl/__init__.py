@@ -1,3 +1,3 @@
 """alignctl: a config-driven command line for aligning language models."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

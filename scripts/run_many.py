@@ -30,6 +30,7 @@ from alignctl.plan.freeze import absolute_paths, freeze
 from alignctl.plan.plan import make_plan
 from alignctl.run.checkpoints import complete_checkpoints
 from alignctl.run.frozen import read_stage
+from alignctl.run.paths import StagePaths
 from alignctl.run.products import take_rows
 
 RANK = int(os.environ.get("RANK", 0))
@@ -59,7 +60,7 @@ def run(run_dir: Path, arguments: list[str], continues: str | None) -> str | Non
         if continues:
             shutil.copytree(continues, run_dir)
             for name in config["stages"]:
-                cut_back(plan.paths.stage(name).root, plan.paths.stage(name).checkpoints)
+                cut_back(plan.paths.stage(name))
         freeze(plan, config, sys.argv)
     _meet()
     AcceleratorState._reset_state(reset_partial_state=True)  # what accelerate keeps of the run before
@@ -74,13 +75,13 @@ def run(run_dir: Path, arguments: list[str], continues: str | None) -> str | Non
     return None
 
 
-def cut_back(stage: Path, checkpoints: Path) -> None:
+def cut_back(stage: StagePaths) -> None:
     """Leaves of a finished stage what it had when its oldest checkpoint was written."""
-    for checkpoint in complete_checkpoints(checkpoints)[1:]:
+    for checkpoint in complete_checkpoints(stage.checkpoints)[1:]:
         shutil.rmtree(checkpoint.path)
-    for name in ("model", "adapter"):
-        shutil.rmtree(stage / name, ignore_errors=True)
-    (stage / "result.json").unlink()
+    for folder in (stage.model, stage.adapter):
+        shutil.rmtree(folder, ignore_errors=True)
+    stage.result.unlink()
 
 
 def _meet() -> None:

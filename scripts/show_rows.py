@@ -102,7 +102,7 @@ def show_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, trainer: S
             print("   trained on:", repr(tokenizer.decode([token for token in value if token != -100])))
         elif key.endswith("_ids"):
             print(f"   {key}:", repr(tokenizer.decode(value)), list(value))
-        elif key in ("label", "margin"):
+        elif key == "label" or key in trainer.row_columns:
             print(f"   {key}:", value)
     if lost:
         print(f"   cut: {lost} tokens")

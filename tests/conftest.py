@@ -85,3 +85,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set ALIGNCTL_SHARED")
     return folder
+
+
+@pytest.fixture
+def small(tmp_path: Path):
+    """Small trainers in this process."""
+    from support.small import Small  # imports torch
+
+    return Small(tmp_path)

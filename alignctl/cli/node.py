@@ -23,10 +23,10 @@ def node_command(run_dir: Path, stage_name: str, meet: str) -> None:
     paths = plan.paths.stage(stage_name)
     if is_done(paths):  # put back into the queue when it had ended
         return
-    refuse_other_version(plan.paths)  # the code may have been replaced while the job waited
     stage = part_of_job(planned, plan.run_dir, machine, meet)
     ended = paths.ended(machine)
     try:
+        refuse_other_version(plan.paths)  # the code may have been replaced while the job waited
         every = OmegaConf.load(plan.paths.config).get("log_every", RunSettings.log_every)
         with Display(every, quiet=machine > 0) as display:
             run_stage(plan, stage, display)

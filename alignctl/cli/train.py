@@ -33,6 +33,7 @@ from alignctl.plan.freeze import (
     freeze,
     link_stages,
     new_run_dir,
+    refuse_left_behind,
     refuse_other_run,
     refuse_other_shares,
 )
@@ -132,6 +133,8 @@ def _plan(recipe: str, label: str, config: dict[str, Any], new: bool) -> Prepare
     fresh = new_run_dir(recipe, RUNS.resolve(), f"_{_folder_name(label)}" if label else "")
     plan = make_plan(config, recipe, fresh)
     earlier = None if new else find_run(recipe, RUNS.resolve(), fingerprints(plan))
+    if not (earlier or new):
+        refuse_left_behind(recipe, RUNS.resolve(), config)
     return Prepared(label, config, make_plan(config, recipe, earlier) if earlier else plan)
 
 

@@ -83,7 +83,14 @@ def read_split(
         path, split = settings.eval_path or settings.path, settings.eval_split or "train"
         # `data.margin` is said of the training rows; others are measured without margins.
         columns = tuple(column for column in columns if column.name != _MARGIN)
-        return train, _read(settings, Source(path, split, "test", settings.eval_limit), kind, columns)
+        held_out = _read(settings, Source(path, split, "test", settings.eval_limit), kind, columns)
+        for column in columns:
+            if column in train.columns and column not in held_out.columns:
+                raise RequestError(
+                    f"the training rows have the column `{column.name}`, and the held-out rows of {path} do not",
+                    "add it, or take it out of both",
+                )
+        return train, held_out
     if settings.eval_rows == 0:
         return train, None
     return _hold_out(train, settings, seed)

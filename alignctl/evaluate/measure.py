@@ -12,13 +12,13 @@ from alignctl.data.tokenizing import Answer
 from alignctl.engine.logps import completion_logps
 from alignctl.evaluate.held_out import Feedback, Pairs
 from alignctl.evaluate.reference import Reference
+from alignctl.rollout.kl import kl_estimates
 
 
 def estimate_kl(policy_logps: Sequence[Tensor], reference_logps: Sequence[Tensor]) -> float:
     """KL(policy || reference) in nats per completion, from completions drawn from the policy.
 
-    Schulman's k3, `r - 1 - log r` with `r = reference / policy` per token, summed over each completion's tokens and
-    averaged over completions: unbiased, and never negative. http://joschu.net/blog/kl-approx.html
+    Schulman's k3, summed over each completion's tokens and averaged over completions: unbiased, and never negative.
 
     Args:
         policy_logps: Log-probabilities of the drawn tokens under the policy, `[completion length]` each.
@@ -26,8 +26,7 @@ def estimate_kl(policy_logps: Sequence[Tensor], reference_logps: Sequence[Tensor
     """
     sums = []
     for ours, theirs in zip(policy_logps, reference_logps, strict=True):
-        log_ratio = theirs.double() - ours.double()
-        sums.append(float((log_ratio.exp() - 1 - log_ratio).sum()))
+        sums.append(float(kl_estimates(ours.double(), theirs.double(), "k3").sum()))
     return sum(sums) / len(sums)
 
 

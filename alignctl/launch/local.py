@@ -25,7 +25,7 @@ from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import StagePaths
 from alignctl.run.process import PARENT
-from alignctl.run.products import take_rows
+from alignctl.run.products import begin_anew, take_rows
 from alignctl.run.state import State, is_done, write_stage_state, write_state
 
 _POLL_S = 0.1
@@ -37,6 +37,9 @@ _STATES: dict[int, State] = {EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interru
 
 class Watcher(Protocol):
     """Whoever shows what happens."""
+
+    def say(self, text: str) -> None:
+        """Something people should know."""
 
     def started(self, stage: StagePlan, step: int | None) -> None:
         """A stage starts, or continues after `step` optimizer steps."""
@@ -128,6 +131,21 @@ def part_of_job(stage: StagePlan, run_dir: str, node_rank: int, meet: str) -> St
     return dataclasses.replace(stage, config=config, command=workers_command(config, Path(run_dir)))
 
 
+def _begin_anew_after(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
+    """Where a stage begins anew, so do those that stand on what it made."""
+    changed = {stage.config.name}
+    for later in plan.stages:
+        config = later.config
+        if changed & {config.start_from, config.data.rows_from, *config.roles_from.values()}:
+            changed.add(config.name)
+            begin_anew(plan.paths.stage(config.name))
+    others = ", ".join(f"`{name}`" for name in sorted(changed - {stage.config.name}))
+    watcher.say(
+        f"{stage.config.name}: the rows of `{stage.config.data.rows_from}` are others now, so it begins anew"
+        + (f", and after it {others}" if others else "")
+    )
+
+
 def _lead(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     name = stage.config.name
     paths = plan.paths.stage(name)
@@ -140,7 +158,8 @@ def _lead(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     alone = stage.config.distributed.type == "none"
     log = paths.rank_log(attempt, 0) if alone else paths.launch_log(attempt)
     try:
-        take_rows(stage.config, paths)
+        if take_rows(stage.config, paths):
+            _begin_anew_after(plan, stage, watcher)
         checkpoint = newest_checkpoint(paths.checkpoints)
         watcher.started(stage, checkpoint.step if checkpoint else None)
         _wait(stage, paths, log, watcher)

@@ -133,6 +133,8 @@ def _state(noted: Mapping[str, Any], paths: StagePaths, job: JobState | None, he
     state = noted.get("state", "waiting")
     if is_done(paths):
         return "done", ""
+    if state == "done":
+        return "waiting", "what it made, or the rows it was trained on, are no longer there: it begins anew"
     if not noted.get("job"):
         gone = state == "running" and not held
         return ("interrupted", f"its process is gone; {_saved(paths)}") if gone else (state, _saved_if(state, paths))

@@ -60,14 +60,32 @@ def check_on_policy(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
             f"`{name}.reward_funcs`: each function is logged under its name, which must be its own and not "
             f"`reward_model` or `score`; got {', '.join(names)}"
         )
+    yield from _check_sizes(name, stage)
+    yield from _check_generation(name, stage)
+
+
+def _check_sizes(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether a rollout is made of whole groups, and of enough for its mini-batches."""
     size, group = stage.get("per_device_train_batch_size", 8), stage.get("num_generations", 1)
-    if isinstance(size, int) and isinstance(group, int) and group > 0 and size % group:
+    parts = stage.get("num_mini_batches", 1)
+    if not all(isinstance(number, int) and number > 0 for number in (size, group, parts)):
+        return  # reported with its type and bounds
+    if group > 1 and stage.get("auto_find_batch_size"):
+        yield Problem(
+            f"`{name}.auto_find_batch_size` and `{name}.num_generations={group}` exclude each other: a smaller batch "
+            "would cut the completions of a prompt apart"
+        )
+    if size % group:
         yield Problem(
             f"`{name}.per_device_train_batch_size={size}` counts completions, and is no multiple of "
             f"`{name}.num_generations={group}`",
             f"set `{name}.per_device_train_batch_size={max(size // group, 1) * group}`",
         )
-    yield from _check_generation(name, stage)
+    elif size // group < parts:
+        yield Problem(
+            f"`{name}.num_mini_batches={parts}` is more than the prompts of a rollout, {size // group}",
+            f"set `{name}.num_mini_batches={size // group}` or less",
+        )
 
 
 def _check_generation(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:

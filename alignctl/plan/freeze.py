@@ -155,8 +155,21 @@ def refuse_other_version(paths: RunPaths) -> None:
         raise RequestError(
             f"{paths.root} was begun by alignctl {by}, of whose stages this one would not make the same (its plan.json "
             f"is of version {then}, and this one writes version {VERSION})",
-            "go on with the alignctl that began it, or give another `run_dir`",
+            "go on with the alignctl that began it, or begin another run: with `--new`, or another `run_dir`",
         )
+
+
+def refuse_left_behind(recipe: str, root: Path, config: Mapping[str, Any]) -> None:
+    """Does not begin anew, without a word, what a run under another version has begun and not finished.
+
+    Raises:
+        RequestError: There is such a run of the same recipe and settings.
+    """
+    for file in (root / recipe).glob(f"*/{PLAN}"):
+        paths = RunPaths(file.parent)
+        stages = [paths.stage(name) for name in frozen_fingerprints(paths)]
+        if any(map(_begun, stages)) and not all(map(is_done, stages)) and not _changes(paths, config):
+            refuse_other_version(paths)
 
 
 def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:

@@ -133,14 +133,16 @@ def _trained(peft: Mapping[str, Any]) -> str:
 
 
 def _global_batch_size(stage: StageConfig) -> int:
-    """Of a rollout an optimizer step takes a mini-batch; where those are not of one size, a large one."""
+    """Of a rollout an optimizer step takes a mini-batch of prompts with all their completions; where those are not of
+    one size, a large one."""
     fields = config_fields(methods()[stage.method].config_class)
 
     def given(key: str) -> int:
         return int(stage.trainer.get(key, fields[key].default if key in fields else 1))
 
     a_process = given("per_device_train_batch_size") * given("gradient_accumulation_steps")
-    return math.ceil(a_process / given("num_mini_batches")) * stage.launcher.world_size
+    group = given("num_generations")
+    return math.ceil(a_process / group / given("num_mini_batches")) * group * stage.launcher.world_size
 
 
 def _command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:

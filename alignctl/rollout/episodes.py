@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from transformers import PreTrainedTokenizerBase
+
 from alignctl.data.messages import is_messages
+from alignctl.rollout.drawing import Drawn
 
 
 class Segment(NamedTuple):
@@ -49,12 +53,38 @@ class Episodes:
         """Numbers of the completions of each prompt."""
         return [range(first, first + self.group_size) for first in range(0, len(self.prompt_ids), self.group_size)]
 
-    def tokens_of(self, group: int) -> int:
-        """Tokens of a group whose prompt is computed once."""
-        members = self.groups[group]
-        return len(self.prompt_ids[members[0]]) + sum(len(self.completion_ids[member]) for member in members)
+    def tokens_of(self, members: Sequence[int], packed: bool) -> int:
+        """Tokens of completions of one prompt with it: `packed`, the prompt counts once."""
+        prompts = len(self.prompt_ids[members[0]]) * (1 if packed else len(members))
+        return prompts + sum(len(self.completion_ids[member]) for member in members)
 
 
-def in_the_form_of(prompt: Any, text: str) -> Any:
+def episodes_of(
+    prompts: list[Any],
+    prompt_ids: list[list[int]],
+    drawn: Drawn,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: dict[str, list[Any]],
+    group_size: int,
+) -> Episodes:
+    """What was drawn to prompts, each given as often as there are completions of it, side by side."""
+    completions = [
+        _in_the_form_of(prompt, _text(tokenizer, before if isinstance(prompt, str) else [], ids))
+        for prompt, before, ids in zip(prompts, prompt_ids, drawn.completions, strict=True)
+    ]
+    segments = [[Segment(ids)] for ids in drawn.completions]
+    return Episodes(prompt_ids, segments, drawn.ended, prompts, completions, columns, group_size)
+
+
+def _in_the_form_of(prompt: Any, text: str) -> Any:
     """A completion as its prompt is, text or messages."""
     return [{"role": "assistant", "content": text}] if is_messages(prompt) else text
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: list[int]) -> str:
+    """A completion as it follows its prompt: decoded by itself it would lose a leading space."""
+    prompt, whole = (
+        tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for some in (before, before + ids)
+    )
+    return whole.removeprefix(prompt)

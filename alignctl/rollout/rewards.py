@@ -188,6 +188,8 @@ class Moments:
 
     def add(self, values: Sequence[float]) -> None:
         count = len(values)
+        if not count:
+            return
         mean = sum(values) / count
         total, distance = self.count + count, mean - self.mean
         self.squares += sum((v - mean) ** 2 for v in values) + distance**2 * self.count * count / total

@@ -59,7 +59,7 @@ class VLLM:
             if settings.vllm_mode != "server":
                 raise
             if isinstance(error, NotImplementedError):
-                hint = "train on one, or set `ppo.vllm_mode=colocate`"
+                hint = "train on one, or set `vllm_mode=colocate` of the stage"
                 raise RequestError("a vLLM server takes weights from a GPU only", hint) from error
             start = _SERVER.format(policy.name_or_path)
             raise LaunchError(str(error).partition("\n")[0], f"start it: {start}") from error

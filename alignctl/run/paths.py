@@ -87,7 +87,7 @@ class StagePaths:
 
     @property
     def samples_while_training(self) -> Path:
-        """Completions that PPO drew and how they scored, one a line."""
+        """Completions that were drawn while training and how they scored, one a line."""
         return self.root / "samples_while_training.jsonl"
 
     @property

@@ -38,7 +38,8 @@ class RowsManifest:
 
 
 def write_rows_product(paths: StagePaths, rows: Iterable[Row], kind: str, stage: StageConfig) -> RowsManifest:
-    """Writes what a stage made; rows are taken one by one, and need not fit into memory.
+    """Writes what a stage made; rows are taken one by one, and need not fit into memory. Of several processes one calls
+    it.
 
     Raises:
         AlignctlError: There are no rows.
@@ -63,20 +64,22 @@ def read_manifest(folder: RowsPaths) -> RowsManifest | None:
     return RowsManifest(**content) if content else None
 
 
-def take_rows(stage: StageConfig, paths: StagePaths) -> None:
+def take_rows(stage: StageConfig, paths: StagePaths) -> bool:
     """Notes which rows of an earlier stage a stage is trained on, before it begins. What it did with others is removed,
-    so that it starts anew.
+    so that it begins anew: whether that was so.
 
     Raises:
         AlignctlError: There are no such rows, or they are not as they were written.
     """
     if stage.data.rows_from is None:
-        return
+        return False
     manifest = _whole(stage.data.rows_from, _giver(paths, stage.data.rows_from).rows)
     now = {"rows_from": stage.data.rows_from, "files": manifest.files}
-    if read_json(paths.inputs) not in (None, now):
-        _clear(paths)
+    others = read_json(paths.inputs) not in (None, now)
+    if others:
+        begin_anew(paths)
     write_json(paths.inputs, now)
+    return others
 
 
 def rows_changed(paths: StagePaths) -> bool:
@@ -106,11 +109,11 @@ def _whole(name: str, folder: RowsPaths) -> RowsManifest:
     return manifest
 
 
-def _clear(paths: StagePaths) -> None:
+def begin_anew(paths: StagePaths) -> None:
     """Leaves of a stage only what is not its work: logs and scripts. The note of its rows goes last, so that a kill in
     between leaves nothing that looks as if it was made of the new ones."""
     kept = {paths.logs(1).parent, paths.script, paths.array_script, paths.inputs}
-    for path in paths.root.iterdir():
+    for path in paths.root.iterdir() if paths.root.is_dir() else ():
         if path in kept:
             continue
         if path.is_dir():

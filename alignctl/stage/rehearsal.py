@@ -61,7 +61,7 @@ def longest(rows: Rows, job: Job, count: int | None = None) -> Rows:
     args = job.args
     if count is None:
         count = STEPS * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        count *= _PACKED if getattr(args, "packing", False) else 1
+        count = count // getattr(args, "num_generations", 1) * (_PACKED if getattr(args, "packing", False) else 1)
     limit = getattr(args, "max_prompt_length", getattr(args, "max_length", None)) or math.inf
     lengths = [len(str(row)) for row in rows.dataset]
     chosen: list[int] = []

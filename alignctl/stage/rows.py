@@ -31,7 +31,7 @@ def texts_of(dataset: Dataset) -> Iterator[str]:
                 yield from (message["content"] for message in value)
 
 
-def write_rows(
+def as_written(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, start: str | None, stage: StageConfig, progress: ProgressFile
 ) -> Rows:
     """Rows as the tokenizer can write them; says what is odd about how it does, and which it cannot write.

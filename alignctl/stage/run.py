@@ -21,7 +21,7 @@ from alignctl.stage.build import build_arguments, build_trainer, rows_to_train_o
 from alignctl.stage.job import Job, Weights, rank
 from alignctl.stage.measure import Measuring, random_state_kept
 from alignctl.stage.rehearsal import STEPS, longest, rehearsed, scratch, wants_rehearsal
-from alignctl.stage.rows import texts_of, write_ledgers, write_rows
+from alignctl.stage.rows import as_written, texts_of, write_ledgers
 from alignctl.stage.save import save
 from alignctl.stage.training import check_room, full_disk_explained, train
 
@@ -69,7 +69,7 @@ def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: 
     progress.phase("loading model")
     start = weights[method.trained]
     tokenizer = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
-    rows, held_rows = (part and write_rows(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
+    rows, held_rows = (part and as_written(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
     args = build_arguments(stage, paths)
     return Job(stage, weights, paths, progress, StopOnRequest(signal), tokenizer, rows, held_rows, args)
 

@@ -269,6 +269,8 @@ def test_held_out_rows_have_the_columns_too(tmp_path):
     _, elsewhere = read(file, columns=OWN, eval_path=write(tmp_path / "eval.jsonl", with_columns(3)))
     assert elsewhere.dataset["beta"][:] == [0.0, 1.0]
     assert elsewhere.columns == train.columns
+    with pytest.raises(RequestError, match=r"the column `beta`, and the held-out rows of .*plain.jsonl do not"):
+        read(file, columns=OWN, eval_path=write(tmp_path / "plain.jsonl", PAIRS))
 
 
 def test_a_pair_that_is_taken_apart_gives_both_completions_its_columns(tmp_path):

@@ -239,8 +239,23 @@ def test_a_run_that_an_older_alignctl_began_is_not_continued(tmp_path, alignctl)
         refuse_other_run(plan, config)
     done = alignctl("resume", str(tmp_path))
     assert done.code == 2
-    assert "was begun by alignctl" in done.err
     assert alignctl("status", str(tmp_path)).code == 0
+
+
+def test_without_a_run_dir_what_an_older_alignctl_began_is_not_begun_anew_silently(tmp_path, alignctl):
+    given = ("train", "recipe=quickstart", "stages=[sft]", "sft.max_steps=1")
+    config = config_of(*given[1:])
+    plan = make_plan(config, "quickstart", tmp_path / "runs" / "quickstart" / "1")
+    freeze(plan, config, [])
+    older = {key: value for key, value in read_json(plan.paths.plan).items() if key != "version"}
+    write_json(plan.paths.plan, older)
+    write_json(plan.paths.stage("sft").evaluation_before, {})
+    done = alignctl(*given)
+    assert done.code == 2
+    assert "was begun by alignctl" in done.err
+    assert "`--new`" in done.err
+    assert alignctl(*given, "sft.max_steps=2", "--dry-run").code == 0  # another run
+    assert alignctl(*given, "--new", "--dry-run").code == 0
 
 
 def test_a_folder_of_other_things_is_not_taken(tmp_path):

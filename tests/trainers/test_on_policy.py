@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
 from support.added import add_method
 from support.files import read, weights
-from support.in_process import StopsAfter, run_stages
+from support.in_process import StopsAfter, frozen, run_stages
 from support.models import weights_of
 from support.rewards import REWARDS
 from torch.utils.data import BatchSampler
@@ -20,7 +20,7 @@ from alignctl.trainers.on_policy.base import OnPolicyTrainer
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.experience import build
 from alignctl.trainers.on_policy.setup import EachSeveralTimes
-from alignctl.trainers.on_policy.update import PassLoss
+from alignctl.trainers.on_policy.update import PassLoss, passes_of
 
 pytestmark = pytest.mark.train
 
@@ -33,10 +33,10 @@ class LeaveOneOutTrainer(Managed, OnPolicyTrainer):
     def learn_from(self, episodes, scores):
         rewards = torch.tensor(totals(scores)).view(-1, episodes.group_size)
         others = (rewards.sum(1, keepdim=True) - rewards) / (episodes.group_size - 1)
-        return build(episodes, self.score_tokens(episodes), (rewards - others).view(-1, 1))
+        return build(episodes, self.outputs_of(episodes), (rewards - others).view(-1, 1))
 
-    def losses(self, scored, experience):
-        ratio = (scored.logps - experience.logps).exp() * experience.mask
+    def losses(self, outputs, experience):
+        ratio = (outputs.logps - experience.logps).exp() * experience.mask
         return PassLoss(-(ratio * experience.advantages).sum(), {"ratio": ratio.sum()})
 
 
@@ -132,10 +132,10 @@ def test_a_score_is_told_from_the_others_of_its_prompt(small):
 
 
 def test_processes_get_whole_groups_and_every_epoch_another_order():
-    sampler = EachSeveralTimes(rows=8, times=4, seed=1)
+    now = [0]
+    sampler = EachSeveralTimes(rows=8, times=4, seed=1, epoch=lambda: now[0])
     orders = []
-    for epoch in range(2):
-        sampler.set_epoch(epoch)
+    for now[0] in range(2):
         batches = BatchSampler(sampler, batch_size=8, drop_last=True)
         shares = [list(BatchSamplerShard(batches, num_processes=2, process_index=index)) for index in range(2)]
         groups = [batch[first : first + 4] for share in shares for batch in share for first in (0, 4)]
@@ -145,6 +145,42 @@ def test_processes_get_whole_groups_and_every_epoch_another_order():
     assert orders[0] != orders[1]
 
 
-def test_a_batch_holds_whole_groups(tmp_path, recipe):
-    with pytest.raises(RequestError, match=r"`cell.per_device_train_batch_size=6` counts completions, .*multiple"):
-        run_stages(tmp_path / "run", recipe, "cell.per_device_train_batch_size=6")
+def test_processes_that_continue_are_in_the_epoch_they_were_in():
+    """What accelerate puts around a loader of several processes in mid-epoch does not tell a sampler its epoch."""
+    sampler = EachSeveralTimes(rows=8, times=2, seed=1, epoch=lambda: 3)
+    shard = BatchSamplerShard(BatchSampler(sampler, batch_size=4, drop_last=True), num_processes=2, process_index=1)
+    loader = DataLoaderShard(list(range(8)), batch_sampler=shard, collate_fn=list)
+    loader.set_epoch(3)
+    whole = list(loader)
+    continued = skip_first_batches(loader, 1)
+    continued.set_epoch(3)
+    assert len(whole) == 2
+    assert list(continued) == whole[1:]
+
+
+def test_a_group_that_is_too_large_for_a_pass_is_divided():
+    segments = [[Segment([1] * length)] for length in (5, 3, 9, 2)]
+    episodes = Episodes([[7] * 10] * 4, segments, [True] * 4, [""] * 4, [""] * 4, group_size=4)
+    assert list(passes_of(episodes, [0], 100, packed=True)) == [[0, 1, 2, 3]]
+    assert sorted(passes_of(episodes, [0], 21, packed=True)) == [[0, 1], [2, 3]]
+    assert sorted(passes_of(episodes, [0], 21, packed=False)) == [[0], [1], [2], [3]]
+    assert list(passes_of(episodes, [0], 4, packed=True)) == [[2], [0], [1], [3]]  # a completion is never divided
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (("per_device_train_batch_size=6",), r"`cell.per_device_train_batch_size=6` counts completions, .*multiple"),
+        (("num_mini_batches=3",), r"`cell.num_mini_batches=3` is more than the prompts of a rollout, 2"),
+        (("auto_find_batch_size=true",), "would cut the completions of a prompt apart"),
+    ],
+)
+def test_a_rollout_is_made_of_whole_groups(tmp_path, recipe, settings, why):
+    with pytest.raises(RequestError, match=why):
+        run_stages(tmp_path / "run", recipe, *(f"cell.{setting}" for setting in settings))
+
+
+def test_the_plan_counts_whole_groups(tmp_path, recipe):
+    """Of three prompts with four completions each, two optimizer steps take two prompts and one."""
+    plan = frozen(tmp_path / "run", recipe, "cell.per_device_train_batch_size=12", "cell.num_mini_batches=2")
+    assert plan.stages[0].global_batch_size == 8

@@ -27,7 +27,7 @@ from alignctl.rollout.rewards import (
     score,
 )
 from alignctl.trainers.on_policy.experience import spread
-from alignctl.trainers.on_policy.models import Scored
+from alignctl.trainers.on_policy.models import Outputs
 from alignctl.trainers.on_policy.ppo.advantage import build_experience
 from alignctl.trainers.on_policy.ppo.config import PPOConfig
 from alignctl.trainers.on_policy.ppo.trainer import PPOTrainer
@@ -61,6 +61,18 @@ def test_each_source_is_normalised_clipped_and_weighted():
 def test_a_source_may_score_some_tokens_and_another_the_whole():
     rewards = {"steps": [{1: 1.0, 4: 3.0}], "whole": [{4: 10.0}]}
     assert combine(rewards, [2.0, 1.0], {}, clip=None) == [{1: 2.0, 4: 16.0}]
+
+
+def test_the_penalty_for_no_end_is_at_the_last_token_whatever_was_scored(small):
+    trainer = build(small, missing_eos_penalty=2.0)
+
+    def steps(drawn):
+        return [{0: 1.0}, {}]
+
+    steps.name = "short"
+    trainer.scoring.sources = [steps]
+    _, scores = trainer.scoring(episodes([[1], [1]], [[2, 3, 4], [5]], ended=[False, False]))
+    assert scores == [{0: 1.0, 2: -2.0}, {0: -2.0}]
 
 
 def test_running_moments_are_those_of_everything_seen():
@@ -126,9 +138,9 @@ def test_a_completion_ends_for_the_reward_model_as_it_did(small):
 # Advantages
 
 
-def scored(logps, values, last_values):
+def outputs(logps, values, last_values):
     flat = torch.tensor
-    return Scored(flat(logps), torch.zeros(len(logps)), flat(values), flat(last_values))
+    return Outputs(flat(logps), torch.zeros(len(logps)), flat(values), flat(last_values))
 
 
 def two(ended=(True, True)):
@@ -137,7 +149,7 @@ def two(ended=(True, True)):
 
 def experience(ended=(True, True), scores=({2: 2.0}, {0: -1.0}), **given):
     """Two completions, of three tokens and of one."""
-    parts = scored([-1.0, -1.0, -1.0, -2.0], [0.1, 0.2, 0.3, 0.4], [7.0, 8.0])
+    parts = outputs([-1.0, -1.0, -1.0, -2.0], [0.1, 0.2, 0.3, 0.4], [7.0, 8.0])
     parts = parts._replace(ref_logps=torch.tensor([-1.5, -1.0, -1.0, -2.0]))
     args = settings(**{"gamma": 1.0, "lam": 1.0, "whiten_advantages": False} | given)
     return build_experience(two(ended), parts, scores, 0.1, args, alone)
@@ -161,7 +173,7 @@ def test_what_the_policy_did_not_write_is_not_learnt_from():
     """A tool's answer between two parts of a completion: neither penalty nor advantage, and rewards reach past it."""
     parts = [[Segment([1]), Segment([2], trained=False), Segment([3])], [Segment([4])]]
     drawn = Episodes([[9], [9]], parts, [True, True], ["", ""], ["", ""])
-    given = scored([-1.0, -1.0, -1.0, -2.0], [0.1, 0.2, 0.3, 0.4], [7.0, 8.0])
+    given = outputs([-1.0, -1.0, -1.0, -2.0], [0.1, 0.2, 0.3, 0.4], [7.0, 8.0])
     given = given._replace(ref_logps=torch.tensor([-1.5, -9.0, -1.0, -2.0]))
     args = settings(gamma=1.0, lam=1.0, whiten_advantages=False)
     found = build_experience(drawn, given, [{2: 2.0}, {0: -1.0}], 0.1, args, alone)

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from alignctl.trainers.on_policy.kl import kl_estimates  # noqa: E402
+from alignctl.rollout.kl import kl_estimates  # noqa: E402
 from alignctl.trainers.on_policy.ppo import objective  # noqa: E402
 
 pytestmark = pytest.mark.train

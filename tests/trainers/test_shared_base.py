@@ -91,31 +91,31 @@ def test_the_numbers_are_those_of_models_by_themselves(small, base, reward, engi
     trainer, episodes = build(small, base, reward, engine=engine), drawn(small)
     trainer.model.eval()
     with torch.no_grad():
-        scored = trainer.score_tokens(episodes)
+        outputs = trainer.outputs_of(episodes)
     classifier = AutoModelForSequenceClassification.from_pretrained(
         base, num_labels=1, pad_token_id=small.tokenizer.pad_token_id
     )
     classifier = PeftModel.from_pretrained(classifier, reward).eval()
     values = of_each_token(classifier, episodes)
     close = {"rtol": 0, "atol": 1e-5}  # of numbers around 1 in float32, computed in another order
-    torch.testing.assert_close(scored.values, torch.cat([one[:-1] for one in values]), **close)
-    torch.testing.assert_close(scored.last_values, torch.stack([one[-1] for one in values]), **close)
+    torch.testing.assert_close(outputs.values, torch.cat([one[:-1] for one in values]), **close)
+    torch.testing.assert_close(outputs.last_values, torch.stack([one[-1] for one in values]), **close)
     rewards = trainer.scoring.sources[0](episodes)
-    torch.testing.assert_close(torch.tensor(totals(rewards)), scored.last_values, **close)
+    torch.testing.assert_close(torch.tensor(totals(rewards)), outputs.last_values, **close)
     reference = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(r=1))  # which is without effect
-    torch.testing.assert_close(scored.ref_logps, torch.cat(of_each_token(reference, episodes)), **close)
-    assert (scored.logps - scored.ref_logps).abs().max() > 1e-2
+    torch.testing.assert_close(outputs.ref_logps, torch.cat(of_each_token(reference, episodes)), **close)
+    assert (outputs.logps - outputs.ref_logps).abs().max() > 1e-2
 
     trainer.train()
     trainer.model.eval()
     with torch.no_grad():
-        after = trainer.score_tokens(episodes)
+        after = trainer.outputs_of(episodes)
     trainer.policy.save_pretrained(small.folder / "policy", selected_adapters=["default"])
     policy = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), small.folder / "policy").eval()
     torch.testing.assert_close(after.logps, torch.cat(of_each_token(policy, episodes)), **close)
-    assert (after.logps - scored.logps).abs().max() > 1e-2
-    assert (after.values - scored.values).abs().max() > 1e-2
-    torch.testing.assert_close(after.ref_logps, scored.ref_logps, rtol=0, atol=0)
+    assert (after.logps - outputs.logps).abs().max() > 1e-2
+    assert (after.values - outputs.values).abs().max() > 1e-2
+    torch.testing.assert_close(after.ref_logps, outputs.ref_logps, rtol=0, atol=0)
     assert trainer.scoring.sources[0](episodes) == rewards
 
 
@@ -141,8 +141,8 @@ def test_while_the_value_model_warms_up_the_policy_stays(small, base):
 def test_without_a_reward_model_values_are_0_at_first(small, base):
     trainer = build(small, base)
     with torch.no_grad():
-        scored = trainer.model.eval()(batch(trainer, small), 1.0)
-    assert not scored.values.any()
+        outputs = trainer.model.eval()(batch(trainer, small), 1.0)
+    assert not outputs.values.any()
 
 
 def test_peft_s_layers_take_the_adapter_they_are_told(small, base, reward):
@@ -179,8 +179,8 @@ def test_recomputed_activations_are_of_the_same_adapter(small, base, reward):
         if again:
             trainer.model.activation_checkpointing_enable()
         trainer.model.train()
-        scored = trainer.model(batch(trainer, small), 1.0)
-        (scored.logps.sum() + scored.values.square().sum()).backward()
+        outputs = trainer.model(batch(trainer, small), 1.0)
+        (outputs.logps.sum() + outputs.values.square().sum()).backward()
         gradients.append({n: one.grad for n, one in trainer.model.named_parameters() if one.requires_grad})
     for name, plain in gradients[0].items():
         assert plain.abs().max() > 0, name

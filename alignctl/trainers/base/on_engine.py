@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,35 +81,37 @@ class OnEngine:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         rows = self.train_dataset if train_dataset is None else train_dataset
-        return self._by_length(rows, self.args.train_batch_size * self.args.gradient_accumulation_steps)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return self._by_length(rows, size, epoch=lambda: int(self.state.epoch or 0))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_eval_sampler(eval_dataset)
         return self._by_length(eval_dataset, self.args.eval_batch_size)
 
-    def _by_length(self, rows: Dataset, batch_size: int) -> ByLength:
+    def _by_length(self, rows: Dataset, batch_size: int, epoch: Callable[[], int] = lambda: 0) -> ByLength:
         rows = rows.select_columns([name for name in rows.column_names if name not in self.row_columns])
-        return ByLength(rows, batch_size, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ByLength(rows, batch_size, seed, epoch)
 
 
 class ByLength(Sampler):
     """Batches of tokenised rows of about one length, in a random order that depends on seed and epoch alone.
 
+    The epoch is asked for: where several processes continue a run, what accelerate (1.15) puts around a sampler does
+    not tell it.
+
     transformers' own looks for a column `input_ids`, which rows of pairs have not, and draws from the global random
     state, so that a run that is continued would go on with other batches.
     """
 
-    def __init__(self, rows: Dataset, batch_size: int, seed: int):
+    def __init__(self, rows: Dataset, batch_size: int, seed: int, epoch: Callable[[], int]):
         tokens = [column for column in rows.column_names if column.endswith("_ids")]
         self._lengths = [sum(map(len, row.values())) for row in rows.select_columns(tokens)]
-        self._batch_size, self._seed, self._epoch = batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+        self._batch_size, self._seed, self._epoch = batch_size, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        generator = torch.Generator().manual_seed(self._seed + self._epoch())
         return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
 
     def __len__(self) -> int:

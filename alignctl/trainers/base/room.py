@@ -91,10 +91,10 @@ def _checkpoints(trainer: Trainer, keep_last: int | None) -> int:
 
 
 def optimizer_steps(args: TrainingArguments, rows: int) -> int:
-    """Optimizer steps of a whole training on so many rows."""
+    """Optimizer steps of a whole training on so many rows, each of them a row for each completion drawn to it."""
     return args.max_steps if args.max_steps > 0 else math.ceil(_steps_per_epoch(args, rows) * args.num_train_epochs)
 
 
 def _steps_per_epoch(args: TrainingArguments, rows: int) -> int:
-    batches = math.ceil(rows / (args.train_batch_size * args.world_size))
+    batches = math.ceil(rows * getattr(args, "num_generations", 1) / (args.train_batch_size * args.world_size))
     return math.ceil(batches / args.gradient_accumulation_steps)

@@ -27,19 +27,19 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl.trainer.utils import disable_dropout_in_model
 
-from alignctl.engine.forward import bare
+from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.models.adapters import Adapters
 from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import whole_weights
 from alignctl.rollout.drawing import Drawn, draw_completions
-from alignctl.rollout.episodes import Episodes, Segment, in_the_form_of
+from alignctl.rollout.episodes import Episodes, episodes_of
 from alignctl.rollout.rewards import Score
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.experience import Experience
 from alignctl.trainers.on_policy.log import RolloutLog
-from alignctl.trainers.on_policy.models import Batch, PolicyModel, Scored, lay_out, policy_logps
+from alignctl.trainers.on_policy.models import Batch, Outputs, PolicyModel, lay_out, policy_logps
 from alignctl.trainers.on_policy.scoring import Scoring, build_sources
 from alignctl.trainers.on_policy.setup import (
     PROMPT_IDS,
@@ -65,7 +65,7 @@ class OnPolicyTrainer(Trainer):
     """Whether the policy is moved by this step."""
     entropy_learns = False
     """Whether the loss has the policy's entropy in it."""
-    kept: tuple[str, ...] = ()
+    in_checkpoints: tuple[str, ...] = ()
     """Numbers of the method's own, by their attributes, that a checkpoint holds."""
 
     def __init__(
@@ -122,16 +122,18 @@ class OnPolicyTrainer(Trainer):
             self._vllm = VLLM(model.policy, processing_class, self.accelerator, args, sequences)
         self.rollouts = RolloutLog(self.accelerator)
         self._total_tokens = 0
-        self._first_pass: tuple[list[int], Scored] | None = None
+        self._first_pass: tuple[list[int], Outputs] | None = None
+        scoring = [*trained, *([ref_model] if ref_model is not None else [])]
+        self._packed = all(map(takes_packed_rows, scoring))
 
     # What a method says
 
     @abstractmethod
     def learn_from(self, episodes: Episodes, scores: list[Score]) -> Experience:
-        """What the rollout is worth; `score_tokens` says what the models make of it."""
+        """What the rollout is worth; `outputs_of` says what the models make of it."""
 
     @abstractmethod
-    def losses(self, scored: Scored, experience: Experience) -> PassLoss:
+    def losses(self, outputs: Outputs, experience: Experience) -> PassLoss:
         """The loss of the tokens of a pass, `[tokens]` each."""
 
     def counted(self, experience: Experience, members: list[int]) -> Tensor:
@@ -164,23 +166,10 @@ class OnPolicyTrainer(Trainer):
             self.policy.eval()
             with self.accelerator.autocast():
                 drawn = draw_completions(self.policy, self.processing_class, inputs[PROMPT_IDS], self.args)
-        completions = [
-            in_the_form_of(prompt, self._text(before if isinstance(prompt, str) else [], ids))
-            for prompt, before, ids in zip(inputs["prompt"], inputs[PROMPT_IDS], drawn.completions, strict=True)
-        ]
-        segments = [[Segment(completion)] for completion in drawn.completions]
-        return Episodes(
-            inputs[PROMPT_IDS], segments, drawn.ended, inputs["prompt"], completions, inputs.get(ROW, {}),
-            self.args.num_generations,
-        )  # fmt: skip
-
-    def _text(self, prompt: list[int], completion: list[int]) -> str:
-        """A completion as it follows its prompt: decoded by itself it would lose a leading space."""
-        before, whole = (
-            self.processing_class.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            for ids in (prompt, prompt + completion)
+        args, columns = self.args, inputs.get(ROW, {})
+        return episodes_of(
+            inputs["prompt"], inputs[PROMPT_IDS], drawn, self.processing_class, columns, args.num_generations
         )
-        return whole.removeprefix(before)
 
     @torch.no_grad()
     def _learn(self, episodes: Episodes) -> Experience:
@@ -189,14 +178,14 @@ class OnPolicyTrainer(Trainer):
             rewards, scores = self.scoring(episodes)
         experience = self.learn_from(episodes, scores)
         self.rollouts.add_rollout(episodes, experience, rewards, scores)
-        for name, share in self.scoring.cut_fracs().items():
-            self.rollouts.add_mean(name, [share])
+        for name, fraction in self.scoring.cut_fracs().items():
+            self.rollouts.add_mean(name, [fraction])
         self.rollouts.sample(episodes, rewards, scores, self.args.num_sample_completions)
         tokens = torch.tensor(sum(map(len, episodes.completion_ids)), device=self.args.device)
         self._total_tokens += int(self.rollouts.add_up(tokens))
         return experience
 
-    def score_tokens(self, episodes: Episodes) -> Scored:
+    def outputs_of(self, episodes: Episodes) -> Outputs:
         """What the trained models, and the reference where there is one, say of all completions, `update_tokens` at a
         time: in the order of the completions.
 
@@ -207,32 +196,32 @@ class OnPolicyTrainer(Trainer):
         parts: dict[int, tuple[Tensor | None, ...]] = {}
         kept = self._first_pass_is_scoring(episodes)
         with whole_weights(self.ref_model):
-            for members in passes_of(episodes, range(len(episodes.groups)), args.update_tokens):
+            for members in passes_of(episodes, range(len(episodes.groups)), args.update_tokens, self._packed):
                 batch = self._batch(episodes, members)
                 counts = [len(episodes.completion_ids[member]) for member in members]
                 with self.accelerator.autocast():
                     ref_logps = self._reference_logps(model, batch)
                     with torch.set_grad_enabled(kept):
-                        scored = model(
+                        outputs = model(
                             batch, args.temperature, self.policy_learns, kept and self.entropy_learns, entropy=True
                         )
                 if kept:
-                    self._first_pass = members, scored
-                    scored = scored.detach()
-                tokens = (scored.logps, scored.entropy, scored.values, ref_logps)
+                    self._first_pass = members, outputs
+                    outputs = outputs.detach()
+                tokens = (outputs.logps, outputs.entropy, outputs.values, ref_logps)
                 split = [[None] * len(members) if one is None else one.split(counts) for one in tokens]
-                split.append([None] * len(members) if scored.last_values is None else scored.last_values)
+                split.append([None] * len(members) if outputs.last_values is None else outputs.last_values)
                 parts |= {member: row for member, *row in zip(members, *split, strict=True)}
         *columns, last = zip(*(parts[member] for member in range(len(episodes.prompt_ids))), strict=True)
         logps, entropy, values, ref_logps = (None if one[0] is None else torch.cat(one) for one in columns)
         self.rollouts.add_mean("entropy", entropy.mean())
-        return Scored(logps, entropy, values, None if last[0] is None else torch.stack(last), ref_logps)
+        return Outputs(logps, entropy, values, None if last[0] is None else torch.stack(last), ref_logps)
 
     def _first_pass_is_scoring(self, episodes: Episodes) -> bool:
         """Not so with dropout. Several processes, and DeepSpeed, have to see each pass through their wrappers, and
         activations are checkpointed in training mode only."""
         args = self.args
-        tokens = sum(map(episodes.tokens_of, range(len(episodes.groups))))
+        tokens = sum(episodes.tokens_of(group, self._packed) for group in episodes.groups)
         whole = args.num_mini_batches == 1 and tokens <= args.update_tokens
         by_itself = self.accelerator.distributed_type == DistributedType.NO
         return whole and by_itself and args.disable_dropout and not args.gradient_checkpointing
@@ -277,7 +266,7 @@ class OnPolicyTrainer(Trainer):
             (members, known), self._first_pass = self._first_pass, None
             passes = [members]
         else:
-            passes = list(passes_of(episodes, groups, self.args.update_tokens))
+            passes = list(passes_of(episodes, groups, self.args.update_tokens, self._packed))
         everyone = [member for part in passes for member in part]
         own = self.counted(experience, everyone)
         counted = accelerator.reduce(own, "sum")
@@ -289,20 +278,17 @@ class OnPolicyTrainer(Trainer):
             last = number == len(passes) - 1
             accelerator.sync_gradients = last
             with nullcontext() if last or by_deepspeed else accelerator.no_sync(model):
-                scored = known or model(
+                outputs = known or model(
                     self._batch(episodes, part), self.args.temperature, self.policy_learns, self.entropy_learns
                 )
-                found = self.losses(scored, experience.of(part))
+                found = self.losses(outputs, experience.of(part))
                 accelerator.backward(found.loss * accelerator.num_processes / counted)
             for name, value in {"loss": found.loss, **found.sums}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
         return sums
 
     def _batch(self, episodes: Episodes, members: list[int]) -> Batch:
-        models = [*self.accelerator.unwrap_model(self.model).models.values()]
-        if self.ref_model is not None:
-            models.append(self.ref_model)
-        return lay_out(models, episodes, members, self.processing_class.pad_token_id, self.args.device)
+        return lay_out(episodes, members, self._packed, self.processing_class.pad_token_id, self.args.device)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         times = self.args.num_generations
@@ -310,7 +296,7 @@ class OnPolicyTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         rows = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EachSeveralTimes(len(rows), times, seed)
+        return EachSeveralTimes(len(rows), times, seed, epoch=lambda: int(self.state.epoch or 0))
 
     # What is logged
 
@@ -352,7 +338,7 @@ class OnPolicyTrainer(Trainer):
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         save_file({name: whole[name].detach().cpu().contiguous() for name in names}, folder / _WEIGHTS)
         state = {
-            "method": {name: getattr(self, name) for name in self.kept},
+            "method": {name: getattr(self, name) for name in self.in_checkpoints},
             "scoring": self.scoring.state(),
             "total_tokens": self._total_tokens,
         }

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from alignctl.rollout.episodes import Episodes
 from alignctl.rollout.rewards import Score
-from alignctl.trainers.on_policy.models import Scored
+from alignctl.trainers.on_policy.models import Outputs
 
 Sum = Callable[[Tensor], Tensor]
 """Adds a tensor up over all processes."""
@@ -26,6 +26,8 @@ class Experience:
     """Where there are tokens."""
     mask: Tensor
     """Where there are tokens that the policy learns from."""
+    completion: Tensor
+    """Of which completion of the rollout a token is: for losses that add up over a completion."""
     logps: Tensor
     """Of the policy that drew the tokens."""
     ref_logps: Tensor | None
@@ -46,19 +48,21 @@ def spread(flat: Tensor | None, episodes: Episodes) -> Tensor | None:
     return None if flat is None else pad_sequence(flat.split(lengths), batch_first=True)
 
 
-def masks(episodes: Episodes, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`[completions, length]`: where there are tokens, and which of them the policy learns from."""
+def masks(episodes: Episodes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """`[completions, length]`: where there are tokens, which of them the policy learns from, and of which completion
+    they are."""
     trained = [torch.tensor(one, device=device, dtype=torch.bool) for one in episodes.trained]
     mask = pad_sequence(trained, batch_first=True)
     count = torch.tensor([len(one) for one in trained], device=device)
-    return torch.arange(mask.size(1), device=device) < count[:, None], mask
+    present = torch.arange(mask.size(1), device=device) < count[:, None]
+    return present, mask, torch.arange(len(mask), device=device)[:, None].expand_as(mask)
 
 
-def build(episodes: Episodes, scored: Scored, advantages: Tensor) -> Experience:
+def build(episodes: Episodes, outputs: Outputs, advantages: Tensor) -> Experience:
     """Of advantages `[completions, length]`, or `[completions, 1]` where all tokens of a completion have the same."""
-    present, mask = masks(episodes, scored.logps.device)
-    logps, ref_logps = (spread(one, episodes) for one in (scored.logps, scored.ref_logps))
-    return Experience(present, mask, logps, ref_logps, advantages.expand_as(mask) * mask)
+    present, mask, completion = masks(episodes, outputs.logps.device)
+    logps, ref_logps = (spread(one, episodes) for one in (outputs.logps, outputs.ref_logps))
+    return Experience(present, mask, completion, logps, ref_logps, advantages.expand_as(mask) * mask)
 
 
 def at_tokens(scores: Sequence[Score], like: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from alignctl.rollout.episodes import Episodes
+from alignctl.rollout.kl import kl_estimates
 from alignctl.rollout.rewards import Score, totals
 from alignctl.run.files import read_json_lines, write_json_lines
 from alignctl.trainers.on_policy.experience import Experience, moments
-from alignctl.trainers.on_policy.kl import kl_estimates
 
 
 class RolloutLog:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignctl.engine.forward import bare, last_hidden, takes_packed_rows
+from alignctl.engine.forward import bare, last_hidden
 from alignctl.engine.head import TokenScores, score_tokens
 from alignctl.engine.layout import Layout, pack, pad
 from alignctl.rollout.episodes import Episodes
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     """`[tokens]`"""
 
 
-class Scored(NamedTuple):
+class Outputs(NamedTuple):
     """What is said of completions, `[tokens]` each unless said otherwise."""
 
     logps: Tensor
@@ -41,8 +41,8 @@ class Scored(NamedTuple):
     ref_logps: Tensor | None = None
     """Under the reference; None without one, and in a pass of the update."""
 
-    def detach(self) -> Scored:
-        return Scored(*(one if one is None else one.detach() for one in self))
+    def detach(self) -> Outputs:
+        return Outputs(*(one if one is None else one.detach() for one in self))
 
 
 class PolicyModel(nn.Module):
@@ -68,12 +68,12 @@ class PolicyModel(nn.Module):
         policy_learns: bool = True,
         entropy_gradient: bool = False,
         entropy: bool = False,
-    ) -> Scored:
+    ) -> Outputs:
         """What is said of the completions; a policy that does not learn gets no gradient from what learns beside it.
         `entropy` asks for it in a pass with gradients."""
         hidden = last_hidden(self.policy, batch.layout)
         scores = self.score(hidden, batch, temperature, entropy_gradient, entropy)
-        return Scored(scores.logps, scores.entropy)
+        return Outputs(scores.logps, scores.entropy)
 
     def score(
         self, hidden: Tensor, batch: Batch, temperature: float, entropy_gradient: bool, entropy: bool
@@ -94,18 +94,16 @@ def policy_logps(policy: nn.Module, batch: Batch, temperature: float) -> Tensor:
     return score_tokens(bare(policy), hidden, batch.targets, temperature=temperature).logps
 
 
-def lay_out(
-    models: Sequence[nn.Module], episodes: Episodes, members: Sequence[int], pad_id: int, device: torch.device
-) -> Batch:
-    """Some completions after their prompts, packed where all models take that; a prompt that several of them follow is
-    then there once.
+def lay_out(episodes: Episodes, members: Sequence[int], packed: bool, pad_id: int, device: torch.device) -> Batch:
+    """Some completions after their prompts.
 
     Args:
         members: Numbers of the completions, those of a group side by side.
+        packed: Whether in one row, in which a prompt is once for all of its completions.
     """
     pairs = [(episodes.prompt_ids[member], episodes.completion_ids[member]) for member in members]
     rows = [torch.tensor([*prompt, *completion]) for prompt, completion in pairs]
-    if all(map(takes_packed_rows, models)):
+    if packed:
         groups = groupby(range(len(rows)), lambda row: members[row] // episodes.group_size)
         layout = pack(rows, [tuple(group) for _, group in groups], device)
     else:

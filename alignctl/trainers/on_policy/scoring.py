@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignctl.errors import AlignctlError, RequestError
@@ -103,9 +104,9 @@ class Scoring:
             raise AlignctlError(str(error), self._last_checkpoint()) from error
         scores = combine(rewards, self._weights, self._moments(rewards), self._args.reward_clip)
         if (penalty := self._args.missing_eos_penalty) is not None:
-            for one, ended in zip(scores, episodes.ended, strict=True):
+            for one, ids, ended in zip(scores, episodes.completion_ids, episodes.ended, strict=True):
                 if not ended:
-                    one[max(one)] -= penalty
+                    one[len(ids) - 1] = one.get(len(ids) - 1, 0.0) - penalty
         self._check_not_constant(totals(scores))
         return rewards, scores
 
@@ -129,11 +130,11 @@ class Scoring:
         if kind == "none":
             return {}
         for name, scores in rewards.items():
-            self._seen[name].add(self._everywhere(totals(scores), torch.float64).tolist())
+            self._seen[name].add(gather_object([value for score in scores for value in score.values()]))
         return {name: (seen.mean, seen.std) for name, seen in self._seen.items()}
 
     def _check_not_constant(self, scores: list[float]) -> None:
-        everywhere = self._everywhere(scores, torch.float32)
+        everywhere = self._accelerator.gather(torch.tensor(scores, device=self._accelerator.device))
         constant = len(everywhere) > 1 and bool(everywhere.max() == everywhere.min())
         self._constant = self._constant + 1 if constant else 0
         if self._constant >= _CONSTANT_STEPS:
@@ -143,9 +144,6 @@ class Scoring:
                 "nothing to learn from",
                 f"look at {paths.samples_while_training.name}; {self._last_checkpoint()}",
             )
-
-    def _everywhere(self, values: list[float], dtype: torch.dtype) -> Tensor:
-        return self._accelerator.gather(torch.tensor(values, device=self._accelerator.device, dtype=dtype))
 
     def _last_checkpoint(self) -> str:
         newest = newest_checkpoint(Path(self._args.output_dir))

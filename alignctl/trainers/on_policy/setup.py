@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,14 +80,12 @@ class EachSeveralTimes(Sampler):
     """Rows in a random order that depends on seed and epoch alone, each several times in a row: one for each completion
     that is drawn to it."""
 
-    def __init__(self, rows: int, times: int, seed: int):
-        self._rows, self._times, self._seed, self._epoch = rows, times, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+    def __init__(self, rows: int, times: int, seed: int, epoch: Callable[[], int]):
+        """`epoch` is asked for, see ByLength."""
+        self._rows, self._times, self._seed, self._epoch = rows, times, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        generator = torch.Generator().manual_seed(self._seed + self._epoch())
         for row in torch.randperm(self._rows, generator=generator).tolist():
             yield from [row] * self._times
 

@@ -29,10 +29,27 @@ def mini_batches(count: int, parts: int, generator: torch.Generator) -> Iterator
         yield order[part::parts]
 
 
-def passes_of(episodes: Episodes, groups: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Divides groups among passes of at most `budget` tokens: the numbers of their completions."""
-    for part in bins([episodes.tokens_of(group) for group in groups], budget, padded=False):
-        yield [member for item in part for member in episodes.groups[groups[item]]]
+def passes_of(episodes: Episodes, groups: Sequence[int], budget: int, packed: bool) -> Iterator[list[int]]:
+    """Divides groups among passes of at most `budget` tokens, and a group that is larger, too: the numbers of their
+    completions.
+
+    Args:
+        packed: Whether a prompt is computed once for all of its completions in a pass.
+    """
+    units = [unit for group in groups for unit in _units(episodes, group, budget, packed)]
+    for part in bins([episodes.tokens_of(unit, packed) for unit in units], budget, padded=False):
+        yield [member for item in part for member in units[item]]
+
+
+def _units(episodes: Episodes, group: int, budget: int, packed: bool) -> Iterator[list[int]]:
+    """A group, or as few parts of it as fit."""
+    unit: list[int] = []
+    for member in episodes.groups[group]:
+        if unit and episodes.tokens_of([*unit, member], packed) > budget:
+            yield unit
+            unit = []
+        unit.append(member)
+    yield unit
 
 
 def as_many_everywhere(passes: list[list[int]], accelerator: Accelerator) -> list[list[int]]:

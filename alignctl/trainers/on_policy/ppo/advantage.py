@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from alignctl.rollout.episodes import Episodes
+from alignctl.rollout.kl import kl_estimates
 from alignctl.rollout.rewards import Score
 from alignctl.trainers.on_policy.experience import Experience, Sum, at_tokens, masks, moments, spread
-from alignctl.trainers.on_policy.kl import kl_estimates
-from alignctl.trainers.on_policy.models import Scored
+from alignctl.trainers.on_policy.models import Outputs
 from alignctl.trainers.on_policy.ppo.config import PPOConfig
 from alignctl.trainers.on_policy.ppo.objective import advantages_and_returns, whiten
 
@@ -28,7 +28,7 @@ class PPOExperience(Experience):
 
 
 def build_experience(
-    episodes: Episodes, scored: Scored, scores: Sequence[Score], kl_coef: float, args: PPOConfig, add_up: Sum
+    episodes: Episodes, outputs: Outputs, scores: Sequence[Score], kl_coef: float, args: PPOConfig, add_up: Sum
 ) -> PPOExperience:
     """Rewards, advantages and returns of a rollout.
 
@@ -36,11 +36,11 @@ def build_experience(
     completion at its last token (arXiv:1909.08593, Eq. 2).
 
     Args:
-        scored: By the models as they were when the tokens were drawn.
+        outputs: By the models as they were when the tokens were drawn.
     """
-    logps, reference, values = (spread(flat, episodes) for flat in (scored.logps, scored.ref_logps, scored.values))
+    logps, reference, values = (spread(flat, episodes) for flat in (outputs.logps, outputs.ref_logps, outputs.values))
     device = logps.device
-    present, mask = masks(episodes, device)
+    present, mask, completion = masks(episodes, device)
     is_last = torch.arange(logps.size(1), device=device) == present.sum(1, keepdim=True) - 1
     rewards = -kl_coef * kl_estimates(logps, reference, args.kl_estimator) * mask
     rewards = rewards + at_tokens(scores, rewards)
@@ -50,11 +50,12 @@ def build_experience(
     goes_on = torch.tensor([args.bootstrap_truncated and not end for end in episodes.ended], device=device)
     discounts = args.gamma * torch.where(is_last, goes_on[:, None].to(rewards.dtype), present.to(rewards.dtype))
     after = torch.cat([values[:, 1:], values.new_zeros(len(values), 1)], 1)
-    after = torch.where(is_last, scored.last_values[:, None], after)
+    after = torch.where(is_last, outputs.last_values[:, None], after)
     states = torch.cat([values[:, :1], after], 1)
     advantages, returns = advantages_and_returns(rewards, states, discounts, args.lam, present)
     if args.whiten_advantages:
         advantages = whiten(advantages, mask, *moments(advantages, mask, add_up))
     return PPOExperience(
-        present, mask, logps, reference, advantages * mask, values=values, rewards=rewards, returns=returns * mask
-    )
+        present, mask, completion, logps, reference, advantages * mask, values=values, rewards=rewards,
+        returns=returns * mask,
+    )  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignctl.engine.forward import bare, last_hidden
-from alignctl.trainers.on_policy.models import Batch, PolicyModel, Scored
+from alignctl.trainers.on_policy.models import Batch, Outputs, PolicyModel
 
 
 class ValueHead(nn.Linear):
@@ -60,7 +60,7 @@ class ActorCritic(PolicyModel):
         policy_learns: bool = True,
         entropy_gradient: bool = False,
         entropy: bool = False,
-    ) -> Scored:
+    ) -> Outputs:
         hidden = last_hidden(self.policy, batch.layout)
         scores = self.score(hidden, batch, temperature, entropy_gradient, entropy)
         places = torch.cat([batch.before, batch.last])
@@ -70,4 +70,4 @@ class ActorCritic(PolicyModel):
             values = bare(self.value_model).score(last_hidden(self.value_model, batch.layout)[places]).float()
             values = (values - self.value_mean) / self.value_std
         before, last = values.squeeze(-1).split([len(batch.before), len(batch.last)])
-        return Scored(scores.logps, scores.entropy, before, last)
+        return Outputs(scores.logps, scores.entropy, before, last)

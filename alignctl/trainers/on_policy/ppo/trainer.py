@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignctl.models.adapters import ScoreAdapter
 from alignctl.rollout.episodes import Episodes
+from alignctl.rollout.kl import kl_estimates
 from alignctl.rollout.rewards import Score
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.on_policy.base import OnPolicyTrainer
-from alignctl.trainers.on_policy.kl import kl_estimates
-from alignctl.trainers.on_policy.models import Scored
+from alignctl.trainers.on_policy.models import Outputs
 from alignctl.trainers.on_policy.ppo.advantage import PPOExperience, build_experience
 from alignctl.trainers.on_policy.ppo.config import PPOConfig
 from alignctl.trainers.on_policy.ppo.models import ActorCritic
@@ -34,7 +34,7 @@ class PPOTrainer(Managed, OnPolicyTrainer):
     """Proximal policy optimization on prompts."""
 
     has_reference = True
-    kept = ("kl_coef",)
+    in_checkpoints = ("kl_coef",)
 
     def __init__(
         self,
@@ -89,20 +89,20 @@ class PPOTrainer(Managed, OnPolicyTrainer):
         return loss
 
     def learn_from(self, episodes: Episodes, scores: list[Score]) -> PPOExperience:
-        scored = self.score_tokens(episodes)
-        found = build_experience(episodes, scored, scores, self.kl_coef, self.args, self.rollouts.add_up)
+        outputs = self.outputs_of(episodes)
+        found = build_experience(episodes, outputs, scores, self.kl_coef, self.args, self.rollouts.add_up)
         self.rollouts.add("kl_coef", self.kl_coef)
         explained = explained_variance(found.values, found.returns, found.mask)
         self.rollouts.add("value/explained_variance", float(explained))
         return found
 
-    def losses(self, scored: Scored, experience: PPOExperience) -> PassLoss:
+    def losses(self, outputs: Outputs, experience: PPOExperience) -> PassLoss:
         args, mask, old = self.args, experience.mask, experience
-        policy = policy_losses(scored.logps, old.logps, old.advantages, args.cliprange, args.dual_clip)
-        value = value_losses(scored.values, old.values, old.returns, args.cliprange_value)
+        policy = policy_losses(outputs.logps, old.logps, old.advantages, args.cliprange, args.dual_clip)
+        value = value_losses(outputs.values, old.values, old.returns, args.cliprange_value)
         policy_loss, value_loss = (policy.losses * mask).sum(), (value.losses * mask).sum()
         # arXiv:1707.06347, Eq. 9
-        entropy = (scored.entropy * mask).sum() if self.entropy_learns else 0.0
+        entropy = (outputs.entropy * mask).sum() if self.entropy_learns else 0.0
         # Where the policy does not learn yet, its weights have a gradient of 0: DDP wants one for each of them.
         loss = float(self.policy_learns) * (policy_loss - args.entropy_coef * entropy) + args.vf_coef * value_loss
         with torch.no_grad():
@@ -111,7 +111,7 @@ class PPOTrainer(Managed, OnPolicyTrainer):
                 "loss/value": value_loss,
                 "clip_fraction": (policy.clipped * mask).sum(),
                 "clip_fraction_value": (value.clipped * mask).sum(),
-                "ratio": ((scored.logps - old.logps).exp() * mask).sum(),
-                "kl_to_rollout": (kl_estimates(old.logps, scored.logps, "k3") * mask).sum(),
+                "ratio": ((outputs.logps - old.logps).exp() * mask).sum(),
+                "kl_to_rollout": (kl_estimates(old.logps, outputs.logps, "k3") * mask).sum(),
             }
         return PassLoss(loss, logged)

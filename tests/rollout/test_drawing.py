@@ -234,7 +234,7 @@ def test_a_server_takes_no_weights_from_a_cpu(drawn_by_vllm, vllm_server):
     done = drawn_by_vllm(*vllm_server(*flags_for_trl()))
     assert done.code == 2
     assert "a vLLM server takes weights from a GPU only" in done.err
-    assert "ppo.vllm_mode=colocate" in done.err
+    assert "`vllm_mode=colocate` of the stage" in done.err
     assert "Traceback" not in done.err
 
 
