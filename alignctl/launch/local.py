@@ -25,7 +25,7 @@ from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import StagePaths
 from alignctl.run.process import PARENT
-from alignctl.run.products import begin_anew, take_rows
+from alignctl.run.products import begin_anew, check_models, take_rows
 from alignctl.run.state import State, is_done, write_stage_state, write_state
 
 _POLL_S = 0.1
@@ -158,6 +158,7 @@ def _lead(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     alone = stage.config.distributed.type == "none"
     log = paths.rank_log(attempt, 0) if alone else paths.launch_log(attempt)
     try:
+        check_models(stage.config, paths)
         if take_rows(stage.config, paths):
             _begin_anew_after(plan, stage, watcher)
         checkpoint = newest_checkpoint(paths.checkpoints)

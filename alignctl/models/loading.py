@@ -22,6 +22,7 @@ from transformers import (
     set_seed,
 )
 
+import alignctl
 from alignctl.config.schema import PEFT_CLASSES, QUANTIZED, ModelSettings
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.methods.registry import Role, resolve
@@ -29,8 +30,9 @@ from alignctl.models.sharding import undivided
 from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
 from alignctl.models.verifying import check_saved
-from alignctl.run.files import publish_folder
-from alignctl.run.paths import StagePaths
+from alignctl.run.files import publish_folder, write_json
+from alignctl.run.fingerprint import listed
+from alignctl.run.paths import PRODUCT_MANIFEST, StagePaths
 
 
 def load_tokenizer(
@@ -213,6 +215,8 @@ def _publish(
         tokenizer.save_pretrained(staged)
         for name, content in facts.items():
             (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        made = {"product": "model", "stage": folder.parent.name, "alignctl": alignctl.__version__}
+        write_json(staged / PRODUCT_MANIFEST, made | {"files": listed(staged)})
         publish_folder(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

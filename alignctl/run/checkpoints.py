@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.run.files import publish_folder
-from alignctl.run.fingerprint import file_digest
+from alignctl.run.fingerprint import file_digest, listed
 
 PREFIX = "checkpoint-"
 STAGING = ".staging"
@@ -40,12 +40,7 @@ def publish(staged: Path, final: Path, step: int, kind: Mapping[str, Any]) -> No
     Args:
         kind: What one has to know to continue from it: how many processes wrote it, and how they shared the state.
     """
-    files = {
-        file.relative_to(staged).as_posix(): {"bytes": file.stat().st_size, "sha256": file_digest(file)}
-        for file in sorted(staged.rglob("*"))
-        if file.is_file()
-    }
-    content = {"step": step, "kind": dict(kind), "files": files}
+    content = {"step": step, "kind": dict(kind), "files": listed(staged)}
     (staged / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     publish_folder(staged, final)
 

@@ -54,6 +54,15 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file in a folder and those below it, by relative name."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+        for file in files
+    }
+
+
 @cache
 def _identity(path: str) -> Any:
     place = Path(path)

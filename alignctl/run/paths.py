@@ -9,6 +9,9 @@ from pathlib import Path
 PLAN = "plan.json"
 """What a run is known by: a folder that has it is one."""
 
+PRODUCT_MANIFEST = "manifest.json"
+"""In a folder of rows or of weights that a stage made: its files with their sizes and hashes, and who made them."""
+
 REWARD_STATISTICS = "reward_statistics.json"
 """Beside the weights of a reward model: how it scores."""
 
@@ -27,7 +30,7 @@ class RowsPaths:
     @property
     def manifest(self) -> Path:
         """What they are, how many, of which stage, and the size and hash of each file."""
-        return self.root / "manifest.json"
+        return self.root / PRODUCT_MANIFEST
 
     @property
     def staged(self) -> RowsPaths:

@@ -1,7 +1,8 @@
-"""Rows as what a stage makes: written whole or not at all, listed in a manifest, and read by a later stage. Torch-free.
+"""What stages make for later ones, rows or a model, listed in a manifest. Rows are written here. Torch-free.
 
-The manifest has the size and the SHA-256 of each file. Sizes are looked at, and hashes compared, when a stage begins to
-be trained on them; which rows it is trained on is noted beside it, and with other rows it is no longer done.
+A manifest has the size and the SHA-256 of each file. When a stage begins that takes what an earlier one made, the sizes
+are looked at, of rows the hashes, too; which rows it is trained on is noted beside it, and with other rows it is no
+longer done.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from alignctl.data.formats import Row
 from alignctl.data.writing import write_rows
 from alignctl.errors import AlignctlError
 from alignctl.run.files import publish_folder, read_json, write_json
-from alignctl.run.fingerprint import file_digest
-from alignctl.run.paths import RowsPaths, RunPaths, StagePaths
+from alignctl.run.fingerprint import file_digest, listed
+from alignctl.run.paths import PRODUCT_MANIFEST, RowsPaths, RunPaths, StagePaths
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def write_rows_product(paths: StagePaths, rows: Iterable[Row], kind: str, stage:
     count, columns = write_rows(staged.data, rows, kind)
     if count == 0:
         raise AlignctlError(f"stage `{stage.name}` made no rows, so there is nothing for a later stage to learn from")
-    files = {staged.data.name: {"bytes": staged.data.stat().st_size, "sha256": file_digest(staged.data)}}
-    manifest = RowsManifest(kind, count, columns, files, stage.name, stage.method, alignctl.__version__)
+    manifest = RowsManifest(kind, count, columns, listed(staged.root), stage.name, stage.method, alignctl.__version__)
     write_json(staged.manifest, asdict(manifest))
     publish_folder(staged.root, paths.rows.root)
     return manifest
@@ -62,6 +62,24 @@ def read_manifest(folder: RowsPaths) -> RowsManifest | None:
     """What a folder of rows holds; None where there is none."""
     content = read_json(folder.manifest)
     return RowsManifest(**content) if content else None
+
+
+def check_models(stage: StageConfig, paths: StagePaths) -> None:
+    """Whether the models of earlier stages that a stage takes are as they were saved, by the sizes of their files.
+
+    Raises:
+        AlignctlError: One is not.
+    """
+    for name in filter(None, (stage.start_from, *stage.roles_from.values())):
+        folder = _giver(paths, name).model
+        for file, facts in (read_json(folder / PRODUCT_MANIFEST) or {"files": {}})["files"].items():
+            path = folder / file
+            if not path.is_file() or path.stat().st_size != facts["bytes"]:
+                raise AlignctlError(
+                    f"{path} is not what stage `{name}` saved",
+                    f"remove {folder.parent}, and the same command trains it again; a model of your own is given as a "
+                    "folder",
+                )
 
 
 def take_rows(stage: StageConfig, paths: StagePaths) -> bool:

@@ -133,3 +133,7 @@ def test_what_is_saved_right_is_there(tmp_path, tokenizer):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
     assert json.loads((tmp_path / "model" / "facts.json").read_text()) == {"a": 1}
     assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    for folder in (tmp_path / "model", tmp_path / "adapter"):
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        there = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "manifest.json"}
+        assert {name: facts["bytes"] for name, facts in files.items()} == there

@@ -15,7 +15,7 @@ from alignctl.config.stages import StageConfig, stage_config
 from alignctl.errors import AlignctlError
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import RunPaths
-from alignctl.run.products import read_manifest, rows_changed, take_rows, write_rows_product
+from alignctl.run.products import check_models, read_manifest, rows_changed, take_rows, write_rows_product
 from alignctl.run.state import is_done
 
 PAIRS = [{"prompt": f"p{i}", "chosen": "good", "rejected": "b\u00e4d"} for i in range(3)]
@@ -132,3 +132,17 @@ def test_a_stage_without_such_rows_notes_nothing(tmp_path):
     giver, _ = stages()
     take_rows(giver, RunPaths(tmp_path).stage("sft"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_not_as_it_was_saved_is_no_start(tmp_path):
+    _, taker = stages()
+    paths = RunPaths(tmp_path)
+    weights = paths.stage("sft").model / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"12345")
+    check_models(taker, paths.stage("dpo"))  # saved by who knows what
+    write_json(weights.parent / "manifest.json", {"product": "model", "files": {weights.name: {"bytes": 5}}})
+    check_models(taker, paths.stage("dpo"))
+    weights.write_bytes(b"123")
+    with pytest.raises(AlignctlError, match=r"model.safetensors is not what stage `sft` saved"):
+        check_models(taker, paths.stage("dpo"))
