@@ -42,7 +42,7 @@ def check_launch(config: Mapping[str, Any], stages: list[str]) -> Iterator[Probl
     kind = distributed.get("type", "none")
     yield from check_stage_launchers(launcher, stages)
     if kind in ZERO_STAGES and importlib.util.find_spec("deepspeed") is None:
-        yield Problem(f"`distributed={kind}` needs the package `deepspeed`", "pip install deepspeed")
+        yield Problem(f"`distributed={kind}` needs the package `deepspeed`", 'pip install "alignctl[deepspeed]"')
     yield from _deepspeed(kind, distributed.get("config") or {})
     own = _mapping(launcher.get("stages"))
     for name in stages:

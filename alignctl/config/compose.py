@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from alignctl.config.renamed import former_names
 from alignctl.config.suggest import did_you_mean
 from alignctl.errors import Problem, RequestError
-from alignctl.methods.registry import methods
 
 DEFAULT_RECIPE = "quickstart"
 _SUFFIX, _COMMAND_LINE = ".yaml", "command line"
@@ -124,19 +125,15 @@ def value_sources(request: Request) -> dict[str, str]:
     loader = _loader(request)
     overrides, _ = _checked_overrides(request, loader)
     sources: dict[str, str] = {}
-    for item in loader.compute_defaults_list(request.recipe.path.stem, overrides, RunMode.RUN).defaults:
-        if item.config_path is None or item.package == "hydra" or item.config_path.startswith("hydra/"):
-            continue
-        loaded = loader.repository.load_config(item.config_path)
-        file = loaded.path.removeprefix("file://") + "/" + item.config_path + ".yaml"
-        _assign(sources, item.package if item.package != "_global_" else "", loaded.config, file)
+    for loaded, place, file in _files(request, loader, overrides):
+        _assign(sources, place, loaded.config, file)
     for override in _parse(request.overrides, []):
         if not loader.get_group_options(override.key_or_group) and not override.is_delete():
             _assign(sources, override.key_or_group, OmegaConf.create([override.value()])[0], _COMMAND_LINE)
     config = compose(request)[0]
-    for stage, former, name in _former_names(config):
+    for stage, former, name in former_names(config):
         file = sources.pop(f"{stage}.{former}", None)
-        if file and sources.get(f"{stage}.{name}") != _COMMAND_LINE:
+        if file and _given_last(request, loader, overrides, stage, (former, name)) == former:
             sources[f"{stage}.{name}"] = file
     composed = set(_leaves(OmegaConf.create(config)))
     return {key: file for key, file in sources.items() if key in composed}
@@ -244,22 +241,35 @@ def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> d
         return OmegaConf.to_container(config, resolve=True)
 
     config = _translated(request, load)
-    given = {override.partition("=")[0].lstrip("+") for override in overrides}
-    for stage, former, name in _former_names(config):
+    for stage, former, name in former_names(config):
         if former in config[stage]:
             value = config[stage].pop(former)
-            if f"{stage}.{name}" not in given:
+            if name not in config[stage] or _given_last(request, loader, overrides, stage, (former, name)) == former:
                 config[stage][name] = value
     return config
 
 
-def _former_names(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Stages, and the fields of each that had another name: the former one, and that of today."""
-    for stage, settings in config.items():
-        method = settings.get("method") if isinstance(settings, Mapping) else None
-        if isinstance(method, str) and method in methods():
-            for former, name in methods()[method].renamed.items():
-                yield stage, former, name
+def _given_last(
+    request: Request, loader: ConfigLoaderImpl, overrides: list[str], stage: str, names: tuple[str, str]
+) -> str:
+    """Of two names of one field of a stage that which the last file or override that has one gives it by."""
+    found: dict[str, str] = {}
+    for loaded, place, _ in _files(request, loader, overrides):
+        keys: dict[str, str] = {}
+        _assign(keys, place, loaded.config, "")
+        found = {key: "" for key in found if key not in keys} | keys  # in the order in which they were given last
+    given = [*found, *(override.partition("=")[0].lstrip("+") for override in overrides)]
+    return max(names, key=lambda name: max((i for i, key in enumerate(given) if key == f"{stage}.{name}"), default=-1))
+
+
+def _files(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> Iterator[tuple[ConfigResult, str, str]]:
+    """The files that are composed, in order: each with its place in the config, and where it lies."""
+    for item in loader.compute_defaults_list(request.recipe.path.stem, overrides, RunMode.RUN).defaults:
+        if item.config_path is None or item.package == "hydra" or item.config_path.startswith("hydra/"):
+            continue
+        loaded = loader.repository.load_config(item.config_path)
+        file = loaded.path.removeprefix("file://") + "/" + item.config_path + ".yaml"
+        yield loaded, item.package if item.package != "_global_" else "", file
 
 
 def _parse(overrides: Sequence[str], problems: list[Problem], loader: ConfigLoaderImpl | None = None) -> list[Override]:

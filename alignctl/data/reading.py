@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -311,7 +312,9 @@ def _value(row: dict[str, Any], column: RowColumn, names: list[str]) -> Any:
         first, *others = (float(value) for value in values)
     except (TypeError, ValueError) as error:
         raise BadRow(f"the {column.name} is not a number: {error}") from error
-    return first - sum(others)
+    if not math.isfinite(value := first - sum(others)):
+        raise BadRow(f"the {column.name} is not a finite number: {value}")
+    return value
 
 
 def _text_columns(raw: Dataset, row_format: Format, source: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from alignctl.config.flat import flatten
+from alignctl.config.renamed import present_names
 from alignctl.config.schema import PATHS, ROLE_KEYS, ZERO_STAGES
 from alignctl.config.secrets import mask
 from alignctl.errors import LaunchError, RequestError
@@ -153,14 +154,14 @@ def refuse_other_version(paths: RunPaths) -> None:
     if paths.plan.exists() and (then := frozen_version(paths)) != VERSION:
         by = (read_json(paths.provenance) or [{}])[0].get("alignctl", "another version")
         raise RequestError(
-            f"{paths.root} was begun by alignctl {by}, of whose stages this one would not make the same (its plan.json "
-            f"is of version {then}, and this one writes version {VERSION})",
+            f"{paths.root} was begun by alignctl {by}, which makes other stages of the same settings (its plan.json "
+            f"is of version {then}, and this alignctl writes version {VERSION})",
             "go on with the alignctl that began it, or begin another run: with `--new`, or another `run_dir`",
         )
 
 
 def refuse_left_behind(recipe: str, root: Path, config: Mapping[str, Any]) -> None:
-    """Does not begin anew, without a word, what a run under another version has begun and not finished.
+    """Does not begin anew, without a word, what a run under another version has begun.
 
     Raises:
         RequestError: There is such a run of the same recipe and settings.
@@ -168,7 +169,7 @@ def refuse_left_behind(recipe: str, root: Path, config: Mapping[str, Any]) -> No
     for file in (root / recipe).glob(f"*/{PLAN}"):
         paths = RunPaths(file.parent)
         stages = [paths.stage(name) for name in frozen_fingerprints(paths)]
-        if any(map(_begun, stages)) and not all(map(is_done, stages)) and not _changes(paths, config):
+        if any(map(_begun, stages)) and not _changes(paths, config):
             refuse_other_version(paths)
 
 
@@ -221,7 +222,7 @@ def _begun(stage: StagePaths) -> bool:
 
 def _changes(paths: RunPaths, config: Mapping[str, Any]) -> list[str]:
     """Settings that differ from the frozen ones, `key: then -> now`."""
-    then = flatten(OmegaConf.to_container(OmegaConf.load(paths.config)))
+    then = flatten(present_names(OmegaConf.to_container(OmegaConf.load(paths.config))))
     now = flatten(mask(dict(config)))
     keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     return [f"`{key}`: {then.get(key)} -> {now.get(key)}" for key in keys if key not in _NOT_THE_RESULT]

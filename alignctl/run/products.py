@@ -51,7 +51,7 @@ def write_rows_product(paths: StagePaths, rows: Iterable[Row], kind: str, stage:
     staged.root.mkdir(parents=True)
     count, columns = write_rows(staged.data, rows, kind)
     if count == 0:
-        raise AlignctlError(f"stage `{stage.name}` made no rows, so there is nothing for a later stage to learn from")
+        raise AlignctlError("no rows were made, so there is nothing for a later stage to learn from")
     manifest = RowsManifest(kind, count, columns, listed(staged.root), stage.name, stage.method, alignctl.__version__)
     write_json(staged.manifest, asdict(manifest))
     publish_folder(staged.root, paths.rows.root)

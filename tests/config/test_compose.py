@@ -232,3 +232,8 @@ def test_a_field_may_be_given_by_its_former_name(tmp_path):
     assert sharing(recipe=own) == ("shared_value", str(own))
     assert sharing("ppo.sharing=separate", recipe=own) == ("separate", "command line")
     assert sharing("ppo.roles=separate", recipe=own) == ("separate", "command line")
+    derived = tmp_path / "derived.yaml"
+    derived.write_text("defaults: [own, _self_]\nppo: {sharing: separate}\n")
+    assert sharing(recipe=derived) == ("separate", str(derived))
+    assert sharing("ppo.sharing=separate", "ppo.roles=shared_base")[0] == "shared_base"
+    assert sharing("ppo.roles=shared_base", "ppo.sharing=separate")[0] == "separate"

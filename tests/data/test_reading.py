@@ -262,6 +262,13 @@ def test_declared_columns_are_kept_and_no_others(tmp_path):
     assert read(plain, columns=OWN, eval_rows=0)[0].columns == ()
 
 
+def test_what_is_no_finite_number_is_no_margin(tmp_path):
+    rows = [PAIRS[0] | {"margin": value} for value in (1.0, float("nan"), float("inf"), 2.0)]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), columns=MARGIN, eval_rows=0)
+    assert train.dataset["margin"][:] == [1.0, 2.0]
+    assert train.ledger.skipped[2] == "the margin is not a finite number: nan"
+
+
 def test_held_out_rows_have_the_columns_too(tmp_path):
     file = write(tmp_path / "rows.jsonl", with_columns())
     train, held_out = read(file, columns=OWN, eval_rows=1)

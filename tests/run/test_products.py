@@ -55,7 +55,7 @@ def breaking() -> Iterator[dict]:
 @pytest.mark.parametrize(
     ("rows", "error", "words"),
     [
-        ([], AlignctlError, "stage `sft` made no rows"),
+        ([], AlignctlError, "no rows were made"),
         ([PAIRS[0], {"prompt": "p", "completion": "c"}], ValueError, "row 2 is no preferences: it has the columns"),
         ([PAIRS[0], PAIRS[1] | {"margin": 1.0}], ValueError, "row 2 has the columns prompt, chosen, rejected, margin"),
         (breaking(), RuntimeError, "the judge is gone"),

@@ -180,6 +180,11 @@ def test_a_rollout_is_made_of_whole_groups(tmp_path, recipe, settings, why):
         run_stages(tmp_path / "run", recipe, *(f"cell.{setting}" for setting in settings))
 
 
+def test_a_rollout_that_the_rows_do_not_fill_is_refused(tmp_path, recipe):
+    with pytest.raises(RequestError, match=r"a rollout is of 256 completions, and the \d+ prompts give \d+"):
+        run_stages(tmp_path / "run", recipe, "cell.per_device_train_batch_size=256", "cell.dataloader_drop_last=true")
+
+
 def test_the_plan_counts_whole_groups(tmp_path, recipe):
     """Of three prompts with four completions each, two optimizer steps take two prompts and one."""
     plan = frozen(tmp_path / "run", recipe, "cell.per_device_train_batch_size=12", "cell.num_mini_batches=2")

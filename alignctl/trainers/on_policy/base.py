@@ -23,7 +23,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl.trainer.utils import disable_dropout_in_model
 
@@ -45,6 +45,7 @@ from alignctl.trainers.on_policy.setup import (
     PROMPT_IDS,
     EachSeveralTimes,
     check_length,
+    check_rollout,
     collate,
     put_engine_under,
     tokenize_prompts,
@@ -99,7 +100,8 @@ class OnPolicyTrainer(Trainer):
             one.eval().requires_grad_(False)
         check_length(args, {**model.models, "reference": ref_model})
         self.ref_model, self.reward_model = ref_model, reward_model
-        self.row_columns.pop(PROMPT_IDS, None)  # a column of this name gives way to ours
+        if self.row_columns.pop(PROMPT_IDS, None) is not None:
+            self.notices.append(f"the column `{PROMPT_IDS}` of the rows is left out: its name is alignctl's own")
         super().__init__(
             model=model,
             args=args,
@@ -289,6 +291,10 @@ class OnPolicyTrainer(Trainer):
 
     def _batch(self, episodes: Episodes, members: list[int]) -> Batch:
         return lay_out(episodes, members, self._packed, self.processing_class.pad_token_id, self.args.device)
+
+    def get_train_dataloader(self) -> DataLoader:
+        check_rollout(self.args, len(self.train_dataset))
+        return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         times = self.args.num_generations

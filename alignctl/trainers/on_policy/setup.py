@@ -57,6 +57,20 @@ def check_length(args: OnPolicyConfig, models: Mapping[str, nn.Module | None]) -
             )
 
 
+def check_rollout(args: OnPolicyConfig, rows: int) -> None:
+    """Whether there are rows for one rollout, where a smaller last one is dropped.
+
+    Raises:
+        RequestError: There are not.
+    """
+    completions, wanted = rows * args.num_generations, args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and completions < wanted:
+        raise RequestError(
+            f"a rollout is of {wanted:,} completions, and the {rows:,} prompts give {completions:,}",
+            "lower `per_device_train_batch_size`, or set `dataloader_drop_last=false`",
+        )
+
+
 def tokenize_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int) -> Dataset:
     """Rows with the token ids of their prompts, without those whose prompt is longer.
 
