@@ -253,13 +253,17 @@ def _given_last(
     request: Request, loader: ConfigLoaderImpl, overrides: list[str], stage: str, names: tuple[str, str]
 ) -> str:
     """Of two names of one field of a stage that which the last file or override that has one gives it by."""
-    found: dict[str, str] = {}
+    layers: list[dict[str, str]] = []
     for loaded, place, _ in _files(request, loader, overrides):
-        keys: dict[str, str] = {}
-        _assign(keys, place, loaded.config, "")
-        found = {key: "" for key in found if key not in keys} | keys  # in the order in which they were given last
-    given = [*found, *(override.partition("=")[0].lstrip("+") for override in overrides)]
-    return max(names, key=lambda name: max((i for i, key in enumerate(given) if key == f"{stage}.{name}"), default=-1))
+        layers.append({})
+        _assign(layers[-1], place, loaded.config, "")
+    for override in _parse(overrides, []):
+        layers.append({})
+        if not override.is_delete():
+            _assign(layers[-1], override.key_or_group, OmegaConf.create([override.value()])[0], "")
+    return max(
+        names, key=lambda name: max((i for i, keys in enumerate(layers) if f"{stage}.{name}" in keys), default=-1)
+    )
 
 
 def _files(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> Iterator[tuple[ConfigResult, str, str]]:

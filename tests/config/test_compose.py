@@ -237,3 +237,4 @@ def test_a_field_may_be_given_by_its_former_name(tmp_path):
     assert sharing(recipe=derived) == ("separate", str(derived))
     assert sharing("ppo.sharing=separate", "ppo.roles=shared_base")[0] == "shared_base"
     assert sharing("ppo.roles=shared_base", "ppo.sharing=separate")[0] == "separate"
+    assert sharing("ppo={roles: shared_value}") == ("shared_value", "command line")
