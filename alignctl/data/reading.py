@@ -305,7 +305,8 @@ def _value(row: dict[str, Any], column: RowColumn, names: list[str]) -> Any:
         BadRow: It is no number, where it has to be.
         KeyError: There is nothing, where there has to be something.
     """
-    values = [row[name] if column.missing is None else row.get(name, column.missing) for name in names]
+    needed = column.missing is None or len(names) > 1  # half of a difference says nothing
+    values = [row[name] if needed else row.get(name, column.missing) for name in names]
     if not column.number:
         return values[0]
     try:

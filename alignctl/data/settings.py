@@ -37,6 +37,7 @@ class DataSettings:
     """What to do with a row that cannot be used. Skipped rows are counted and listed in the stage's data.json."""
     margin: str | list[str] | None = None
     """Column that says how much better the chosen completion is, or two columns, `[better, worse]`, to subtract. For
-    reward models; None takes the column `margin` where there is one. A value that is missing counts 0."""
+    reward models; None takes the column `margin` where there is one. Where one column is named, a missing value
+    counts 0; where two are, the row cannot be used."""
     max_too_long: float = 0.05
     """Largest share of the training rows that may be lost because the prompt alone fills `max_length`."""

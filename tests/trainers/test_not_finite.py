@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from datasets import Dataset
+from support.added import add_method
 from support.files import read
 from support.in_process import run_stages
 from support.methods import METHODS, small_run
 
 from alignctl.data.quickstart import preferences
 from alignctl.errors import AlignctlError
-from alignctl.methods.registry import methods
+from alignctl.methods.registry import RowColumn, methods
 from alignctl.run.checkpoints import complete_checkpoints
 from alignctl.trainers.base.not_finite import NotFinite
+from alignctl.trainers.preference.simpo import SimPOTrainer
 
 pytestmark = pytest.mark.train
 
@@ -41,33 +46,43 @@ def test_a_run_that_diverges(tmp_path, monkeypatch, name):
     assert not (tmp_path / stage / "model").exists()
 
 
-def poisoned(folder, row, margin):
-    """41 pairs with margins, of which the first cannot be used, and one row's margin is no number."""
+class OddTrainer(SimPOTrainer):
+    """Multiplies and shifts the loss by what the rows say, looking at nothing."""
+
+    def pair_loss(self, chosen, rejected, row):
+        found = super().pair_loss(chosen, rejected, row)
+        return replace(found, loss=found.loss * torch.tensor(row["scale"]).mean() + torch.tensor(row["shift"]).sum())
+
+
+def poisoned(folder, row, column):
+    """41 pairs, of which the first cannot be used, and one row has no number in a column."""
     pairs = preferences("train")[:40]
-    rows = [pair | {"margin": 1.0} for pair in [pairs[0] | {"chosen": []}, *pairs]]
-    rows[row - 1]["margin"] = margin
+    rows = [pair | {"scale": 1.0, "shift": 0.0} for pair in [pairs[0] | {"chosen": []}, *pairs]]
+    rows[row - 1][column] = math.nan
     file = folder / "pairs.parquet"
     Dataset.from_list(rows).to_parquet(file)  # JSON knows neither NaN nor infinity
     return file
 
 
-@pytest.mark.parametrize(("margin", "what"), [(float("nan"), "the gradient"), (float("inf"), "the loss")])
-def test_an_odd_row_is_named_by_its_number_in_the_file(tmp_path, margin, what):
+@pytest.mark.parametrize(("column", "what"), [("scale", "the gradient"), ("shift", "the loss")])
+def test_an_odd_row_is_named_by_its_number_in_the_file(tmp_path, monkeypatch, column, what):
     """The first row of the file is left out; it counts all the same."""
-    file = poisoned(tmp_path, 17, margin)
-    _, given = arguments("reward")
+    columns = tuple(RowColumn(name=name, number=False, missing=0.0) for name in ("scale", "shift"))
+    add_method(monkeypatch, "odd", "simpo", row_columns=columns, trainer=f"{__name__}:OddTrainer")
+    file = poisoned(tmp_path, 17, column)
+    _, given = arguments("simpo")
     given += (
-        f"data.path={file}", "data.eval_rows=0", "data.limit=null", "rm.save_strategy=steps", "rm.save_steps=1",
-        "rm.logging_steps=2", "eval.judge=null",
+        "simpo.method=odd", f"data.path={file}", "data.eval_rows=0", "data.limit=null", "simpo.save_strategy=steps",
+        "simpo.save_steps=1", "simpo.logging_steps=2", "eval.judge=null",
     )  # fmt: skip
     with pytest.raises(AlignctlError, match=f"{what} of step \\d is not a finite number") as caught:
         run_stages(tmp_path / "run", *given)
-    found = read(tmp_path / "run" / "rm" / "not_finite.json")
+    found = read(tmp_path / "run" / "simpo" / "not_finite.json")
     (batch,) = found["batches"]
     assert 17 in batch["rows"]
     assert len(batch["rows"]) == 8
     assert found["data"] == str(file)
-    saved = complete_checkpoints(tmp_path / "run" / "rm" / "checkpoints")
+    saved = complete_checkpoints(tmp_path / "run" / "simpo" / "checkpoints")
     assert [one.step for one in saved] == list(range(1, found["step"]))[-2:]
     assert ("there is no checkpoint yet" in str(caught.value)) == (not saved)
 
