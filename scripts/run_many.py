@@ -21,9 +21,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import distributed
 
-from alignctl.checks.problems import checked
-from alignctl.config.compose import read_request
-from alignctl.errors import RequestError
+from alignctl.checks.problems import find_problems
+from alignctl.config.compose import compose, read_request
 from alignctl.methods.registry import methods, resolve
 from alignctl.monitor.stopping import StopSignal
 from alignctl.plan.freeze import absolute_paths, freeze
@@ -51,10 +50,9 @@ def main(jobs: Path) -> None:
 def run(run_dir: Path, arguments: list[str], continues: str | None) -> str | None:
     """Runs one request, as the command does in a process of its own. Returns what was refused."""
     request = read_request(arguments)
-    try:
-        config = checked(request)
-    except RequestError as error:
-        return "; ".join(problem.message for problem in error.problems)
+    config, problems = compose(request)
+    if problems := problems + find_problems(config):
+        return "; ".join(problem.message for problem in problems)
     plan = make_plan(absolute_paths(config), request.recipe.name, run_dir)
     if RANK == 0:
         if continues:
