@@ -22,7 +22,7 @@ class Evaluation:
 
     metrics: dict[str, float] = field(default_factory=dict)
     completions: list[str] = field(default_factory=list)
-    """Sampled answers to the questions."""
+    """Drawn answers to the questions."""
 
 
 @dataclass(frozen=True)

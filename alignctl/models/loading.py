@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +24,7 @@ from transformers import (
 
 import alignctl
 from alignctl.config.schema import PEFT_CLASSES, QUANTIZED, ModelSettings
+from alignctl.engine.forward import bare
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.methods.registry import Role, resolve
 from alignctl.models.sharding import undivided
@@ -166,6 +167,11 @@ def build_peft_config(peft: dict[str, Any], role: Role) -> PeftConfig | None:
         return None
     _, task = _CLASSES[role]
     return resolve(config_class)(**{key: value for key, value in peft.items() if key != "type"}, task_type=task)
+
+
+def longest_seen(model: nn.Module) -> int | None:
+    """How many tokens a model can see; None where its config does not say."""
+    return getattr(bare(model).config.get_text_config(), "max_position_embeddings", None)
 
 
 def save_finished(

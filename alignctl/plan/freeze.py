@@ -168,6 +168,8 @@ def refuse_left_behind(recipe: str, root: Path, config: Mapping[str, Any]) -> No
     """
     for file in (root / recipe).glob(f"*/{PLAN}"):
         paths = RunPaths(file.parent)
+        if frozen_version(paths) == VERSION:
+            continue
         stages = [paths.stage(name) for name in frozen_fingerprints(paths)]
         if any(map(_begun, stages)) and not _changes(paths, config):
             refuse_other_version(paths)

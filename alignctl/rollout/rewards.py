@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from alignctl.data.messages import is_messages
 from alignctl.data.tokenizing import tokenize_completions
-from alignctl.engine.forward import bare
 from alignctl.engine.rewards import sequence_scores
 from alignctl.errors import AlignctlError, RequestError
+from alignctl.models.loading import longest_seen
 from alignctl.rollout.episodes import Episodes
 
 RewardFunction = Callable[..., Sequence[float]]
@@ -66,7 +66,7 @@ class RewardModel:
         return at_the_end(scores, episodes)
 
     def _cut(self, prompts: list[list[int]], completions: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-        limit = getattr(bare(self.model).config.get_text_config(), "max_position_embeddings", None) or math.inf
+        limit = longest_seen(self.model) or math.inf
         over = [max(len(p) + len(c) - limit, 0) for p, c in zip(prompts, completions, strict=True)]
         self.cut_frac = sum(map(bool, over)) / len(over)
         return (
@@ -124,10 +124,8 @@ class FunctionReward:
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             given = {name: value for name, value in given.items() if name in parameters}
         rewards = self.function(**given)
-        if len(rewards) != len(episodes.completion_ids):
-            raise AlignctlError(
-                f"the reward function {self.name} gave {len(rewards)} numbers for {len(episodes.ended)} completions"
-            )
+        if len(rewards) != (count := len(episodes.completions)):
+            raise AlignctlError(f"the reward function {self.name} gave {len(rewards)} numbers for {count} completions")
         return at_the_end(map(float, rewards), episodes)
 
 

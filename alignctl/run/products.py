@@ -8,8 +8,9 @@ longer done.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import alignctl
@@ -72,14 +73,13 @@ def check_models(stage: StageConfig, paths: StagePaths) -> None:
     """
     for name in filter(None, (stage.start_from, *stage.roles_from.values())):
         folder = _giver(paths, name).model
-        for file, facts in (read_json(folder / PRODUCT_MANIFEST) or {"files": {}})["files"].items():
-            path = folder / file
-            if not path.is_file() or path.stat().st_size != facts["bytes"]:
-                raise AlignctlError(
-                    f"{path} is not what stage `{name}` saved",
-                    f"remove {folder.parent}, and the same command trains it again; a model of your own is given as a "
-                    "folder",
-                )
+        manifest = read_json(folder / PRODUCT_MANIFEST) or {"files": {}}
+        if changed := _changed(folder, manifest["files"], by_content=False):
+            raise AlignctlError(
+                f"{changed} is not what stage `{name}` saved",
+                f"remove {folder.parent}, and the same command trains it again; a model of your own is given as a "
+                "folder",
+            )
 
 
 def take_rows(stage: StageConfig, paths: StagePaths) -> bool:
@@ -116,15 +116,24 @@ def _whole(name: str, folder: RowsPaths) -> RowsManifest:
     manifest = read_manifest(folder)
     if manifest is None:
         raise AlignctlError(f"stage `{name}` has made no rows yet: there is no {folder.manifest}")
-    for file, facts in manifest.files.items():
-        path = folder.root / file
-        if not path.is_file() or path.stat().st_size != facts["bytes"] or file_digest(path) != facts["sha256"]:
-            raise AlignctlError(
-                f"{path} is not what stage `{name}` wrote",
-                f"remove {folder.root}, and the same command makes the rows again; rows of your own are given as "
-                "`data.path`",
-            )
+    if changed := _changed(folder.root, manifest.files, by_content=True):
+        raise AlignctlError(
+            f"{changed} is not what stage `{name}` wrote",
+            f"remove {folder.root}, and the same command makes the rows again; rows of your own are given as "
+            "`data.path`",
+        )
     return manifest
+
+
+def _changed(folder: Path, files: Mapping[str, Mapping[str, Any]], by_content: bool) -> Path | None:
+    """The first file that is not as a manifest lists it: by its size, or also by its content."""
+    for name, facts in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            return path
+        if by_content and file_digest(path) != facts["sha256"]:
+            return path
+    return None
 
 
 def begin_anew(paths: StagePaths) -> None:

@@ -14,7 +14,7 @@ from alignctl.data.reading import Rows, as_kind
 from alignctl.errors import RequestError
 from alignctl.methods.registry import Role, methods, resolve
 from alignctl.models.adapters import load_score_adapter
-from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer
+from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, longest_seen
 from alignctl.models.sharding import start_deepspeed_on_cpu
 from alignctl.monitor.callbacks import MetricsFile
 from alignctl.run.files import read_json
@@ -161,7 +161,7 @@ before it."""
 
 
 def _check_length(stage: StageConfig, model: PreTrainedModel) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = longest_seen(model)
     wanted = stage.trainer.get("max_length")
     if limit and wanted and wanted > limit:
         raise RequestError(

@@ -18,7 +18,7 @@ from alignctl.evaluate.held_out import Lengths, build_held_out, build_pairs
 from alignctl.evaluate.judges import JUDGES
 from alignctl.evaluate.reference import Reference, adapter_off, loaded_beside
 from alignctl.evaluate.reward_model import reward_statistics
-from alignctl.models.loading import load_model
+from alignctl.models.loading import load_model, longest_seen
 from alignctl.models.sharding import whole_weights
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import REWARD_STATISTICS
@@ -91,7 +91,7 @@ class Measuring:
 def _lengths(job: Job, trainer: StageTrainer) -> Lengths:
     """As the trainer cuts its rows."""
     return Lengths(
-        seen=getattr(trainer.trained_model.config.get_text_config(), "max_position_embeddings", None),
+        seen=longest_seen(trainer.trained_model),
         max_length=getattr(trainer.args, "max_length", None),
         truncation_mode=getattr(trainer.args, "truncation_mode", "keep_start"),
         drops_longer=job.method.trained == "reward_model",

@@ -14,6 +14,7 @@ from alignctl.data.messages import is_messages
 from alignctl.data.reading import Rows, as_plain_text
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.errors import RequestError
+from alignctl.models.loading import longest_seen
 from alignctl.models.template import check_template
 from alignctl.monitor.callbacks import ProgressFile
 from alignctl.run.files import write_json
@@ -74,7 +75,7 @@ def write_ledgers(job: Job, trainer: StageTrainer, rows: Rows, held_rows: Rows |
         write_json(job.paths.data, ledgers)
     lost, count = ledgers["train"]["too_long"], len(rows.dataset)
     if lost == count or lost > stage.data.max_too_long * count:
-        limit = getattr(trainer.trained_model.config.get_text_config(), "max_position_embeddings", None)
+        limit = longest_seen(trainer.trained_model)
         field = "max_length" if hasattr(trainer.args, "max_length") else "max_prompt_length"
         key, length, percent = f"{stage.name}.{field}", getattr(trainer.args, field), math.ceil(100 * lost / count)
         why = "nothing of a completion is left" if field == "max_length" else "their prompts are longer"

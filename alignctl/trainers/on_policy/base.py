@@ -125,8 +125,7 @@ class OnPolicyTrainer(Trainer):
         self.rollouts = RolloutLog(self.accelerator)
         self._total_tokens = 0
         self._first_pass: tuple[list[int], Outputs] | None = None
-        scoring = [*trained, *([ref_model] if ref_model is not None else [])]
-        self._packed = all(map(takes_packed_rows, scoring))
+        self._packed = all(takes_packed_rows(one) for one in (*trained, ref_model) if one is not None)
 
     # What a method says
 

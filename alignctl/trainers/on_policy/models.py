@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignctl.engine.forward import bare, last_hidden
-from alignctl.engine.head import TokenScores, score_tokens
+from alignctl.engine.head import score_tokens
 from alignctl.engine.layout import Layout, pack, pad
 from alignctl.rollout.episodes import Episodes
 
@@ -72,16 +72,19 @@ class PolicyModel(nn.Module):
         """What is said of the completions; a policy that does not learn gets no gradient from what learns beside it.
         `entropy` asks for it in a pass with gradients."""
         hidden = last_hidden(self.policy, batch.layout)
-        scores = self.score(hidden, batch, temperature, entropy_gradient, entropy)
-        return Outputs(scores.logps, scores.entropy)
-
-    def score(
-        self, hidden: Tensor, batch: Batch, temperature: float, entropy_gradient: bool, entropy: bool
-    ) -> TokenScores:
-        """The policy's scores of the tokens, from its last hidden states."""
         statistics = entropy or entropy_gradient or not torch.is_grad_enabled()
-        head = bare(self.policy)
-        return score_tokens(head, hidden[batch.before], batch.targets, statistics, temperature, entropy_gradient)
+        scores = score_tokens(
+            bare(self.policy), hidden[batch.before], batch.targets, statistics, temperature, entropy_gradient
+        )
+        return Outputs(scores.logps, scores.entropy, *self.values(hidden, batch, policy_learns))
+
+    def values(self, hidden: Tensor, batch: Batch, policy_learns: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Of the states before the tokens and after the last ones, as `Outputs` has them; none without a value model.
+
+        Args:
+            hidden: The policy's last hidden states.
+        """
+        return None, None
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         for model in self.models.values():

@@ -12,8 +12,8 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignctl.data.tokenizing import tokenize_prompt
-from alignctl.engine.forward import bare
 from alignctl.errors import RequestError
+from alignctl.models.loading import longest_seen
 from alignctl.models.packing import put_packed_attention_on
 from alignctl.trainers.base.heads import why_not_scored_packed
 from alignctl.trainers.on_policy.config import OnPolicyConfig
@@ -47,8 +47,7 @@ def check_length(args: OnPolicyConfig, models: Mapping[str, nn.Module | None]) -
     """
     wanted = args.max_prompt_length + args.response_length
     for name, model in models.items():
-        config = bare(model).config.get_text_config() if model is not None else None
-        limit = getattr(config, "max_position_embeddings", None)
+        limit = longest_seen(model) if model is not None else None
         if limit and wanted > limit:
             raise RequestError(
                 f"`max_prompt_length` and `response_length` are {wanted} tokens together, more than the {name} can "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignctl.engine.forward import bare, last_hidden
-from alignctl.trainers.on_policy.models import Batch, Outputs, PolicyModel
+from alignctl.trainers.on_policy.models import Batch, PolicyModel
 
 
 class ValueHead(nn.Linear):
@@ -53,16 +53,7 @@ class ActorCritic(PolicyModel):
         others = set(self.value_model.adapter_parameters()) if hasattr(self.value_model, "adapter_parameters") else ()
         return [parameter for parameter in self.policy.parameters() if parameter not in others]
 
-    def forward(
-        self,
-        batch: Batch,
-        temperature: float,
-        policy_learns: bool = True,
-        entropy_gradient: bool = False,
-        entropy: bool = False,
-    ) -> Outputs:
-        hidden = last_hidden(self.policy, batch.layout)
-        scores = self.score(hidden, batch, temperature, entropy_gradient, entropy)
+    def values(self, hidden: Tensor, batch: Batch, policy_learns: bool) -> tuple[Tensor, Tensor]:
         places = torch.cat([batch.before, batch.last])
         if self.value_model is None:
             values = self.value_head(hidden[places] if policy_learns else hidden[places].detach())
@@ -70,4 +61,4 @@ class ActorCritic(PolicyModel):
             values = bare(self.value_model).score(last_hidden(self.value_model, batch.layout)[places]).float()
             values = (values - self.value_mean) / self.value_std
         before, last = values.squeeze(-1).split([len(batch.before), len(batch.last)])
-        return Outputs(scores.logps, scores.entropy, before, last)
+        return before, last
