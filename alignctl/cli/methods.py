@@ -6,7 +6,7 @@ import textwrap
 from typing import Any
 
 from alignctl.data.formats import FORMATS, KINDS, accepted_kinds
-from alignctl.methods.registry import Method, methods
+from alignctl.methods.registry import EVERY_OTHER_COLUMN, Method, RowColumn, methods
 
 _WIDTH = 100
 
@@ -25,6 +25,7 @@ def _describe(method: Method) -> dict[str, Any]:
         "data": method.data_kind,
         **({"makes": method.makes} if method.makes else {}),
         "formats": {f.name: f.columns for f in FORMATS.values() if f.kind in kinds},
+        "row_columns": [column.name for column in method.row_columns],
         "models": list(method.roles),
         "stability": method.stability,
         "trainer": method.trainer,
@@ -40,6 +41,7 @@ def render_methods() -> str:
             "choose it": method.when,
             "data": f"{method.data_kind}: {KINDS[method.data_kind]}",
             **({"makes": f"{method.makes}: {KINDS[method.makes]}"} if method.makes else {}),
+            **({"and": ", ".join(map(_column, method.row_columns))} if method.row_columns else {}),
             "models": ", ".join(role.replace("_", " ") for role in method.roles),
             "stability": method.stability,
             "paper": method.paper,
@@ -49,6 +51,13 @@ def render_methods() -> str:
         columns = (_line(f.name, f.columns, width=18) for f in FORMATS.values() if f.kind == kind)
         blocks.append(f"columns of {kind}, one of\n" + "".join(columns))
     return "\n".join([*blocks, _WORDS])
+
+
+def _column(column: RowColumn) -> str:
+    if column == EVERY_OTHER_COLUMN:
+        return "any other columns, for functions that score"
+    what = f"column `{column.name}`" + (", a number" if column.number else "")
+    return what if column.missing is None else f"{what}, {column.missing} where a row has none"
 
 
 _WORDS = """\

@@ -35,6 +35,14 @@ def test_json(alignctl):
     assert all(row["when"] and row["paper"].startswith("https://") for row in rows.values())
 
 
+def test_columns_that_a_method_looks_at_beside_the_texts(alignctl):
+    blocks = alignctl("methods").out.split("\n\n")
+    of = {block.partition(":")[0].strip(): block for block in blocks}
+    assert "column `margin`, a number, 0.0 where a row has none" in of["reward"]
+    assert "any other columns" in of["ppo"]
+    assert "margin" not in of["dpo"]
+
+
 def test_what_makes_rows_says_of_which_kind(monkeypatch):
     assert "makes" not in render_methods()
     add_method(monkeypatch, "pick", "sft", product="rows", makes="preferences")
