@@ -99,6 +99,15 @@ def stuck(
     )
 
 
+def not_begun(name: str, timeout_s: float, log: Path) -> AlignctlError:
+    """What to raise for a stage none of whose processes has said anything."""
+    return AlignctlError(
+        f"stage `{name}`: none of its processes has begun within {timeout_s:,} s; the end of {log}:\n\n{_end_of(log)}\n",
+        f"{_AGAIN}; `launcher.stall_timeout` is how long it may take. A file system that does not answer keeps Python "
+        "from importing",
+    )
+
+
 def _stack(log: Path) -> str:
     """Where the main thread of a process was when it was asked, innermost first; faulthandler wrote it."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from alignctl.config.schema import QUANTIZED
 from alignctl.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError, LaunchError
-from alignctl.launch.failures import ended, failure, stuck
+from alignctl.launch.environment import own_environment
+from alignctl.launch.failures import ended, failure, not_begun, stuck
 from alignctl.launch.watching import Workers, send
 from alignctl.monitor.stopping import SAME_REQUEST_S, STOPPING
 from alignctl.plan.freeze import refuse_anothers_stage
@@ -29,7 +30,7 @@ from alignctl.run.products import begin_anew, check_models, take_rows
 from alignctl.run.state import State, is_done, write_stage_state, write_state
 
 _POLL_S = 0.1
-_PATIENCE_S = 10  # from the second request to stop until everything is killed
+_PATIENCE_S = 10  # from the second request to stop until everything is killed, from the first before training
 _LAST_WORDS_S = 15  # from the first worker's end until everything is killed; torchrun waits 10 for the others
 _FIRST_S = 15 * 60  # how long the first of several machines may take to begin; torchrun waits as long
 _STATES: dict[int, State] = {EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
@@ -193,10 +194,11 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
         AlignctlError: It did not end well, or was stopped.
     """
     workers = Workers(paths)
+    environ = own_environment(os.environ, in_job=stage.config.launcher.type == "slurm")
     with log.open("ab") as output:
         process = subprocess.Popen(
             stage.command,
-            env=os.environ | stage.environment | {PARENT: str(os.getpid())},
+            env=environ | stage.environment | {PARENT: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -210,11 +212,12 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
                 watcher.progress(stage, progress)
                 seen = progress
             workers.look()
-            out_of_patience = len(received) > 1 and time.monotonic() > received[1] + _PATIENCE_S
+            patient_since = received[1:2] or (received[:1] if workers.end_at_once() else [])
+            out_of_patience = patient_since and time.monotonic() > patient_since[0] + _PATIENCE_S
             if out_of_patience or workers.failed_for_s() > _LAST_WORDS_S:
                 process.kill()
             if workers.stuck(stage.config.launcher.stall_timeout):
-                raise _end_stuck(stage, paths, workers, process)
+                raise _end_stuck(stage, paths, workers, process, log)
             time.sleep(_POLL_S)
     if (progress := read_json(paths.progress)) and progress != seen:
         watcher.progress(stage, progress)
@@ -260,7 +263,9 @@ def _passed_on(process: subprocess.Popen[bytes], workers: Workers) -> Iterator[l
             signal.signal(number, handler)
 
 
-def _end_stuck(stage: StagePlan, paths: StagePaths, workers: Workers, process: subprocess.Popen[bytes]) -> Exception:
+def _end_stuck(
+    stage: StagePlan, paths: StagePaths, workers: Workers, process: subprocess.Popen[bytes], log: Path
+) -> Exception:
     """Ends a stage that is stuck, after its workers on this machine wrote down where they are."""
     asked = workers.children_of(process.pid)
     send(asked, signal.SIGUSR2)
@@ -269,4 +274,7 @@ def _end_stuck(stage: StagePlan, paths: StagePaths, workers: Workers, process: s
     process.wait()
     if stage.config.launcher.nodes > 1:
         _tell_others(stage, paths)
-    return stuck(stage.config.name, workers.beats(), asked, stage.config.launcher.stall_timeout, paths)
+    timeout_s = stage.config.launcher.stall_timeout
+    if not (beats := workers.beats()):
+        return not_begun(stage.config.name, timeout_s, log)
+    return stuck(stage.config.name, beats, asked, timeout_s, paths)

@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alignctl.monitor.heartbeat import is_slow
+from alignctl.monitor.heartbeat import ends_at_once, is_slow, without_work
 from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
 
 _LOOK_EVERY_S = 1.0
-_SLOW = 10  # times the time without a sign of life, for what may take long
+_SLOW = 10  # times the time without a step or another phase, for what may take long
 
 
 class Workers:
@@ -30,6 +30,8 @@ class Workers:
         self._looked = time.monotonic()
         self._beats: dict[Path, dict[str, Any]] = {}
         self._silent_s: dict[Path, float] = {}
+        self._still_s: dict[Path, float] = {}  # as long as it does the same, whether it works or not
+        self._unseen_s = 0.0  # until the first says something
         self._failed_s = 0.0
 
     def beats(self) -> list[dict[str, Any]]:
@@ -49,15 +51,25 @@ class Workers:
         for file in self._new(self._paths.rank("*")):
             beat = read_json(file)
             if beat and "doing" in beat:
-                moved = beat != self._beats.get(file)
-                self._silent_s[file] = 0.0 if moved else self._silent_s[file] + passed
+                before = self._beats.get(file, {})
+                self._silent_s[file] = 0.0 if beat != before else self._silent_s[file] + passed
+                moved = without_work(beat) != without_work(before)
+                self._still_s[file] = 0.0 if moved else self._still_s[file] + passed
                 self._beats[file] = beat
+        self._unseen_s = 0.0 if self._beats else self._unseen_s + passed
         self._failed_s += passed if self._has_failed() else 0
 
     def stuck(self, timeout_s: float) -> bool:
-        """Whether none has given a sign of life for that long; one that is stuck stops the others soon."""
-        limit = timeout_s * (_SLOW if any(is_slow(beat["doing"]) for beat in self._beats.values()) else 1)
-        return bool(self._silent_s) and min(self._silent_s.values()) >= limit
+        """Whether none has begun within that long, or none has done any work, or none went on with what it does: for
+        that they have longer where it may take long. One that is stuck stops the others soon."""
+        if not self._beats:
+            return self._unseen_s >= timeout_s
+        longer = _SLOW if any(is_slow(beat["doing"]) for beat in self._beats.values()) else 1
+        return min(self._silent_s.values()) >= timeout_s or min(self._still_s.values()) >= timeout_s * longer
+
+    def end_at_once(self) -> bool:
+        """Whether a request to stop has to end all of them soon, because there is nothing to save yet."""
+        return bool(self._beats) and all(ends_at_once(beat["doing"]) for beat in self._beats.values())
 
     def failed_for_s(self) -> float:
         """How long it has been known that a worker ended before its time, on whatever machine."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.files import metrics, weights
 from support.models import TINY
-from support.processes import HANG_S, finish, start, wait_for_step, wait_until, wait_until_gone, workers
+from support.processes import HANG_S, beat, finish, start, wait_for_step, wait_until, wait_until_gone, workers
 
 pytestmark = pytest.mark.train
 
@@ -43,6 +43,24 @@ def pipeline(tmp_path_factory) -> Path:
     (folder / "out").write_text(out)
     (folder / "err").write_text(err)
     return folder
+
+
+def test_what_other_launchers_left_in_the_environment_changes_nothing(undisturbed, tmp_path, monkeypatch):
+    others = {"ACCELERATE_MIXED_PRECISION": "bf16", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for key, value in (others | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9", "SLURM_PROCID": "1"}).items():
+        monkeypatch.setenv(key, value)
+    finish(start(tmp_path, *SFT, "run_dir=run"))
+    assert weights(tmp_path / "run" / "sft" / "model") == weights(undisturbed / "model")
+
+
+def test_a_process_that_does_not_even_start_ends_with_one_request(tmp_path):
+    run = start(tmp_path, *SFT, "run_dir=run")
+    stage = tmp_path / "run" / "sft"
+    wait_until(lambda: beat(stage).get("doing", "training") != "training", "it does not start", run)
+    os.kill(beat(stage)["pid"], signal.SIGSTOP)
+    run.send_signal(signal.SIGTERM)
+    assert "before it had anything to save" in finish(run, 130)
+    wait_until_gone(tmp_path)
 
 
 def test_shortened_quickstart_ends_with_its_table(pipeline):
