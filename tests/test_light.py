@@ -48,6 +48,7 @@ def test_imports_nothing_heavy(arguments, code, tmp_path):
     script = RUN_LIGHT.format(heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert f"HEAVY [] CODE {code}" in done.stderr, done.stderr
+    assert not list(tmp_path.glob("runs/*/*")), "nothing ran, so there is no folder of a run"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from support.in_process import frozen
@@ -48,6 +49,9 @@ def test_what_a_checkpoint_on_the_hub_is_nobody_knows_yet():
 
 
 @pytest.mark.train
+@pytest.mark.skipif(
+    tuple(map(int, version("torch").split(".")[:2])) < (2, 13), reason="older ones import their compiler by themselves"
+)
 def test_a_plain_stage_imports_no_compiler(tmp_path):
     frozen(tmp_path / "run", *SMALL, "sft.max_steps=1")
     done = subprocess.run(

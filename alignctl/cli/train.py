@@ -7,8 +7,8 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,16 @@ def train_command(
     if not any(override.startswith("recipe=") for override in overrides):
         click.echo(f"no recipe named: recipe={request.recipe.name}", err=True)
     points = expand_sweep(request) if multirun else [request]
-    prepared = _prepare(request, points, new)
+    prepared = _prepare(request, points, new, make=not dry_run)
     if dry_run:
         _print_plans(prepared, multirun, as_json)
         return
+    with _unused_folders_removed(prepared):
+        _start(prepared, multirun, as_json)
+
+
+def _start(prepared: Sequence[Prepared], multirun: bool, as_json: bool) -> None:
+    """Runs or submits the points of a request."""
     if any(_on_slurm(point.plan) for point in prepared):
         _submit(prepared, as_json)
         return
@@ -101,8 +107,22 @@ def train_command(
         raise AlignctlError(f"{len(failed)} of {len(prepared)} points failed: {'; '.join(failed)}")
 
 
-def _prepare(request: Request, points: Sequence[Request], new: bool) -> list[Prepared]:
+@contextmanager
+def _unused_folders_removed(prepared: Sequence[Prepared]) -> Iterator[None]:
+    """Leaves no folder behind that was made for a run which did not begin."""
+    try:
+        yield
+    finally:
+        for point in prepared:
+            with suppress(OSError):  # it is not empty, or gone
+                point.plan.paths.root.rmdir()
+
+
+def _prepare(request: Request, points: Sequence[Request], new: bool, make: bool) -> list[Prepared]:
     """Composes, checks and plans every point; all problems of all points are reported together.
+
+    Args:
+        make: Whether folders of new runs are made.
 
     Raises:
         RequestError: Something is wrong with any of them; nothing was started.
@@ -118,24 +138,25 @@ def _prepare(request: Request, points: Sequence[Request], new: bool) -> list[Pre
     if problems:
         raise RequestError.from_problems(list(dict.fromkeys(problems)))
     planned = [
-        _plan(request.recipe.name, label if len(points) > 1 else "", absolute_paths(config), new)
+        _plan(request.recipe.name, label if len(points) > 1 else "", absolute_paths(config), new, make)
         for label, config in composed
     ]
     shared = common_stages([point.plan for point in planned])
     return [dataclasses.replace(point, shared=others) for point, others in zip(planned, shared, strict=True)]
 
 
-def _plan(recipe: str, label: str, config: dict[str, Any], new: bool) -> Prepared:
+def _plan(recipe: str, label: str, config: dict[str, Any], new: bool, make: bool) -> Prepared:
     """Plans a run in the folder asked for, else in that of the same run before, else in a new one."""
     if given := config.get("run_dir"):
         run_dir = Path(given).expanduser().resolve() / _folder_name(label)
         return Prepared(label, config, make_plan(config, recipe, run_dir))
-    fresh = new_run_dir(recipe, RUNS.resolve(), f"_{_folder_name(label)}" if label else "")
-    plan = make_plan(config, recipe, fresh)
-    earlier = None if new else find_run(recipe, RUNS.resolve(), fingerprints(plan))
-    if not (earlier or new):
+    suffix = f"_{_folder_name(label)}" if label else ""
+    if not new:
+        would_be = make_plan(config, recipe, new_run_dir(recipe, RUNS.resolve(), suffix))
+        if earlier := find_run(recipe, RUNS.resolve(), fingerprints(would_be)):
+            return Prepared(label, config, make_plan(config, recipe, earlier))
         refuse_left_behind(recipe, RUNS.resolve(), config)
-    return Prepared(label, config, make_plan(config, recipe, earlier) if earlier else plan)
+    return Prepared(label, config, make_plan(config, recipe, new_run_dir(recipe, RUNS.resolve(), suffix, make)))
 
 
 def _folder_name(label: str) -> str:

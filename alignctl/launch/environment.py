@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_OTHERS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "MV2_", "OMPI_", "PARALLELISM_CONFIG_", "PET_", "PMI_", "TORCHELASTIC_")
+_OTHERS = (
+    "ACCELERATE_", "FSDP_", "MEGATRON_LM_", "MV2_", "OMPI_", "PARALLELISM_CONFIG_", "PET_", "PMI_", "TORCHELASTIC_",
+)  # fmt: skip
 """How the variables of other launchers begin: accelerate's, torchrun's, MPI's."""
 _RANKS = {
     "FORK_LAUNCHED", "GROUP_RANK", "GROUP_WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",

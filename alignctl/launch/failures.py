@@ -102,7 +102,8 @@ def stuck(
 def not_begun(name: str, timeout_s: float, log: Path) -> AlignctlError:
     """What to raise for a stage none of whose processes has said anything."""
     return AlignctlError(
-        f"stage `{name}`: none of its processes has begun within {timeout_s:,} s; the end of {log}:\n\n{_end_of(log)}\n",
+        f"stage `{name}`: none of its processes has begun within {timeout_s:,} s; the end of {log}:\n\n{_end_of(log)}"
+        "\n",
         f"{_AGAIN}; `launcher.stall_timeout` is how long it may take. A file system that does not answer keeps Python "
         "from importing",
     )

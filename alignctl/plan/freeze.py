@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +50,23 @@ def absolute_paths(config: Mapping[str, Any], stages: Sequence[str] = ()) -> dic
     return absolute
 
 
-def new_run_dir(recipe: str, root: Path, suffix: str = "") -> Path:
-    """A folder that does not exist yet, named after the recipe and the time."""
+def new_run_dir(recipe: str, root: Path, suffix: str = "", make: bool = False) -> Path:
+    """A folder that does not exist yet, named after the recipe and the time.
+
+    Args:
+        make: Makes it, so that no other command that starts in the same second takes it, too.
+    """
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = root / recipe / (stamp + suffix)
-    count = 2
-    while folder.exists():
-        folder = root / recipe / f"{stamp}-{count}{suffix}"
-        count += 1
-    return folder
+    for count in itertools.count(1):
+        folder = root / recipe / (stamp + (f"-{count}" if count > 1 else "") + suffix)
+        if folder.exists():
+            continue
+        if not make:
+            return folder
+        with suppress(FileExistsError):
+            RunPaths(folder).make_root(anew=True)
+            return folder
+    raise AssertionError("there is always another number")
 
 
 def find_run(recipe: str, root: Path, fingerprints: Mapping[str, str]) -> Path | None:

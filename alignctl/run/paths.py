@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignctl.errors import LaunchError
+
 PLAN = "plan.json"
 """What a run is known by: a folder that has it is one."""
 
@@ -210,11 +212,21 @@ class RunPaths:
     def stage(self, name: str) -> StagePaths:
         return StagePaths(self.root / name)
 
-    def make_root(self) -> None:
+    def make_root(self, anew: bool = False) -> None:
         """Makes the folder of the run, for its owner alone: it holds data and what models said. One that is there keeps
-        the rights it has."""
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        self.root.mkdir(mode=0o700, exist_ok=True)
+        the rights it has.
+
+        Raises:
+            FileExistsError: It is there, though it was to be made `anew`.
+            LaunchError: It cannot be made.
+        """
+        try:
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=not anew)
+        except OSError as error:
+            if anew and self.root.exists():
+                raise
+            raise LaunchError(f"cannot make {self.root}: {error.strerror}", "give another `run_dir`") from error
 
 
 def cache_dir() -> Path:

@@ -59,10 +59,7 @@ def locked(paths: RunPaths) -> Iterator[None]:
     Raises:
         LaunchError: Another process holds it.
     """
-    try:
-        paths.make_root()
-    except OSError as error:
-        raise LaunchError(f"cannot make {paths.root}: {error.strerror}", "give another `run_dir`") from error
+    paths.make_root()
     with Path(paths.lock).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
 """A run directory: what is written, what never is, and whose run it is."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from alignctl.plan.freeze import (
     fingerprints,
     freeze,
     link_stages,
+    new_run_dir,
     read_plan,
     refuse_anothers_stage,
     refuse_moved,
@@ -310,3 +312,16 @@ def test_a_run_directory_is_for_its_owner_alone(tmp_path):
     paths.root.chmod(0o750)
     with locked(paths):
         assert paths.root.stat().st_mode & 0o777 == 0o750  # given to the group on purpose
+
+
+def test_runs_that_start_in_the_same_second_each_get_a_folder(tmp_path):
+    with ThreadPoolExecutor(8) as at_once:
+        folders = list(at_once.map(lambda _: new_run_dir("sft_local", tmp_path, make=True), range(8)))
+    assert len(set(folders)) == 8
+    assert sorted(folders) == sorted((tmp_path / "sft_local").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(LaunchError, match="cannot make"):
+        new_run_dir("sft_local", tmp_path / "runs", make=True)

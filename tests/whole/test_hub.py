@@ -28,6 +28,7 @@ def train_from(alignctl, tmp_path, monkeypatch):
 
     def run(repos, data: str):
         with serve_hub(repos) as (address, asked):
+            monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
             monkeypatch.setenv("HF_ENDPOINT", address)
             monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
             done = alignctl("train", "recipe=dpo_local", "model.path=owner/model", f"data.path={data}", *SHORT)
