@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 EXIT_DONE = 0
@@ -16,6 +17,7 @@ EXIT_STOPPED = 75
 """Stopped on request with a checkpoint saved; the same command continues."""
 EXIT_INTERRUPTED = 130
 """Stopped on request without a checkpoint."""
+_SAID = 400  # characters of what a library says
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,25 @@ class LaunchError(AlignctlError):
     """The machine or the scheduler refused to start the run."""
 
     exit_code = EXIT_LAUNCH
+
+
+@contextmanager
+def refused(what: str, hint: str | None = None) -> Iterator[None]:
+    """Tells people what a library does not take of their settings, in the library's words.
+
+    Args:
+        what: What was given to it: "the settings of `sft`".
+
+    Raises:
+        RequestError: It does not take them.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        raise RequestError(
+            f"{what} cannot be used: {said[:_SAID]}{'...' if len(said) > _SAID else ''}", hint
+        ) from error
 
 
 class Stopped(AlignctlError):

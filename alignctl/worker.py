@@ -56,6 +56,8 @@ def main(run_dir: str, stage_name: str) -> int:
         _leave_error(stage_paths, rank, code)
         return code
     except AlignctlError as error:
+        if error.__cause__:
+            traceback.print_exc()  # for whoever looks into the log
         problems = [{"message": problem.message, "hint": problem.hint} for problem in error.problems]
         _leave_error(stage_paths, rank, error.exit_code, problems=problems)
         return error.exit_code

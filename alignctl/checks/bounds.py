@@ -39,7 +39,15 @@ TRAINER = dict.fromkeys(
     ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "num_train_epochs",
      "save_steps", "logging_steps", "eval_steps"),
     POSITIVE,
-)  # fmt: skip
+) | dict.fromkeys(
+    ("weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio", "adam_epsilon", "dataloader_num_workers",
+     "data_seed", "neftune_noise_alpha"),
+    NOT_NEGATIVE,
+) | dict.fromkeys(
+    ("save_total_limit", "dataloader_prefetch_factor", "dataset_num_proc", "eval_accumulation_steps",
+     "pad_to_multiple_of", "torch_empty_cache_steps"),
+    _AT_LEAST_1,
+) | dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Bound(least=0, below=1))  # fmt: skip
 """Of the fields that the trainers of all methods have."""
 
 

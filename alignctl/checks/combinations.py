@@ -10,6 +10,7 @@ from typing import Any
 
 from alignctl.checks.bounds import check_numbers
 from alignctl.checks.shared_base import check_shared_base
+from alignctl.checks.training import check_attention, check_training
 from alignctl.checks.values import check_choice, method_of
 from alignctl.config.schema import MISSING, wants_bitsandbytes
 from alignctl.config.stages import first_stage, merged_section, names_rows
@@ -27,27 +28,30 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
     assert method is not None
     default = config_fields(method.config_class).get("disable_dropout")
     disable_dropout = stage.get("disable_dropout", default.default if default else False)
-    if stage.get("bf16") and stage.get("fp16"):
-        yield Problem(f"`{name}.bf16` and `{name}.fp16` exclude each other", f"set `{name}.fp16=false`")
     if peft.get("lora_dropout") and disable_dropout:
         yield Problem(
             f"`peft.lora_dropout={peft['lora_dropout']}` would have no effect: `{name}.disable_dropout` is true",
             f"set `{name}.disable_dropout=false`, or `peft.lora_dropout=0`",
         )
-    attention = merged_section(config, first_stage(config, name), "model").get("attn_implementation")
+    distributed = config.get("distributed")
+    several = isinstance(distributed, Mapping) and distributed.get("type", "none") != "none"
+    yield from check_training(name, stage, several)
+    model = merged_section(config, first_stage(config, name), "model")
+    yield from check_attention(model)
+    attention = model.get("attn_implementation")
     if stage.get("engine") == "shared_prefix" and attention not in (None, "sdpa"):
         yield Problem(
             f"`{name}.engine=shared_prefix` and `model.attn_implementation={attention}` exclude each other: the engine "
             "has an attention of its own",
             f"set `{name}.engine=padded`, or `model.attn_implementation=null`",
         )
-    if stage.get("load_best_model_at_end") and stage.get("eval_strategy", "no") == "no":
-        yield Problem(
-            f"`{name}.load_best_model_at_end` needs evaluations to compare", f"set `{name}.eval_strategy=steps`"
-        )
     weights, losses = stage.get("loss_weights"), stage.get("loss_type")
+    losses = [losses] if isinstance(losses, str) else losses
     if isinstance(weights, list) and isinstance(losses, list) and len(weights) != len(losses):
-        yield Problem(f"`{name}.loss_weights` has {len(weights)} values for {len(losses)} in `{name}.loss_type`")
+        yield Problem(
+            f"`{name}.loss_weights` has {len(weights)} values for {len(losses)} in `{name}.loss_type`",
+            f"set `{name}.loss_weights=null`, or a weight for each",
+        )
     if method.check is not None:
         yield from method.check(name, dict(stage) | {"peft": peft})
     if merged_section(config, name, "data").get("margin") is not None and not method.declares("margin"):

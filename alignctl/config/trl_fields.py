@@ -30,7 +30,7 @@ class Field:
     default: Any
     """The default where the source writes it as a literal, else None."""
     choices: tuple[str, ...] | None
-    """The values the field's help says are possible, if it says so."""
+    """The values that the field's metadata or its help say are possible, if they do."""
 
 
 @cache
@@ -63,18 +63,66 @@ def config_fields(config_class: str) -> dict[str, Field]:
 @cache
 def enum_values(name: str) -> tuple[str, ...] | None:
     """The string values of an enumeration that annotations mention, such as `SchedulerType`; None if not found."""
+    return tuple(_enum(name).values()) or None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a function takes by name."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    any: bool
+    """Whether it takes all others, too."""
+
+
+@cache
+def scheduler_arguments() -> dict[str, Arguments]:
+    """What `lr_scheduler_kwargs` may hold, by `lr_scheduler_type`.
+
+    Raises:
+        LookupError: transformers has no table of schedules where it is said to be.
+    """
+    body = _module_tree("transformers.optimization").body
+    functions = {node.name: node.args for node in body if isinstance(node, ast.FunctionDef)}
+    for node in body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TYPE_TO_SCHEDULER_FUNCTION":
+            table = node.value
+            assert isinstance(table, ast.Dict)
+            schedules = zip(map(ast.unparse, filter(None, table.keys)), map(ast.unparse, table.values), strict=True)
+            names = _enum("SchedulerType")
+            return {names[key.rpartition(".")[2]]: _arguments(functions[value]) for key, value in schedules}
+    raise LookupError(
+        "no schedules in `transformers.optimization`: the installed version is not one this release knows"
+    )
+
+
+def _arguments(of: ast.arguments) -> Arguments:
+    """Without what the trainer gives a schedule by itself."""
+    names = [argument.arg for argument in of.args]
+    required = names[: len(names) - len(of.defaults)]
+    ours = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    return Arguments(
+        tuple(name for name in required if name not in ours),
+        tuple(name for name in names if name not in (*required, *ours)),
+        any=of.kwarg is not None,
+    )
+
+
+@cache
+def _enum(name: str) -> dict[str, str]:
+    """Names and string values of an enumeration; empty if it is not found."""
     for module in _ENUM_MODULES:
         for node in _module_tree(module).body:
             if isinstance(node, ast.ClassDef) and node.name == name:
-                values = [
-                    item.value.value
+                return {
+                    ast.unparse(item.targets[0]): item.value.value
                     for item in node.body
                     if isinstance(item, ast.Assign)
                     and isinstance(item.value, ast.Constant)
                     and isinstance(item.value.value, str)
-                ]
-                return tuple(values) or None
-    return None
+                }
+    return {}
 
 
 @cache
@@ -105,7 +153,7 @@ def _imported_from(tree: ast.Module, module: str, name: str) -> str | None:
 
 
 def _read_field(item: ast.AnnAssign) -> Field:
-    default, text = None, ""
+    default, metadata = None, {}
     if isinstance(item.value, ast.Call):
         for keyword in item.value.keywords:
             if keyword.arg == "default":
@@ -113,13 +161,17 @@ def _read_field(item: ast.AnnAssign) -> Field:
             elif keyword.arg == "default_factory" and isinstance(keyword.value, ast.Lambda):
                 default = _literal(keyword.value.body)
             elif keyword.arg == "metadata":
-                metadata = _literal(keyword.value)
-                text = metadata.get("help", "") if isinstance(metadata, dict) else ""
+                metadata = _literal(keyword.value) or {}
     elif item.value is not None:
         default = _literal(item.value)
-    found = _POSSIBLE_VALUES.search(text)
-    choices = tuple(re.findall(r"`'?([\w-]+)'?`", found.group(1))) if found else None
-    return Field(ast.unparse(item.annotation), default, choices)
+    return Field(ast.unparse(item.annotation), default, _choices(metadata))
+
+
+def _choices(metadata: dict[str, Any]) -> tuple[str, ...] | None:
+    if listed := metadata.get("choices"):
+        return tuple(listed)
+    found = _POSSIBLE_VALUES.search(metadata.get("help", ""))
+    return tuple(re.findall(r"`'?([\w-]+)'?`", found.group(1))) if found else None
 
 
 def _literal(node: ast.expr) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignctl.methods.preferences import BETA, OWNED_FIELDS, SMOOTHING, check_losses
+from alignctl.methods.preferences import BETA, OWNED_FIELDS, REFERENCE, SMOOTHING, check_losses
 from alignctl.methods.registry import Method
 
 METHOD = Method(
@@ -22,6 +22,6 @@ METHOD = Method(
     owned_fields=OWNED_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
     renamed={},
-    bounds=BETA | SMOOTHING,
+    bounds=BETA | REFERENCE | SMOOTHING,
     check=check_losses,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignctl.methods.preferences import BETA, LOSS_FIELDS, OWNED_FIELDS, check_reference
+from alignctl.methods.preferences import BETA, LOSS_FIELDS, OWNED_FIELDS, REFERENCE, check_reference
 from alignctl.methods.registry import Method
 
 METHOD = Method(
@@ -22,6 +22,6 @@ METHOD = Method(
     owned_fields=OWNED_FIELDS | LOSS_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
     renamed={},
-    bounds=BETA,
+    bounds=BETA | REFERENCE,
     check=check_reference,
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignctl.errors import Problem
-from alignctl.methods.preferences import BETA, check_reference
+from alignctl.methods.preferences import BETA, REFERENCE, check_reference
 from alignctl.methods.registry import POSITIVE, RUN_OWNED_FIELDS, Method
 
 
@@ -39,6 +39,6 @@ METHOD = Method(
     | {"train_sampling_strategy": "KTO shuffles once: its KL estimate needs batches of a fixed order"},
     key_metrics=("rewards/margins", "kl"),
     renamed={},
-    bounds=BETA | {"desirable_weight": POSITIVE, "undesirable_weight": POSITIVE},
+    bounds=BETA | REFERENCE | {"desirable_weight": POSITIVE, "undesirable_weight": POSITIVE},
     check=_check,
 )

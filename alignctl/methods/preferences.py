@@ -27,6 +27,8 @@ REFERENCE_FIELDS = dict.fromkeys(
 """Fields about a reference, for methods that have none."""
 
 BETA = {"beta": POSITIVE}
+REFERENCE = {"ref_model_sync_steps": Bound(least=1), "ref_model_mixup_alpha": Bound(above=0, most=1)}
+"""Of a reference that follows the policy."""
 SMOOTHING = {"label_smoothing": Bound(least=0, below=0.5)}
 """A share of wrong labels of a half or more would turn every preference round."""
 

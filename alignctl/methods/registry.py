@@ -114,6 +114,7 @@ RUN_OWNED_FIELDS = {
     "deepspeed": "it comes from the launcher",
     "fsdp": "it comes from the launcher",
     "fsdp_config": "it comes from the launcher",
+    "parallelism_config": "set `distributed`",
     "enable_jit_checkpoint": "alignctl saves on SIGTERM and SIGINT by itself",
     "push_to_hub": "push the folder `model/` of the finished stage",
     "hub_token": "set HF_TOKEN in the environment: keys are never written to disk",

@@ -12,6 +12,11 @@ from alignctl.methods.registry import RUN_OWNED_FIELDS, Method
 def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     if stage.get("packing") and stage.get("max_length", 1024) is None:
         yield Problem(f"`{name}.packing` needs `{name}.max_length`: the length of a packed row, in tokens")
+    if stage.get("padding_free") and not stage.get("packing") and stage.get("max_length", 1024) is not None:
+        yield Problem(
+            f"`{name}.padding_free` without `{name}.packing` does not keep to `{name}.max_length`",
+            f"take it out: nothing is padded anyway where `{name}.engine` is auto",
+        )
     if stage.get("assistant_only_loss") and stage.get("completion_only_loss"):
         yield Problem(
             f"`{name}.assistant_only_loss` and `{name}.completion_only_loss` exclude each other: the first is for "

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from alignctl.config.schema import ZERO_STAGES
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows, as_kind
-from alignctl.errors import RequestError
+from alignctl.errors import RequestError, refused
 from alignctl.methods.registry import Role, methods, resolve
 from alignctl.models.adapters import load_score_adapter
 from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, longest_seen
@@ -48,20 +48,19 @@ def build_arguments(stage: StageConfig, paths: StagePaths) -> TrainingArguments:
             start_deepspeed_on_cpu()
     elif kind == "fsdp2":
         decided |= {"fsdp": True, "fsdp_config": {"version": 2}}
-    return resolve(methods()[stage.method].config_class)(
-        **{
-            "seed": stage.seed,
-            "bf16": gpu and torch.cuda.is_bf16_supported() and not given.get("fp16", False),
-            "dataloader_pin_memory": gpu,
-            "per_device_eval_batch_size": stage.eval.batch_size,
-            "prediction_loss_only": True,
-            "logging_nan_inf_filter": False,  # it would show the mean of other losses in place of one that is no number
-            # Processes wait for one that tokenises as long as that takes; the launcher sees to those that are stuck.
-            "ddp_timeout": _WAIT_S,
-        }
-        | given
-        | decided
-    )
+    settings = {
+        "seed": stage.seed,
+        "bf16": gpu and torch.cuda.is_bf16_supported() and not given.get("fp16", False),
+        "dataloader_pin_memory": gpu,
+        "per_device_eval_batch_size": stage.eval.batch_size,
+        "prediction_loss_only": True,
+        "logging_nan_inf_filter": False,  # it would show the mean of other losses in place of one that is no number
+        # Processes wait for one that tokenises as long as that takes; the launcher sees to those that are stuck.
+        "ddp_timeout": _WAIT_S,
+    }
+    config_class = resolve(methods()[stage.method].config_class)
+    with refused(f"the settings of `{stage.name}`"):
+        return config_class(**settings | given | decided)
 
 
 def rows_to_train_on(job: Job) -> tuple[Rows, Rows | None]:
@@ -85,17 +84,21 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
     for role, take in _TAKEN.items():
         if role in method.roles[1:]:
             others |= take(job, others)
-    trainer = resolve(method.trainer)(
-        model=trained,
-        args=job.args,
-        train_dataset=rows.dataset.add_column(ROW_NUMBER, rows.numbers),
-        eval_dataset=held_rows.dataset if held_rows else None,
-        row_columns={column.name: column.number for column in rows.columns},
-        processing_class=job.tokenizer,
-        peft_config=build_peft_config(stage.peft, method.trained),
-        callbacks=[MetricsFile(job.paths), job.stop, job.progress],
-        **others,
-    )
+    make = resolve(method.trainer)
+    with refused("`peft`"):
+        adapter = build_peft_config(stage.peft, method.trained)
+    with refused(f"the settings of `{stage.name}`"):
+        trainer = make(
+            model=trained,
+            args=job.args,
+            train_dataset=rows.dataset.add_column(ROW_NUMBER, rows.numbers),
+            eval_dataset=held_rows.dataset if held_rows else None,
+            row_columns={column.name: column.number for column in rows.columns},
+            processing_class=job.tokenizer,
+            peft_config=adapter,
+            callbacks=[MetricsFile(job.paths), job.stop, job.progress],
+            **others,
+        )
     trainer.show_samples = job.progress.samples
     for notice in trainer.notices:
         job.progress.notice(notice)
@@ -105,7 +108,8 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
 def _load(job: Job, role: Role, alive: bool = False) -> PreTrainedModel:
     """The model of a role; with `alive` each of its passes says that the process goes on."""
     stage, progress = job.stage, job.progress
-    model = load_model(stage.model, role, job.weights[role], job.tokenizer, stage.peft, stage.seed)
+    with refused(f"the section `model` of `{stage.name}`"):
+        model = load_model(stage.model, role, job.weights[role], job.tokenizer, stage.peft, stage.seed)
     if alive and not stage.trainer.get("torch_compile"):
         model.get_input_embeddings().register_forward_pre_hook(lambda *_: progress.alive())
     return model

@@ -16,6 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from alignctl.errors import refused
 from alignctl.run.checkpoints import Checkpoint
 from alignctl.trainers.base.checkpointing import CompleteCheckpoints
 from alignctl.trainers.base.columns import CarriesRowColumns
@@ -76,6 +77,14 @@ class Managed(StopsWhenNotFinite, CarriesRowColumns, CompleteCheckpoints):
         self.notices = []
         super().__init__(*args, **kwargs)
         self.add_callback(OneModel(self))
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        with refused(f"the optimizer `{self.args.optim}`"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        with refused(f"the schedule `{self.args.lr_scheduler_type}`"):
+            return super().create_scheduler(*args, **kwargs)
 
     @property
     def trained_model(self) -> PreTrainedModel:

@@ -1,0 +1,163 @@
+"""Checks of what every stage gives transformers' trainer: what it would refuse once it is built. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alignctl.config.schema import wants_bitsandbytes
+from alignctl.config.suggest import did_you_mean
+from alignctl.config.trl_fields import scheduler_arguments
+from alignctl.errors import Problem
+
+# Parts of the names of optimizers, the module each needs, and how it is installed. bitsandbytes' are found elsewhere.
+_OPTIMIZERS = {
+    "galore": ("galore_torch", "galore-torch"), "apollo": ("apollo_torch", "apollo-torch"),
+    "lomo": ("lomo_optim", "lomo-optim"), "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free": ("schedulefree", "schedulefree"), "stable_adamw": ("optimi", "torch-optimi"),
+    "adamw_torch_4bit": ("torchao", "torchao"), "adamw_torch_8bit": ("torchao", "torchao"),
+    "anyprecision": ("torchdistx", "torchdistx"), "xla": ("torch_xla", "torch_xla"), "npu": ("torch_npu", "torch_npu"),
+}  # fmt: skip
+_WITH_TARGETS = ("galore", "apollo")
+# Of attention kernels, any of these has to be there; others come with torch, or from the Hub through `kernels`.
+_KERNELS = {
+    "eager": (), "sdpa": (), "flex_attention": (),
+    "flash_attention_2": ("flash_attn", "kernels"), "flash_attention_3": ("flash_attn_interface", "kernels"),
+    "flash_attention_4": ("flash_attn", "kernels"),
+}  # fmt: skip
+_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def check_training(name: str, stage: Mapping[str, Any], processes: bool) -> Iterator[Problem]:
+    """What a stage gives its trainer, whatever it trains.
+
+    Args:
+        processes: Whether several processes train together.
+    """
+    yield from _precision(name, stage)
+    yield from _strategies(name, stage)
+    yield from _optimizer(name, stage)
+    yield from _schedule(name, stage)
+    yield from _loading(name, stage)
+    if stage.get("ddp_backend") and not processes:
+        yield Problem(f"`{name}.ddp_backend` would have no effect: one process trains", "set `distributed=ddp`")
+    if stage.get("use_liger_kernel"):
+        yield from _needs(f"{name}.use_liger_kernel=true", ("liger_kernel",), "liger-kernel")
+    for key in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        given = stage.get(key)
+        for argument in given if isinstance(given, Mapping) else ():
+            if argument not in _CHECKPOINTING:
+                yield Problem(f"`{name}.{key}` has no `{argument}`", did_you_mean(argument, _CHECKPOINTING))
+    mode = stage.get("torch_compile_mode")
+    if mode is not None and mode not in _COMPILE_MODES:
+        yield Problem(f"`{name}.torch_compile_mode` has no value `{mode}`", did_you_mean(mode, _COMPILE_MODES))
+
+
+def check_attention(model: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether the attention kernel of a section `model` is one, and its package is there."""
+    kernel = model.get("attn_implementation")
+    if not isinstance(kernel, str):
+        return
+    known = kernel.removeprefix("paged|")
+    setting = f"model.attn_implementation={kernel}"
+    if "/" in kernel:
+        yield from _needs(setting, ("kernels",), "kernels")
+    elif known not in _KERNELS:
+        yield Problem(f"unknown `{setting}`", did_you_mean(known, _KERNELS, prefix="model.attn_implementation="))
+    elif packages := _KERNELS[known]:
+        yield from _needs(setting, packages, "flash-attn")
+
+
+def _precision(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    for one, other in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
+        if stage.get(one) and stage.get(other):
+            yield Problem(f"`{name}.{one}` and `{name}.{other}` exclude each other", f"set `{name}.{other}=false`")
+
+
+def _strategies(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    """When is evaluated and saved."""
+    evaluates, saves = stage.get("eval_strategy", "no"), stage.get("save_strategy", "steps")
+    schedule = stage.get("lr_scheduler_type")
+    if schedule in ("reduce_lr_on_plateau", "greedy") and evaluates == "no":
+        yield Problem(
+            f"`{name}.lr_scheduler_type={schedule}` needs evaluations to go by", f"set `{name}.eval_strategy=steps`"
+        )
+    if not stage.get("load_best_model_at_end"):
+        return
+    if evaluates == "no":
+        yield Problem(
+            f"`{name}.load_best_model_at_end` needs evaluations to compare", f"set `{name}.eval_strategy=steps`"
+        )
+    elif saves not in (evaluates, "best"):
+        yield Problem(
+            f"`{name}.load_best_model_at_end` compares what is saved: `{name}.eval_strategy={evaluates}` and "
+            f"`{name}.save_strategy={saves}` have to be the same",
+            f"set `{name}.save_strategy={evaluates}`",
+        )
+    elif saves == "steps":
+        every = {key: stage.get(key, stage.get("logging_steps", 500)) for key in ("eval_steps", "save_steps")}
+        every["save_steps"] = stage.get("save_steps", 500)
+        whole = all(isinstance(value, int) and value > 0 for value in every.values())
+        if whole and every["save_steps"] % every["eval_steps"]:
+            yield Problem(
+                f"`{name}.load_best_model_at_end` compares what is saved: `{name}.save_steps={every['save_steps']}` is "
+                f"no multiple of `{name}.eval_steps={every['eval_steps']}`",
+                f"set `{name}.save_steps={every['eval_steps']}`",
+            )
+
+
+def _optimizer(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    optimizer, arguments = stage.get("optim"), stage.get("optim_args")
+    if isinstance(optimizer, str):
+        if not wants_bitsandbytes(name, {}, optimizer):
+            for part, (module, package) in _OPTIMIZERS.items():
+                if part in optimizer:
+                    yield from _needs(f"{name}.optim={optimizer}", (module,), package)
+        if optimizer.startswith(_WITH_TARGETS) and not stage.get("optim_target_modules"):
+            yield Problem(
+                f"`{name}.optim={optimizer}` needs `{name}.optim_target_modules`: the layers it works on",
+                f"set `{name}.optim_target_modules=all-linear`",
+            )
+    if isinstance(arguments, str) and not all("=" in part for part in arguments.replace(" ", "").split(",")):
+        yield Problem(
+            f"`{name}.optim_args={arguments}` has another form than `name=value,name=value`",
+            f"""for example `'{name}.optim_args="eps=1e-8"'`""",
+        )
+
+
+def _schedule(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    schedule, given = stage.get("lr_scheduler_type", "linear"), stage.get("lr_scheduler_kwargs") or {}
+    takes = scheduler_arguments().get(schedule) if isinstance(schedule, str) else None
+    where = f"{name}.lr_scheduler_kwargs"
+    if not isinstance(given, Mapping):
+        yield Problem(f"`{where}` must be a mapping, got `{given}`", f"for example `{where}.num_cycles=1`")
+    elif takes is not None:
+        for key in given if not takes.any else ():
+            if key not in (*takes.required, *takes.optional):
+                yield Problem(
+                    f"the schedule `{schedule}` has no `{where}.{key}`",
+                    did_you_mean(key, (*takes.required, *takes.optional), prefix=f"{where}."),
+                )
+        for key in takes.required:
+            if key not in given:
+                yield Problem(f"the schedule `{schedule}` needs `{where}.{key}`", f"set `{where}.{key}=...`")
+        if "min_lr_rate" in takes.optional and not {"min_lr", "min_lr_rate"} & given.keys():
+            yield Problem(f"the schedule `{schedule}` needs `{where}.min_lr_rate`", f"set `{where}.min_lr_rate=0.1`")
+
+
+def _loading(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    """Rows are loaded by processes of their own, or these settings are for nothing."""
+    if stage.get("dataloader_num_workers"):
+        return
+    for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+        if stage.get(key):
+            yield Problem(
+                f"`{name}.{key}` would have no effect: no processes load rows", f"set `{name}.dataloader_num_workers=2`"
+            )
+
+
+def _needs(setting: str, modules: tuple[str, ...], package: str) -> Iterator[Problem]:
+    if not any(importlib.util.find_spec(module) for module in modules):
+        yield Problem(f"`{setting}` needs the package `{package}`", f"pip install {package}")
