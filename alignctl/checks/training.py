@@ -19,6 +19,7 @@ _OPTIMIZERS = {
     "adamw_torch_4bit": ("torchao", "torchao"), "adamw_torch_8bit": ("torchao", "torchao"),
     "anyprecision": ("torchdistx", "torchdistx"), "xla": ("torch_xla", "torch_xla"), "npu": ("torch_npu", "torch_npu"),
 }  # fmt: skip
+_WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_torch_fused", "adafactor")
 _WITH_TARGETS = ("galore", "apollo")
 # Of attention kernels, any of these has to be there; others come with torch, or from the Hub through `kernels`.
 _KERNELS = {
@@ -110,6 +111,8 @@ def _strategies(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _optimizer(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     optimizer, arguments = stage.get("optim"), stage.get("optim_args")
+    if stage.get("optim_target_modules") and not str(optimizer).startswith(_WITH_TARGETS):
+        yield Problem(f"`{name}.optim_target_modules` would have no effect: only GaLore and APOLLO look at it")
     if isinstance(optimizer, str):
         if not wants_bitsandbytes(name, {}, optimizer):
             for part, (module, package) in _OPTIMIZERS.items():
@@ -120,7 +123,12 @@ def _optimizer(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
                 f"`{name}.optim={optimizer}` needs `{name}.optim_target_modules`: the layers it works on",
                 f"set `{name}.optim_target_modules=all-linear`",
             )
-    if isinstance(arguments, str) and not all("=" in part for part in arguments.replace(" ", "").split(",")):
+    if arguments and (optimizer or "adamw_torch") in _WITHOUT_ARGUMENTS:
+        yield Problem(
+            f"`{name}.optim_args` would have no effect: the optimizer `{optimizer or 'adamw_torch'}` takes none",
+            "its numbers are fields of the stage: `adam_beta1`, `adam_beta2`, `adam_epsilon`, `weight_decay`",
+        )
+    elif isinstance(arguments, str) and not all("=" in part for part in arguments.replace(" ", "").split(",")):
         yield Problem(
             f"`{name}.optim_args={arguments}` has another form than `name=value,name=value`",
             f"""for example `'{name}.optim_args="eps=1e-8"'`""",

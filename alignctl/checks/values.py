@@ -24,7 +24,8 @@ def check_value(where: str, value: Any, annotation: str) -> Iterator[Problem]:
     elif expected := type_error(value, annotation, enum_values):
         hint = None
         if "text" in expected and isinstance(value, (int, float)):
-            hint = f"""quote it to make it text: `'{where}="{value}"'`"""
+            typed = "..." if isinstance(value, float) else value  # 12345e6 and 0.10 are numbers that look otherwise now
+            hint = f"""quote it to make it text: `'{where}="{typed}"'`"""
         shown = MASK if is_secret(where) else _shown(value)
         yield Problem(f"`{where}` must be {expected}, got `{shown}`", hint)
     elif isinstance(value, float) and not math.isfinite(value):

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from alignctl.config.renamed import former_names
+from alignctl.config.schema import SECTIONS, RunSettings, annotations
 from alignctl.config.suggest import did_you_mean
 from alignctl.errors import Problem, RequestError
 
@@ -310,6 +311,8 @@ def _checked_overrides(request: Request, loader: ConfigLoaderImpl) -> tuple[list
             problem = Problem(f"`{override.input_line}` gives several values", hint)
         elif options or override.package:
             problem = _group_problem(override, options, groups)
+        else:
+            problem = _number_problem(override)
         if problem:
             problems.append(problem)
         elif options or override.is_add() or override.is_force_add() or override.is_delete():
@@ -339,6 +342,18 @@ def _group_problem(override: Override, options: Sequence[str], groups: Sequence[
         return None
     hint = did_you_mean(str(value), options, prefix=f"{name}=")
     return Problem(f"unknown {group} `{value}` in `{override.input_line}`", hint)
+
+
+def _number_problem(override: Override) -> Problem | None:
+    """Whether Hydra reads what has to be text as a number that looks otherwise: the hash 12345e6 as 12345000000.0."""
+    *before, key = override.key_or_group.split(".")
+    settings = SECTIONS.get(before[-1]) if before else RunSettings
+    wanted = annotations(settings).get(key) if settings else None
+    value, typed = None if override.is_delete() else override.value(), override.input_line.partition("=")[2]
+    if wanted not in ("str", "str | None") or not isinstance(value, (int, float)) or str(value) == typed:
+        return None
+    hint = f"""quote it to make it text: `'{override.key_or_group}="{typed}"'`"""
+    return Problem(f"`{override.key_or_group}` must be text, and `{typed}` is read as `{value}`", hint)
 
 
 def _translated(request: Request, action: Callable[[], Any]) -> Any:
