@@ -1,16 +1,14 @@
-"""Loads tokenizers and models for the roles of a stage, puts adapters on, and saves the finished one."""
+"""Loads tokenizers and models for the roles of a stage, and builds its adapter. saving.py saves what is finished."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from torch import Tensor, nn
+from peft import PeftConfig
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,7 +20,6 @@ from transformers import (
     set_seed,
 )
 
-import alignctl
 from alignctl.config.schema import PEFT_CLASSES, QUANTIZED, ModelSettings
 from alignctl.engine.forward import bare
 from alignctl.errors import AlignctlError, RequestError
@@ -30,10 +27,6 @@ from alignctl.methods.registry import Role, resolve
 from alignctl.models.sharding import undivided
 from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
-from alignctl.models.verifying import check_saved
-from alignctl.run.files import publish_folder, write_json
-from alignctl.run.fingerprint import listed
-from alignctl.run.paths import PRODUCT_MANIFEST, StagePaths
 
 
 def load_tokenizer(
@@ -172,60 +165,6 @@ def build_peft_config(peft: dict[str, Any], role: Role) -> PeftConfig | None:
 def longest_seen(model: nn.Module) -> int | None:
     """How many tokens a model can see; None where its config does not say."""
     return getattr(bare(model).config.get_text_config(), "max_position_embeddings", None)
-
-
-def save_finished(
-    trained: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    paths: StagePaths,
-    load_whole: Callable[[], PreTrainedModel],
-    facts: Mapping[str, Any],
-    state: dict[str, Tensor] | None = None,
-) -> None:
-    """Saves a trained model, whole or not at all, for `from_pretrained(paths.model)` of its class.
-
-    An adapter is saved by itself and then merged: the next stage starts from, and is compared with, the whole model.
-
-    Args:
-        load_whole: Gives the weights under the adapter as the checkpoint has them, where those of `trained` will not
-            do: merging into 4 bits would round the adapter away, and a share of them is not all.
-        facts: JSON files to put beside the weights, by name.
-        state: The weights, where those of `trained` are divided among processes.
-
-    Raises:
-        AlignctlError: What was written is not what was trained; none of it is left.
-    """
-    if isinstance(trained, PeftModel):
-        _publish(paths.adapter, trained, tokenizer, facts, state)
-        if state is not None or getattr(trained, "is_loaded_in_4bit", False):
-            trained, state = PeftModel.from_pretrained(load_whole(), paths.adapter), None
-        trained = trained.merge_and_unload()
-    _publish(paths.model, trained, tokenizer, facts, state)
-
-
-def _publish(
-    folder: Path,
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    facts: Mapping[str, Any],
-    state: dict[str, Tensor] | None,
-) -> None:
-    staged = folder.with_name(f".{folder.name}.staging")
-    shutil.rmtree(staged, ignore_errors=True)
-    options: dict[str, Any] = {} if state is None else {"state_dict": state}
-    if isinstance(model, PeftModel):
-        options["selected_adapters"] = ["default"]  # others may have been trained beside it
-    try:
-        model.save_pretrained(staged, **options)
-        check_saved(staged, model)
-        tokenizer.save_pretrained(staged)
-        for name, content in facts.items():
-            (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        made = {"product": "model", "stage": folder.parent.name, "alignctl": alignctl.__version__}
-        write_json(staged / PRODUCT_MANIFEST, made | {"files": listed(staged)})
-        publish_folder(staged, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _from_pretrained(cls: Any, source: str, settings: ModelSettings, **options: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 
 from alignctl.evaluate.evaluator import Evaluation
 from alignctl.evaluate.judges import JUDGES, win_rate
-from alignctl.models.loading import load_model, save_finished
+from alignctl.models.loading import load_model
+from alignctl.models.saving import save_finished
 from alignctl.models.sharding import undivided, whole_state, whole_weights
 from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.stage.job import Job

@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_
 
 from alignctl.data.quickstart import demonstrations
 from alignctl.errors import AlignctlError
-from alignctl.models.loading import save_finished
+from alignctl.models.saving import save_finished
 from alignctl.models.tokenizer import train_tokenizer
 from alignctl.models.verifying import check_saved
 from alignctl.run.paths import StagePaths
