@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from alignctl.engine.forward import bare
 from alignctl.errors import RequestError
+from alignctl.models.dropout import disable_dropout
 from alignctl.models.packing import put_packed_attention_on
 from alignctl.trainers.base.heads import put_head_on, put_score_on, why_not_scored_packed
 
@@ -55,6 +56,8 @@ class OnEngine:
         if getattr(model, "on_engine", False):
             return
         model.on_engine = True
+        if getattr(self.args, "disable_dropout", False):
+            disable_dropout(model)
         mixture = getattr(self, "aux_loss_enabled", False)
         has_head = model.get_output_embeddings() is not None
         reason: str | None = "that was asked for"

@@ -25,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from trl.trainer.utils import disable_dropout_in_model
 
 from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.models.adapters import Adapters
+from alignctl.models.dropout import disable_dropout
 from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import whole_weights
 from alignctl.rollout.drawing import Drawn, draw_completions
@@ -95,7 +95,7 @@ class OnPolicyTrainer(Trainer):
             if isinstance(one, PeftModel):
                 make_lora_fast(one)
             if args.disable_dropout:
-                disable_dropout_in_model(one)
+                disable_dropout(one)
         for one in frozen:
             one.eval().requires_grad_(False)
         check_length(args, {**model.models, "reference": ref_model})
