@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from alignctl.checks.values import check_choice, check_trainer_value, check_value, method_of
@@ -147,8 +147,11 @@ def _peft(where: str, section: Any) -> Iterator[Problem]:
     given = {key: value for key, value in section.items() if key != "type"}
     config_class = PEFT_CLASSES[kind]
     if config_class is None:
-        if given:
-            keys = ", ".join(f"`{where}.{key}`" for key in given)
+        known = {field for one in PEFT_CLASSES.values() if one for field in config_fields(one)}
+        unused = [key for key in given if key in known]
+        yield from (_unknown(where, key, known) for key in given if key not in known)
+        if unused:
+            keys = ", ".join(f"`{where}.{key}`" for key in unused)
             yield Problem(
                 f"{keys} would have no effect: `{where}.type` is none", f"choose an adapter: `{where}.type=lora`"
             )
@@ -156,6 +159,10 @@ def _peft(where: str, section: Any) -> Iterator[Problem]:
     fields = config_fields(config_class)
     for key, value in given.items():
         if key not in fields:
-            yield Problem(f"unknown key `{where}.{key}`", did_you_mean(key, fields, prefix=f"{where}."))
+            yield _unknown(where, key, fields)
         else:
             yield from check_value(f"{where}.{key}", value, fields[key].annotation)
+
+
+def _unknown(where: str, key: str, known: Iterable[str]) -> Problem:
+    return Problem(f"unknown key `{where}.{key}`", did_you_mean(key, known, prefix=f"{where}."))

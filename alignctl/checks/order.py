@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from alignctl.checks.adapters import keeps_adapter_alone
 from alignctl.checks.inputs import check_checkpoint
 from alignctl.checks.values import method_of
 from alignctl.config.schema import ROLE_KEYS
@@ -35,7 +36,7 @@ def _source(config: Mapping[str, Any], where: str, name: str, key: str, stages: 
     model; a role's model may also be a checkpoint."""
     source = config[name][key]
     if key != "from" and source not in stages and source not in stage_names(config):
-        if key != "reward_model" or config[name].get("sharing") != "shared_base":  # which takes an adapter
+        if not _takes_adapter(config, name, key):
             yield from check_checkpoint(f"{name}.{key}", source)
     elif source == name:
         yield Problem(f"`{where}`: a stage cannot start from itself")
@@ -45,11 +46,21 @@ def _source(config: Mapping[str, Any], where: str, name: str, key: str, stages: 
         yield Problem(
             f"`{where}`, but `{source}` makes rows and no model", f"to train on them: `{name}.data.from={source}`"
         )
+    elif giver and keeps_adapter_alone(config, source) and not _takes_adapter(config, name, key):
+        yield Problem(
+            f"`{where}`, but `{source}` leaves an adapter and no model: `model.merge` is false there",
+            f"set `{source}.model.merge=true`",
+        )
     elif giver and (taker := method_of(config, name)):
         wanted = "reward_model" if key == "reward_model" else "policy"
         if giver.trained != wanted and not (key == "from" and giver.trained == taker.trained):
             trains = giver.trained.replace("_", " ")
             yield Problem(f"`{where}`, but `{source}` trains a {trains}, and a {wanted.replace('_', ' ')} is needed")
+
+
+def _takes_adapter(config: Mapping[str, Any], name: str, key: str) -> bool:
+    """Whether what is named under a key is taken as an adapter of the base, not as a whole model."""
+    return key == "reward_model" and config[name].get("sharing") == "shared_base"
 
 
 def not_before(where: str, name: str, stages: Sequence[str], instead: str) -> Problem | None:

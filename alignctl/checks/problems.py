@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from alignctl.checks.adapters import check_adapter, check_kept_alone
 from alignctl.checks.combinations import check_combinations, check_unused
 from alignctl.checks.inputs import check_data, check_model, check_run_dir
 from alignctl.checks.keys import check_secrets, check_stage, check_top_level
@@ -43,8 +44,8 @@ def find_problems(config: Mapping[str, Any]) -> list[Problem]:
     to_run = _stages_to_run(config, names)
     for name in to_run:
         problems += [*check_model(config, name), *check_rows_from(config, name), *check_data(config, name)]
-        problems += check_combinations(config, name)
-    problems += [*check_unused(config, to_run), *check_launch(config, to_run)]
+        problems += [*check_combinations(config, name), *check_adapter(config, name)]
+    problems += [*check_kept_alone(config, to_run), *check_unused(config, to_run), *check_launch(config, to_run)]
     return list(dict.fromkeys(problems))
 
 

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.adapters import changes_base
 from alignctl.config.stages import merged_section, stage_names
 from alignctl.data.sources import is_hub_id
 from alignctl.errors import Problem
-
-# Settings of adapters, and their values that leave alone what is under the adapter.
-_BASE_AS_IT_IS = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal")}
 
 
 def check_shared_base(config: Mapping[str, Any], name: str, peft: Mapping[str, Any]) -> Iterator[Problem]:
@@ -24,11 +22,7 @@ def check_shared_base(config: Mapping[str, Any], name: str, peft: Mapping[str, A
             f"{layout} needs an adapter: policy, value model and reward model are adapters of one base",
             f"set `peft=lora`, or `{name}.sharing=separate`",
         )
-    for key, harmless in _BASE_AS_IT_IS.items():
-        if key in peft and peft[key] not in harmless:
-            yield Problem(
-                f"{layout} and `peft.{key}={peft[key]}` exclude each other: it changes the base's own weights"
-            )
+    yield from _changed(layout, "peft", peft)
     if (stage.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant"):
         yield Problem(
             f"{layout} and `{name}.gradient_checkpointing_kwargs.use_reentrant=true` exclude each other",
@@ -49,6 +43,7 @@ def _from_stage(config: Mapping[str, Any], name: str, source: str) -> Iterator[P
             f"{layout} needs a reward model that is an adapter, but `{source}` trains all weights",
             f"set `{source}.peft.type=lora`, or `{name}.sharing=separate`",
         )
+    yield from _changed(layout, f"{source}.peft", merged_section(config, source, "peft"))
     ours, theirs = (config[one].get("from") for one in (name, source))
     if ours != theirs:
         yield Problem(
@@ -77,19 +72,28 @@ def _from_folder(config: Mapping[str, Any], name: str, source: str) -> Iterator[
             yield Problem(f"{where}: there is no such folder", "a Hub id has the form `owner/name`")
         return
     try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        described = json.loads(file.read_text(encoding="utf-8"))
+        base = described["base_model_name_or_path"]
     except (OSError, ValueError, KeyError):
         yield Problem(
             f"{where}: the folder holds no adapter, and with `{name}.sharing=shared_base` the reward model must be one",
             f"name the folder `adapter/` of a reward stage, or set `{name}.sharing=separate`",
         )
         return
+    if setting := changes_base(described):
+        yield Problem(f"{where} was trained with `{setting}`, which changed the base's own weights")
     start, path = config[name].get("from"), merged_section(config, name, "model").get("path")
     if start is not None or not _same(path, base):
         yield Problem(
             f"{where} is an adapter of {base}, but `{name}` starts from `{start or path}`",
             f"set `{name}.from=null` and `model.path={base}`, or `{name}.sharing=separate`",
         )
+
+
+def _changed(layout: str, where: str, peft: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether an adapter changes what is under it."""
+    if setting := changes_base(peft):
+        yield Problem(f"{layout} and `{where}.{setting}` exclude each other: it changes the base's own weights")
 
 
 def _is_none(peft: Mapping[str, Any]) -> bool:

@@ -121,7 +121,7 @@ def run_summary(plan: RunPlan) -> dict[str, Any]:
 def _made(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
     """The product of a stage: where it is, and of rows what they are, too."""
     if methods()[stage.method].product == "model":
-        return {"model": str(paths.model)}
+        return {"adapter": str(paths.adapter)} if stage.leaves_adapter else {"model": str(paths.model)}
     manifest = read_manifest(paths.rows)
     facts = {"kind": manifest.kind, "count": manifest.count, "columns": manifest.columns} if manifest else {}
     return {"made": {"folder": str(paths.rows.root)} | facts}
@@ -139,7 +139,7 @@ def _row_counts(ledger: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Before and after of the last stage, skipped rows, and where the model is."""
+    """Before and after of the last stage, skipped rows, and where the model or the adapter is."""
     console = Console(highlight=False, soft_wrap=True)
     name, stage = list(summary["stages"].items())[-1]
     before, after = stage.get("before"), _measured(stage)
@@ -149,7 +149,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     for metric in METRICS:
         if metric.key in after:
             table.add_row(metric.title, *([metric.text(before)] if before else []), metric.text(after))
-    if "model" in stage or after:
+    whole = [key for key in ("model", "adapter") if key in stage]
+    if whole or after:
         console.print(table if after else f"stage {name}: no held-out rows, so nothing was measured")
     for stage_name, other in summary["stages"].items():
         for part, rows in other["rows"].items():
@@ -162,8 +163,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         if "made" in other:
             made = other["made"]
             console.print(f"{stage_name}: made {made['count']:,} rows ({made['kind']}): {made['folder']}", markup=False)
-    if "model" in stage:
-        console.print(f"model: {stage['model']}", markup=False)
+    for key in whole:
+        console.print(f"{key}: {stage[key]}", markup=False)
 
 
 def print_comparison(points: list[tuple[str, dict[str, Any]]]) -> None:

@@ -38,6 +38,12 @@ class ModelSettings:
     """File with a Jinja chat template, where the tokenizer has none or another is wanted."""
     eos_token: str | None = None
     """Token of the vocabulary that ends an answer, where it is not the tokenizer's own: `<|im_end|>` for example."""
+    merge: bool = True
+    """Whether a trained adapter is merged: `model/` is then a whole model. With false `adapter/` alone is kept, and no
+    later stage starts from it."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in `model/`. auto takes that of the checkpoint that the first stage started from; but where a
+    later stage takes the model, that which it was trained in."""
     scratch: dict[str, Any] | None = None
     """Start from random weights instead of `path`: {vocab_size, config: {model_type, ...}}."""
 

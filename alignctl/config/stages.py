@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from alignctl.config.adapters import has_adapter
 from alignctl.config.schema import (
     PATHS,
     ROLE_KEYS,
@@ -46,6 +47,13 @@ class StageConfig:
     rehearse: bool
     trainer: dict[str, Any]
     """Fields of the trainer's config class, under their own names."""
+    taken_by: list[str] = dataclasses.field(default_factory=list)
+    """Stages of the run that start from its model or take it for a role."""
+
+    @property
+    def leaves_adapter(self) -> bool:
+        """Whether its product is an adapter, and no model."""
+        return has_adapter(self.peft) and not self.model.merge
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -84,6 +92,11 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
         report_to=TrackerSettings(**config.get("tracker") or {}).report_to,
         rehearse=config.get("rehearse", RunSettings.rehearse),
         trainer={key: value for key, value in stage.items() if key not in STAGE_KEYS},
+        taken_by=[
+            other
+            for other in config["stages"]
+            if name in [config[other].get(key) for key in ("from", *ROLE_KEYS)] and other != name
+        ],
         **sections,
     )
 

@@ -7,6 +7,7 @@ Torch-free.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -65,7 +66,7 @@ def _fits(value: Any, tree: ast.expr, choices: Choices) -> bool:
         case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, item])):
             return isinstance(value, Mapping) and all(_fits(element, item, choices) for element in value.values())
         case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
-            return value in _literals(options)
+            return any(_is_literal(value, option) for option in _literals(options))
         case ast.Subscript(value=ast.Name(id="Optional"), slice=item):
             return value is None or _fits(value, item, choices)
         case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=items)):
@@ -88,6 +89,17 @@ def _members(tree: ast.expr, choices: Choices) -> list[ast.expr]:
 def _literals(tree: ast.expr) -> list[Any]:
     elements = tree.elts if isinstance(tree, ast.Tuple) else [tree]
     return [element.value for element in elements if isinstance(element, ast.Constant)]
+
+
+def _is_literal(value: Any, literal: Any) -> bool:
+    """Whether a value is one that is written out; peft writes `pissa_niter_[number of iters]` for a name with a number
+    in it."""
+    if not isinstance(literal, str) or "[" not in literal:
+        return value == literal
+    before, _, after = literal.partition("[")
+    return isinstance(value, str) and bool(
+        re.fullmatch(rf"{re.escape(before)}\d+{re.escape(after.partition(']')[2])}", value)
+    )
 
 
 def _describe(tree: ast.expr, choices: Choices) -> str:

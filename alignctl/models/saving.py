@@ -4,48 +4,159 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import alignctl
+from alignctl.errors import AlignctlError
+from alignctl.models.comparing import Difference, difference, said_of
+from alignctl.models.merging import merged
+from alignctl.models.sharding import undivided
 from alignctl.models.verifying import check_saved
 from alignctl.run.files import publish_folder, write_json
 from alignctl.run.fingerprint import listed
 from alignctl.run.paths import PRODUCT_MANIFEST, StagePaths
 
+_TOLERANCE, _TOLERANCE_GPU = 1e-4, 1e-3  # nats, and a part of the number; a GPU adds up in another order
+_MOST_ROUNDED = 0.25  # nats a token; rounding to 16 bits costs a tenth of that
+# What a finished model may have otherwise than the start: its tokens are the tokenizer's.
+_MEANT = (
+    "architectures", "bos_token_id", "dtype", "eos_token_id", "pad_token_id", "quantization_config",
+    "tie_word_embeddings",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The configs that a model starts with; training changes some of their values for its own sake."""
+
+    model: PreTrainedConfig
+    generation: Any
+    """None for a model that does not generate."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What was trained, and how it is to be saved."""
+
+    model: PreTrainedModel | PeftModel
+    state: Mapping[str, Tensor] | None
+    """The weights, where those of `model` are divided among processes."""
+    start: Configs
+    rows: Sequence[Tensor]
+    """Token ids of a few rows, and"""
+    said: Tensor
+    """what the trained model says of them (models/comparing.py)."""
+    dtype: torch.dtype | None = None
+    """Of the finished model; None for that of the weights."""
+    merge: bool = True
+    """Whether an adapter is merged, or kept alone."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was saved of a model."""
+
+    dtype: str
+    bytes: int
+    rounded: bool
+    """Whether the weights were held otherwise while training, so that it says other things by some rounding."""
+    difference: Difference
+
 
 def save_finished(
-    trained: PreTrainedModel | PeftModel,
+    trained: Trained,
     tokenizer: PreTrainedTokenizerBase,
     paths: StagePaths,
     load_whole: Callable[[], PreTrainedModel],
     facts: Mapping[str, Any],
-    state: dict[str, Tensor] | None = None,
-) -> None:
+    made: Mapping[str, Any],
+) -> Saved | None:
     """Saves a trained model, whole or not at all, for `from_pretrained(paths.model)` of its class.
 
     An adapter is saved by itself and then merged: the next stage starts from, and is compared with, the whole model.
 
     Args:
-        load_whole: Gives the weights under the adapter as the checkpoint has them, where those of `trained` will not
-            do: merging into 4 bits would round the adapter away, and a share of them is not all.
+        load_whole: Gives the weights under the adapter as the checkpoint has them, where those of the trained model
+            will not do: merging into 4 bits would round the adapter away, and a share of them is not all.
         facts: JSON files to put beside the weights, by name.
-        state: The weights, where those of `trained` are divided among processes.
+        made: What its manifest says besides.
+
+    Returns:
+        What is said of the whole model; None where the adapter is kept alone.
 
     Raises:
         AlignctlError: What was written is not what was trained; none of it is left.
     """
-    if isinstance(trained, PeftModel):
-        _publish(paths.adapter, trained, tokenizer, facts, state)
-        if state is not None or getattr(trained, "is_loaded_in_4bit", False):
-            trained, state = PeftModel.from_pretrained(load_whole(), paths.adapter), None
-        trained = trained.merge_and_unload()
-    _publish(paths.model, trained, tokenizer, facts, state)
+    model, state = trained.model, trained.state
+    in_memory = _type_of(model, state)
+    in_4_bits = bool(getattr(model, "is_loaded_in_4bit", False))
+    gpu = model.device.type != "cpu"
+    if isinstance(model, PeftModel):
+        _publish(paths.adapter, model, tokenizer, facts, made | {"product": "adapter"}, state)
+        if not trained.merge:
+            return None
+        if state is not None or in_4_bits:
+            model, state = PeftModel.from_pretrained(load_whole(), paths.adapter), None
+        if trained.dtype and trained.dtype.itemsize > model.dtype.itemsize:
+            model.to(trained.dtype)
+        model = merged(model)
+    if trained.dtype:
+        model.to(trained.dtype)
+        state = state and {name: _cast(tensor, trained.dtype) for name, tensor in state.items()}
+    _as_before(model.config, trained.start.model)
+    if trained.start.generation is not None:
+        _as_before(model.generation_config, trained.start.generation)
+    kind = _type_of(model, state)
+    rounded = in_4_bits or in_memory.itemsize < 4 or kind.itemsize < in_memory.itemsize
+    found: list[Difference] = []
+
+    def check(folder: Path) -> None:
+        with undivided():
+            saved = type(model).from_pretrained(folder, dtype=torch.float32)
+        said = said_of(saved, trained.rows)
+        found.append(difference(said, trained.said))
+        tolerance = _TOLERANCE_GPU if gpu else _TOLERANCE
+        same = found[0].mean <= _MOST_ROUNDED if rounded else torch.allclose(said, trained.said, tolerance, tolerance)
+        if not same and not in_4_bits:
+            raise AlignctlError(
+                "the model was not saved as it was trained: it says other things than in memory, of single tokens or "
+                f"rows by up to {found[0].largest:.2g}",
+                "it was removed again; what was trained is in the checkpoints, and an adapter in `adapter/` as well",
+            )
+
+    _publish(paths.model, model, tokenizer, facts, made | {"product": "model"}, state, check)
+    size = sum(file.stat().st_size for file in paths.model.glob("*.safetensors"))
+    return Saved(str(kind).removeprefix("torch."), size, rounded, found[0])
+
+
+def _type_of(model: PreTrainedModel | PeftModel, state: Mapping[str, Tensor] | None) -> torch.dtype:
+    """Of the weights: the widest that one of them has. What is trained beside them does not count."""
+    tensors = state.items() if state is not None else model.named_parameters()
+    beside = ("lora_", "modules_to_save")
+    kinds = {one.dtype for name, one in tensors if one.is_floating_point() and not any(map(name.count, beside))}
+    return max(kinds, key=lambda kind: kind.itemsize, default=model.dtype)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _as_before(config: Any, start: Any) -> None:
+    """Puts the values of a config back to those it started with, in its parts too."""
+    for name, value in vars(start).items():
+        now = getattr(config, name, None)
+        if isinstance(value, PreTrainedConfig) and isinstance(now, PreTrainedConfig):
+            _as_before(now, value)
+        elif not name.startswith("_") and name not in _MEANT and now != value:
+            setattr(config, name, value)
 
 
 def _publish(
@@ -53,20 +164,23 @@ def _publish(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     facts: Mapping[str, Any],
-    state: dict[str, Tensor] | None,
+    made: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None,
+    check: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     staged = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staged, ignore_errors=True)
-    options: dict[str, Any] = {} if state is None else {"state_dict": state}
+    options: dict[str, Any] = {} if state is None else {"state_dict": dict(state)}
     if isinstance(model, PeftModel):
         options["selected_adapters"] = ["default"]  # others may have been trained beside it
     try:
         model.save_pretrained(staged, **options)
         check_saved(staged, model)
+        check(staged)
         tokenizer.save_pretrained(staged)
         for name, content in facts.items():
             (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        made = {"product": "model", "stage": folder.parent.name, "alignctl": alignctl.__version__}
+        made = {"stage": folder.parent.name, "alignctl": alignctl.__version__} | made
         write_json(staged / PRODUCT_MANIFEST, made | {"files": listed(staged)})
         publish_folder(staged, folder)
     finally:

@@ -100,7 +100,9 @@ def _with_rows(stage: StageConfig, paths: RunPaths) -> StageConfig:
 
 
 def _product(stage: StageConfig, folders: StagePaths) -> Path:
-    return folders.rows.root if methods()[stage.method].product == "rows" else folders.model
+    if methods()[stage.method].product == "rows":
+        return folders.rows.root
+    return folders.adapter if stage.leaves_adapter else folders.model
 
 
 def _start(stage: StageConfig, paths: RunPaths) -> str:

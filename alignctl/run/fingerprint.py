@@ -29,7 +29,7 @@ def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_
     alignctl changes no stage that was begun before.
     """
     settings = stage.to_dict()
-    for key in ("report_to", "rehearse", "distributed", "launcher"):
+    for key in ("report_to", "rehearse", "distributed", "launcher", "taken_by"):
         del settings[key]
     for section in SECTIONS:
         settings[section] = _given(getattr(stage, section))

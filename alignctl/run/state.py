@@ -26,8 +26,12 @@ def read_status(paths: RunPaths) -> dict[str, Any]:
 
 def is_done(stage: StagePaths) -> bool:
     """Whether a stage has its result and what it makes, of the rows of an earlier stage as they are now."""
-    made = stage.model.exists() or stage.rows.root.exists()
-    return stage.result.exists() and made and not rows_changed(stage)
+    result = read_json(stage.result)
+    if result is None:
+        return False
+    alone = result.get("product") == "adapter"
+    made = stage.adapter.exists() if alone else stage.model.exists() or stage.rows.root.exists()
+    return made and not rows_changed(stage)
 
 
 def write_state(paths: RunPaths, state: State) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from alignctl.config.adapters import changes_base, has_adapter
 from alignctl.config.schema import ZERO_STAGES
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows, as_kind
 from alignctl.errors import RequestError, refused
 from alignctl.methods.registry import Role, methods, resolve
 from alignctl.models.adapters import load_score_adapter
+from alignctl.models.adapting import check_merges, check_names
 from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, longest_seen
 from alignctl.models.sharding import start_deepspeed_on_cpu
 from alignctl.monitor.callbacks import MetricsFile
@@ -79,6 +81,8 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
     """The method's trainer with its models and rows."""
     stage, method = job.stage, job.method
     trained = _load(job, method.trained, alive=True)
+    if has_adapter(stage.peft):
+        check_names(trained, stage.peft)
     _check_length(stage, trained)
     others: dict[str, Any] = {}
     for role, take in _TAKEN.items():
@@ -100,6 +104,8 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
             **others,
         )
     _check_count(stage, trainer)
+    if has_adapter(stage.peft) and not stage.leaves_adapter:
+        check_merges(trainer.trained_model)
     trainer.show_samples = job.progress.samples
     for notice in trainer.notices:
         job.progress.notice(notice)
@@ -117,11 +123,13 @@ def _load(job: Job, role: Role, alive: bool = False) -> PreTrainedModel:
 
 
 def _reference(job: Job, others: dict[str, Any]) -> dict[str, Any]:
-    """An adapter switched off is the reference; so is the model itself before it is trained, where log-probabilities
-    are computed beforehand."""
+    """An adapter switched off is the reference, where it leaves alone what is under it; so is the model itself before
+    it is trained, where log-probabilities are computed beforehand."""
     itself = job.weights["reference"] == job.weights[job.method.trained]
-    adapter = build_peft_config(job.stage.peft, job.method.trained) is not None
-    spared = itself and (adapter or job.stage.trainer.get("precompute_ref_log_probs"))
+    if has_adapter(job.stage.peft):
+        spared = itself and changes_base(job.stage.peft) is None
+    else:
+        spared = itself and job.stage.trainer.get("precompute_ref_log_probs")
     return {"ref_model": None if spared else _load(job, "reference", alive=True)}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from alignctl.config.adapters import changes_base
 from alignctl.evaluate.evaluator import Evaluation, Evaluator
 from alignctl.evaluate.held_out import Lengths, build_held_out, build_pairs
 from alignctl.evaluate.judges import JUDGES
@@ -103,7 +104,7 @@ def _reference(job: Job, trainer: StageTrainer) -> Reference:
     policy, stage, weights = trainer.trained_model, job.stage, job.weights
     if trainer.ref_model is not None:
         return lambda: nullcontext(trainer.accelerator.unwrap_model(trainer.ref_model))
-    if isinstance(policy, PeftModel) and weights["reference"] == weights["policy"]:
+    if isinstance(policy, PeftModel) and weights["reference"] == weights["policy"] and not changes_base(stage.peft):
         return lambda: adapter_off(policy)
     load = partial(load_model, stage.model, "reference", weights["reference"], job.tokenizer, stage.peft, stage.seed)
     return lambda: loaded_beside(policy, load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -13,7 +14,8 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_
 
 from alignctl.data.quickstart import demonstrations
 from alignctl.errors import AlignctlError
-from alignctl.models.saving import save_finished
+from alignctl.models.comparing import said_of
+from alignctl.models.saving import Configs, Trained, save_finished
 from alignctl.models.tokenizer import train_tokenizer
 from alignctl.models.verifying import check_saved
 from alignctl.run.paths import StagePaths
@@ -117,6 +119,16 @@ def test_no_weights_at_all(tmp_path):
         check_saved(tmp_path, model)
 
 
+ROWS = [torch.arange(4, 30), torch.arange(20, 60)]
+
+
+def save(folder, model, tokenizer, start=None, **how):
+    """Saves a model as a stage does."""
+    start = start or copy.deepcopy(Configs(model.config, model.generation_config))
+    trained = Trained(model, None, start, ROWS, said_of(model, ROWS), **how)
+    return save_finished(trained, tokenizer, StagePaths(folder), llama, {"facts.json": {"a": 1}}, {})
+
+
 @pytest.mark.parametrize("make", [llama, adapter])
 def test_nothing_is_left_of_what_was_not_saved_right(tmp_path, tokenizer, make):
     model = make()
@@ -124,12 +136,12 @@ def test_nothing_is_left_of_what_was_not_saved_right(tmp_path, tokenizer, make):
         list(model.parameters())[-1].view(-1)[0] = torch.nan
         next(p for p in model.parameters() if p.requires_grad).view(-1)[0] = torch.nan
     with pytest.raises(AlignctlError, match="holds NaN"):
-        save_finished(model, tokenizer, StagePaths(tmp_path), llama, {"facts.json": {}})
+        save(tmp_path, model, tokenizer)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_saved_right_is_there(tmp_path, tokenizer):
-    save_finished(adapter(), tokenizer, StagePaths(tmp_path), llama, {"facts.json": {"a": 1}})
+    save(tmp_path, adapter(), tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
     assert json.loads((tmp_path / "model" / "facts.json").read_text()) == {"a": 1}
     assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o644

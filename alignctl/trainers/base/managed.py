@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from alignctl.errors import refused
+from alignctl.models.saving import Configs
 from alignctl.run.checkpoints import Checkpoint
 from alignctl.trainers.base.checkpointing import CompleteCheckpoints
 from alignctl.trainers.base.columns import CarriesRowColumns
@@ -44,6 +46,8 @@ class StageTrainer(Protocol):
     is_fsdp_enabled: bool
     notices: list[str]
     """What people should know of how it was built."""
+    start: Configs
+    """What the model's configs were before anything was made of it."""
     keep_last: int | None
     """`save_total_limit`, which transformers is not told."""
     show_samples: Callable[[list[dict[str, Any]]], None] | None
@@ -70,11 +74,14 @@ class Managed(StopsWhenNotFinite, CarriesRowColumns, CompleteCheckpoints):
     loss, saves checkpoints whole or not at all, and makes sure that all processes train one model."""
 
     ref_model: nn.Module | None = None
+    start: Configs
     notices: list[str]
     show_samples: Callable[[list[dict[str, Any]]], None] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.notices = []
+        model = kwargs["model"]
+        self.start = copy.deepcopy(Configs(model.config, getattr(model, "generation_config", None)))
         super().__init__(*args, **kwargs)
         self.add_callback(OneModel(self))
 
