@@ -31,8 +31,8 @@ _UNMERGED = "or keep the adapter alone with `model.merge=false`"
 def check_adapter(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     """Whether the adapter of a stage can be trained, compared with its start, and saved as is wanted."""
     peft, model = (merged_section(config, name, section) for section in ("peft", "model"))
-    if not has_adapter(peft) or peft["type"] not in PEFT_CLASSES:
-        return
+    if not has_adapter(peft) or peft["type"] not in list(PEFT_CLASSES):
+        return  # another type is reported with its key
     merge = model.get("merge") is not False
     yield from _refused(peft)
     yield from _start(config, peft, merge)

@@ -80,7 +80,7 @@ class Managed(StopsWhenNotFinite, CarriesRowColumns, CompleteCheckpoints):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.notices = []
-        model = kwargs["model"]
+        model = getattr(kwargs["model"], "policy", kwargs["model"])
         self.start = copy.deepcopy(Configs(model.config, getattr(model, "generation_config", None)))
         super().__init__(*args, **kwargs)
         self.add_callback(OneModel(self))
