@@ -15,6 +15,7 @@ from alignctl.config.adapters import (
     REFUSED,
     REFUSED_STARTS,
     has_adapter,
+    names_module,
     rewrites_base,
     without_bias,
     without_effect,
@@ -41,6 +42,8 @@ def check_adapter(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     yield from _scaled_to_nothing(peft)
     method = method_of(config, name)
     assert method is not None
+    if method.trained == "policy":
+        yield from _on_head(peft)
     if peft.get("layer_replication"):
         if merge:
             yield Problem(
@@ -144,6 +147,17 @@ def _scaled_to_nothing(peft: Mapping[str, Any]) -> Iterator[Problem]:
                     f"`peft.{key}` gives `{pattern}` the value {value}, which {effect}",
                     "give a number above 0, or leave modules out with `peft.exclude_modules`",
                 )
+
+
+def _on_head(peft: Mapping[str, Any]) -> Iterator[Problem]:
+    why = "TRL computes log-probabilities from its weights, past an adapter"
+    if names_module(peft, "lm_head"):
+        yield Problem(f"`peft.target_modules` names `lm_head`: {why}", "take `lm_head` out")
+    elif peft.get("ensure_weight_tying") and names_module(peft, "embed_tokens"):
+        yield Problem(
+            f"`peft.ensure_weight_tying=true` would put the adapter of `embed_tokens` on `lm_head`, too: {why}",
+            "take `ensure_weight_tying` out: the adapter is then on the embeddings alone",
+        )
 
 
 def _reentrant(config: Mapping[str, Any], name: str) -> Iterator[Problem]:

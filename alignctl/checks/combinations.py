@@ -60,12 +60,6 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
     yield from _bitsandbytes(name, stage, peft)
     if stage.get("sharing") == "shared_base":
         yield from check_shared_base(config, name, peft)
-    modules = peft.get("target_modules")
-    if isinstance(modules, list) and "lm_head" in modules and method.trained == "policy":
-        yield Problem(
-            "`peft.target_modules` names `lm_head`: TRL computes log-probabilities from its weights, past an adapter",
-            "take `lm_head` out",
-        )
     yield from check_numbers(name, stage, method.bounds)
     judge = merged_section(config, name, "eval").get("judge")
     if judge is not None:

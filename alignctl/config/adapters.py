@@ -97,6 +97,12 @@ def without_effect(peft: Mapping[str, Any], modules: Collection[str], parameters
         yield Problem(f"`peft.bias={bias}` would have no effect: there are no biases to train", "take `bias` out")
 
 
+def names_module(peft: Mapping[str, Any], module: str) -> bool:
+    """Whether a section `peft` itself names a module, by its dotted name, as a target."""
+    targets = peft.get("target_modules")
+    return targets != "all-linear" and _matches(module, targets)
+
+
 def without_bias(peft: Mapping[str, Any], parameters: Collection[str]) -> str | None:
     """What has no bias, for people: one of the target modules, or a model without any where settings do not name them.
     None where all have one, or one cannot tell."""
