@@ -114,7 +114,7 @@ def test_rows_that_a_template_refuses_are_left_out(tmp_path, small):
         "eval.prompts=0", "sft.max_steps=1", "sft.max_length=100",
     )  # fmt: skip
     run = run_stages(tmp_path / "run", *arguments)
-    notice, _ = read(run / "sft" / "progress.json")["notices"]
+    notice, *_ = read(run / "sft" / "progress.json")["notices"]
     assert notice.startswith("the chat template cannot write 1 of 151 rows: System role not supported")
     with pytest.raises(RequestError, match="cannot write 1 of 151 rows"):
         run_stages(tmp_path / "strict", *arguments, "data.on_bad_row=fail")
