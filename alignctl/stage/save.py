@@ -80,7 +80,9 @@ def _dtype(job: Job, checkpoint_type: str | None) -> torch.dtype | None:
 def _say(job: Job, saved: Saved) -> None:
     """One line about the finished model, and one where a later stage does not start from what was trained."""
     size = f"model/: {saved.dtype}, {shown_bytes(saved.bytes)}"
-    if saved.rounded:
+    if saved.difference is None:
+        size += "; there is too little memory to load it once more and compare it with what was trained"
+    elif saved.rounded:
         apart, what = saved.difference, "log-probabilities" if job.method.trained == "policy" else "scores"
         size += f"; rounding changes its {what} by {apart.mean:.2g} on average, at most {apart.largest:.2g}"
     job.progress.notice(size)

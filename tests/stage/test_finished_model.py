@@ -140,6 +140,13 @@ def test_what_was_merged_wrong_is_no_model(tmp_path, bases, monkeypatch):
     assert (stage / "model").is_dir()
 
 
+def test_without_the_memory_to_compare_it_is_said(tmp_path, bases, monkeypatch):
+    monkeypatch.setattr(saving, "free_memory", lambda: 1000)
+    stage = run_stages(tmp_path, *SFT, f"model.path={bases / 'float32'}") / "sft"
+    assert read(stage / "result.json")["saved"]["difference"] is None
+    assert "too little memory" in notices(stage)
+
+
 def test_an_adapter_kept_alone_is_the_product(tmp_path, bases):
     base = bases / "float32"
     request = (*SFT, "peft=lora", "model.merge=false", "peft.lora_bias=true", f"model.path={base}")
