@@ -24,6 +24,9 @@ from alignctl.stage.measure import Measuring
 from alignctl.stage.rows import texts_of
 from alignctl.trainers.base.managed import StageTrainer
 
+# Types that a model is saved in; a checkpoint may have others, of 8 bits for instance.
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def save(job: Job, trainer: StageTrainer, measuring: Measuring, before: Evaluation | None, after: Evaluation) -> None:
     """Saves the trained model, then samples and result; all processes call it together."""
@@ -74,7 +77,7 @@ def _dtype(job: Job, checkpoint_type: str | None) -> torch.dtype | None:
     wanted = job.stage.model.save_dtype
     if wanted == "auto":
         wanted = None if job.stage.taken_by else checkpoint_type
-    return getattr(torch, wanted) if wanted else None
+    return _TYPES.get(wanted)
 
 
 def _say(job: Job, saved: Saved) -> None:
