@@ -103,7 +103,6 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
             callbacks=[MetricsFile(job.paths), job.stop, job.progress],
             **others,
         )
-    _check_count(stage, trainer)
     if has_adapter(stage.peft) and not stage.leaves_adapter:
         check_merges(trainer.trained_model)
     trainer.show_samples = job.progress.samples
@@ -171,18 +170,6 @@ def _values_start_as(reward: dict[str, Any], tokenizer: PreTrainedTokenizerBase)
 _TAKEN = {"reward_model": _reward_model, "value_model": _value_model, "reference": _reference}
 """What a trainer takes of each role that it does not train: keyword arguments, from the job and those of the roles
 before it."""
-
-
-def _check_count(stage: StageConfig, trainer: StageTrainer) -> None:
-    """Whether there is a whole batch, where only whole ones are trained on."""
-    args, count = trainer.args, len(trainer.train_dataset)
-    batch = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and count < batch:
-        raise RequestError(
-            f"`{stage.name}.dataloader_drop_last` leaves nothing to train on: a batch is of {batch}, and the rows are "
-            f"{count}",
-            f"set `{stage.name}.dataloader_drop_last=false`, or a smaller `{stage.name}.per_device_train_batch_size`",
-        )
 
 
 def _check_length(stage: StageConfig, model: PreTrainedModel) -> None:

@@ -25,7 +25,10 @@ pytestmark = pytest.mark.train
             r"the schedule `\S*` cannot be",
         ),
         (["peft=lora", "peft.use_dora=true", "peft.lora_bias=true"], r"DoRA"),
-        (["sft.dataloader_drop_last=true", "sft.per_device_train_batch_size=64"], r"a batch is of 64, .* rows are 16"),
+        (
+            ["sft.dataloader_drop_last=true", "sft.per_device_train_batch_size=64", "data.eval_limit=64"],
+            r"a batch is of 64 rows, and there are 16",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

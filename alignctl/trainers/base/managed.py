@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from alignctl.errors import refused
+from alignctl.errors import RequestError, refused
 from alignctl.models.saving import Configs
 from alignctl.run.checkpoints import Checkpoint
 from alignctl.trainers.base.checkpointing import CompleteCheckpoints
@@ -84,6 +85,17 @@ class Managed(StopsWhenNotFinite, CarriesRowColumns, CompleteCheckpoints):
         self.start = copy.deepcopy(Configs(model.config, getattr(model, "generation_config", None)))
         super().__init__(*args, **kwargs)
         self.add_callback(OneModel(self))
+
+    def get_train_dataloader(self) -> DataLoader:
+        batches = super().get_train_dataloader()
+        if not len(batches):
+            args, count = self.args, len(self.train_dataset)
+            raise RequestError(
+                "`dataloader_drop_last` leaves nothing to train on: a batch is of "
+                f"{args.train_batch_size * args.world_size} rows, and there are {count}",
+                "set the stage's `dataloader_drop_last=false`, or a smaller `per_device_train_batch_size`",
+            )
+        return batches
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         with refused(f"the optimizer `{self.args.optim}`"):
