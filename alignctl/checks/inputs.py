@@ -8,6 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignctl.checks.checkpoints import (
+    check_checkpoint,
+    check_dtype,
+    check_tokenizer_packages,
+    check_trained_weights,
+)
 from alignctl.checks.values import check_choice, check_value, method_of
 from alignctl.config.schema import MISSING, QUANTIZED
 from alignctl.config.stages import first_stage, merged_section, names_rows
@@ -32,7 +38,10 @@ def check_run_dir(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def check_model(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
-    model = merged_section(config, name, "model")
+    method = method_of(config, name)
+    assert method is not None
+    model, peft = merged_section(config, name, "model"), merged_section(config, name, "peft")
+    yield from check_dtype(model, peft)
     for key in ("chat_template", "tokenizer"):
         given = model.get(key)
         if (
@@ -41,6 +50,8 @@ def check_model(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
             and not (key == "tokenizer" and is_hub_id(given))
         ):
             yield Problem(f"`model.{key}={given}`: there is no such file or folder")
+    if isinstance(model.get("tokenizer"), str):
+        yield from check_tokenizer_packages("model.tokenizer", model["tokenizer"])
     own = config[name].get("model")
     own = own if isinstance(own, Mapping) else {}
     if config[name].get("from") is not None:
@@ -61,10 +72,13 @@ def check_model(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     elif path is not None and scratch is not None:
         yield Problem(f"`{where}` and `model.scratch` exclude each other", "set one of them to null")
     elif isinstance(path, str):
-        yield from check_checkpoint(where, path)
+        yield from check_checkpoint(where, path, method.trained, True, model.get("revision"))
+        yield from check_trained_weights(where, path, model, peft)
+        if model.get("tokenizer") is None:
+            yield from check_tokenizer_packages(where, path)
     elif isinstance(scratch, Mapping):
         yield from _scratch(scratch)
-        if (kind := merged_section(config, name, "peft").get("type")) in QUANTIZED:
+        if (kind := peft.get("type")) in QUANTIZED:
             yield Problem(
                 f"`peft.type={kind}` holds the weights of a checkpoint in 4 bits, and there is none to start from"
             )
@@ -105,16 +119,6 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
             yield from _rows(f"{where}.{key}", data[key], row_format, method, template)
     if data.get("eval_split") and isinstance(data.get("path"), str) and not is_hub_id(data["path"]):
         yield Problem(f"`{where}.eval_split` is for Hub data sets", f"give the held-out file as `{where}.eval_path`")
-
-
-def check_checkpoint(where: str, path: str) -> Iterator[Problem]:
-    """Whether a path is a folder with a checkpoint, or may be a Hub id."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            yield Problem(f"`{where}={path}`: the folder has no config.json, so it is not a checkpoint")
-    elif not is_hub_id(path):
-        yield Problem(f"`{where}={path}`: there is no such folder", "a Hub id has the form `owner/name`")
 
 
 def _scratch(scratch: Mapping[str, Any]) -> Iterator[Problem]:

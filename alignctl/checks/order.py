@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignctl.checks.adapters import keeps_adapter_alone
-from alignctl.checks.inputs import check_checkpoint
+from alignctl.checks.checkpoints import check_checkpoint
 from alignctl.checks.values import method_of
 from alignctl.config.schema import ROLE_KEYS
 from alignctl.config.stages import stage_names
@@ -37,7 +37,7 @@ def _source(config: Mapping[str, Any], where: str, name: str, key: str, stages: 
     source = config[name][key]
     if key != "from" and source not in stages and source not in stage_names(config):
         if not _takes_adapter(config, name, key):
-            yield from check_checkpoint(f"{name}.{key}", source)
+            yield from check_checkpoint(f"{name}.{key}", source, key)
     elif source == name:
         yield Problem(f"`{where}`: a stage cannot start from itself")
     elif problem := not_before(where, name, stages, f"start from `model` with `{name}.{key}=null`"):

@@ -8,7 +8,9 @@ knows which keys exist and says so with a suggestion.
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,6 +279,19 @@ def _files(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> 
         yield loaded, item.package if item.package != "_global_" else "", file
 
 
+_TOKEN = r"[^\[\]\"'\\${}(),]+"
+_TOKENS = re.compile(rf"\[{_TOKEN}(,{_TOKEN})*\]")
+
+
+def _items_quoted(text: str) -> str:
+    """An override with a plain list, `[<tool>,</tool>]` for example, whose items have characters that Hydra wants
+    quoted; others as they are."""
+    key, _, value = text.partition("=")
+    if not ("<" in value and _TOKENS.fullmatch(value)):
+        return text
+    return f"{key}=[{','.join(json.dumps(item.strip()) for item in value[1:-1].split(','))}]"
+
+
 def _parse(overrides: Sequence[str], problems: list[Problem], loader: ConfigLoaderImpl | None = None) -> list[Override]:
     """Parses what can be parsed; the rest goes to `problems`. With a loader, `glob(*)` finds options of groups."""
     parsed: list[Override] = []
@@ -287,7 +302,7 @@ def _parse(overrides: Sequence[str], problems: list[Problem], loader: ConfigLoad
             problems.append(Problem(f"`{text}` is not an override", hint))
             continue
         try:
-            parsed += OverridesParser.create(config_loader=loader).parse_overrides([text])
+            parsed += OverridesParser.create(config_loader=loader).parse_overrides([_items_quoted(text)])
         except HydraException as error:
             key, _, value = text.partition("=")
             hint = f"""quote a value with special characters: `'{key}="{value}"'`"""

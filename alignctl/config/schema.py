@@ -38,6 +38,14 @@ class ModelSettings:
     """File with a Jinja chat template, where the tokenizer has none or another is wanted."""
     eos_token: str | None = None
     """Token of the vocabulary that ends an answer, where it is not the tokenizer's own: `<|im_end|>` for example."""
+    add_tokens: list[str] | None = None
+    """Tokens to add where the tokenizer does not have them: `[<tool>]`. Their embeddings start at the mean of all
+    others and are trained, also beside an adapter."""
+    resize_embeddings: bool = False
+    """Whether a model with fewer embeddings than the tokenizer has tokens gets the others, at the mean of those it has;
+    otherwise it is refused. `add_tokens` does not need it."""
+    merge_into: str | None = None
+    """Folder or Hub id of the checkpoint that a quantized `path` was made from: what the adapter is merged into."""
     merge: bool = True
     """Whether a trained adapter is merged: `model/` is then a whole model. With false `adapter/` alone is kept, and no
     later stage starts from it."""
@@ -170,7 +178,7 @@ class RunSettings:
     launcher: LauncherSettings = field(default_factory=LauncherSettings)
 
 
-PATHS = {"model": ("path", "tokenizer", "chat_template"), "data": ("path", "eval_path")}
+PATHS = {"model": ("path", "tokenizer", "chat_template", "merge_into"), "data": ("path", "eval_path")}
 """Settings that may name a file or a folder."""
 
 SECTIONS = {"model": ModelSettings, "data": DataSettings, "eval": EvalSettings}

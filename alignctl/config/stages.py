@@ -62,7 +62,7 @@ class StageConfig:
             f"{section}.{key}": getattr(getattr(self, section), key) for section, keys in PATHS.items() for key in keys
         }
         if self.start_from:
-            del given["model.path"]
+            del given["model.path"], given["model.merge_into"]
         if self.data.rows_from:
             del given["data.path"]
         given |= self.role_paths

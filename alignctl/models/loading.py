@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,44 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils import cached_file
 
+from alignctl.config.checkpoints import DESCRIPTIONS, find_flaw, find_missing_packages, quantization
 from alignctl.config.schema import PEFT_CLASSES, QUANTIZED, ModelSettings
 from alignctl.engine.forward import bare
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.methods.registry import Role, resolve
+from alignctl.models.generation import mend_generation_config
+from alignctl.models.missing import check_all_loaded
 from alignctl.models.sharding import undivided
 from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
+from alignctl.models.vocabulary import add_tokens, check_rows, make_rows
 
 
 def load_tokenizer(
     settings: ModelSettings, start: str | None, texts: Callable[[], Iterable[str]]
-) -> PreTrainedTokenizerBase:
+) -> tuple[PreTrainedTokenizerBase, list[int]]:
     """Loads the tokenizer a stage starts with, or trains one on `texts()` for a model from scratch.
 
     Args:
         start: Folder or Hub id the weights come from; None for random weights.
+
+    Returns:
+        The tokenizer, and the ids of the tokens that it was given besides.
     """
     if start is None and settings.tokenizer is None:
         assert settings.scratch is not None
-        return train_tokenizer(texts(), settings.scratch["vocab_size"])
-    source = settings.tokenizer or start
-    tokenizer = _from_pretrained(AutoTokenizer, source, settings)
+        tokenizer, source = train_tokenizer(texts(), settings.scratch["vocab_size"]), "the tokenizer"
+    else:
+        source = settings.tokenizer or start
+        tokenizer = _tokenizer_of(source, settings)
+    new = add_tokens(tokenizer, settings.add_tokens or [])
     if settings.chat_template:
         tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
     if settings.eos_token:
@@ -53,15 +65,24 @@ def load_tokenizer(
         tokenizer.eos_token = settings.eos_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return tokenizer, new
 
 
-def load_reward_tokenizer(folder: str, settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer of a reward model, from its own folder or Hub id."""
-    tokenizer = _from_pretrained(AutoTokenizer, folder, settings)
+def load_own_tokenizer(source: str, settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a reward model or a reference, from its own folder or Hub id."""
+    tokenizer = _tokenizer_of(source, settings)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _tokenizer_of(source: str, settings: ModelSettings) -> PreTrainedTokenizerBase:
+    try:
+        return _from_pretrained(AutoTokenizer, source, settings)
+    except AlignctlError as error:
+        if missing := find_missing_packages(source, source):
+            raise RequestError(missing.message, missing.hint) from error
+        raise
 
 
 # The model class of a role, and the task that peft calls it by.
@@ -80,16 +101,28 @@ def load_model(
     tokenizer: PreTrainedTokenizerBase,
     peft: dict[str, Any],
     seed: int,
+    *,
+    trained: bool = False,
+    new_tokens: Sequence[int] = (),
+    notice: Callable[[str], None] = lambda _: None,
 ) -> PreTrainedModel:
-    """Loads the model of a role, or makes one with random weights. A reward model has one output; where the checkpoint
-    has no head for it, the head starts at random.
+    """Loads the model of a role, or makes one with random weights. A reward model has one output; where it is trained
+    and the checkpoint has no head for it, the head starts at random.
 
     With `dtype: auto` the weights keep the checkpoint's type, unless all of them are trained: then they are float32,
     because small updates are lost in 16 bits (mixed precision comes from the stage's `bf16`).
 
     Args:
         start: Folder or Hub id of the weights; None for random ones.
+        tokenizer: What the model is given tokens by.
         peft: The section `peft` of the stage; a quantized type loads the weights in 4 bits.
+        trained: Whether it is one that learns.
+        new_tokens: Ids that the tokenizer has and the one beside the weights has not.
+        notice: Is told what people should know of how it was loaded.
+
+    Raises:
+        RequestError: The checkpoint cannot be what the role needs, weights are missing in it, or it has not a row of
+            embeddings for each token.
     """
     model_class, _ = _CLASSES[role]
     set_seed(seed)
@@ -97,19 +130,76 @@ def load_model(
     if settings.attn_implementation:
         options["attn_implementation"] = settings.attn_implementation
     scores = model_class is AutoModelForSequenceClassification
-    if scores:
-        options["num_labels"] = 1
+    labels = {"num_labels": 1} if scores else {}
     if start is None:
-        model = _from_scratch(model_class, settings, tokenizer, **options)
+        model = _from_scratch(model_class, settings, tokenizer, **labels, **options)
     else:
-        if _is_quantized(peft):
+        _check_files(settings, start, role, trained)
+        config = _from_pretrained(AutoConfig, start, settings, **labels)
+        quantized = quantization(config.to_dict()) is not None
+        if _is_quantized(peft) and not quantized:
             options |= {"dtype": torch.bfloat16, "quantization_config": _four_bits()}
-        model = _from_pretrained(model_class, start, settings, use_safetensors=True, **options)
+        model = _load_weights(
+            model_class, start, config, settings, tokenizer, new_tokens, scores and trained, notice, **options
+        )
+        if quantized:
+            _beside_four_bits(model)
+        if trouble := mend_generation_config(model):
+            notice(f"{start}: {trouble}")
     if scores:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # it scores the token before the padding
     elif settings.eos_token:
         model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
         model.generation_config.eos_token_id = end_tokens(model, tokenizer)
+    return model
+
+
+def _check_files(settings: ModelSettings, start: str, role: Role, trained: bool) -> None:
+    """What checks/ found nothing about, because it was not on this machine yet.
+
+    Raises:
+        RequestError: The checkpoint cannot be what the role needs.
+    """
+    revision = _revision(settings, start)
+    if not Path(start).exists():
+        for file in DESCRIPTIONS:  # fetched, where there is one; loading says what cannot be
+            with suppress(OSError, ValueError):
+                cached_file(start, file, revision=revision)
+    if flaw := find_flaw(start, start, role, trained, revision):
+        raise RequestError(flaw.message, flaw.hint)
+
+
+def _load_weights(
+    model_class: Any,
+    start: str,
+    config: PretrainedConfig,
+    settings: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    new_tokens: Sequence[int],
+    new_head: bool,
+    notice: Callable[[str], None],
+    **options: Any,
+) -> PreTrainedModel:
+    """A model with all weights of its checkpoint, and a row of embeddings for each token.
+
+    Raises:
+        RequestError: It cannot have them.
+    """
+    text = config.get_text_config()
+    grows = check_rows(start, text.vocab_size, tokenizer, new_tokens, settings.resize_embeddings)
+    pad = text.pad_token_id
+    if pad is not None and pad >= text.vocab_size:
+        text.pad_token_id = None  # torch takes none without a row
+    # Rows that ZeRO-3 has divided cannot be made; the trainer divides whole ones, too.
+    with undivided() if grows or new_tokens else nullcontext():
+        model, found = _from_pretrained(
+            model_class, start, settings, config=config, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip
+        check_all_loaded(start, model, found, new_head)
+        if grows or new_tokens:
+            notice(make_rows(model, tokenizer, new_tokens))
+            model.config.get_text_config().pad_token_id = pad
     return model
 
 
@@ -133,6 +223,14 @@ def _four_bits() -> BitsAndBytesConfig:
     )
 
 
+def _beside_four_bits(model: PreTrainedModel) -> None:
+    """The weights of a checkpoint in 4 bits that are not, in bfloat16: the type that TRL gives adapters on it, and that
+    transformers does not load them in."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and not hasattr(parameter, "quant_state"):
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def _from_scratch(
     model_class: Any,
     settings: ModelSettings,
@@ -153,13 +251,22 @@ def _from_scratch(
         return model_class.from_config(config, **options)
 
 
-def build_peft_config(peft: dict[str, Any], role: Role) -> PeftConfig | None:
-    """The adapter of a section `peft` for a role; None when all weights are trained."""
+def build_peft_config(
+    peft: dict[str, Any], role: Role, token_rows: dict[str, list[int]] | None = None
+) -> PeftConfig | None:
+    """The adapter of a section `peft` for a role; None when all weights are trained.
+
+    Args:
+        token_rows: Rows of embeddings that are trained beside it, by the names of the layers.
+    """
     config_class = PEFT_CLASSES[peft.get("type", "none")]
     if config_class is None:
         return None
     _, task = _CLASSES[role]
-    return resolve(config_class)(**{key: value for key, value in peft.items() if key != "type"}, task_type=task)
+    given = {key: value for key, value in peft.items() if key != "type"}
+    if token_rows:
+        given.setdefault("trainable_token_indices", token_rows)
+    return resolve(config_class)(**given, task_type=task)
 
 
 def longest_seen(model: nn.Module) -> int | None:
@@ -167,14 +274,18 @@ def longest_seen(model: nn.Module) -> int | None:
     return getattr(bare(model).config.get_text_config(), "max_position_embeddings", None)
 
 
+def _revision(settings: ModelSettings, source: str) -> str | None:
+    return settings.revision if source == settings.path else None
+
+
 def _from_pretrained(cls: Any, source: str, settings: ModelSettings, **options: Any) -> Any:
-    if settings.revision and source == settings.path:
-        options["revision"] = settings.revision
+    if revision := _revision(settings, source):
+        options["revision"] = revision
     try:
         return cls.from_pretrained(source, trust_remote_code=settings.trust_remote_code, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         hint = None if Path(source).exists() else "is the id right, and the Hub reachable? A gated model needs HF_TOKEN"
-        if "pytorch_model.bin" in reason:
+        if "safetensors" in reason:
             hint = "weights must be safetensors: other files can run code when they are loaded"
         raise AlignctlError(f"cannot load {source}: {reason}", hint) from error

@@ -18,6 +18,7 @@ import alignctl
 from alignctl.errors import AlignctlError
 from alignctl.models.comparing import Difference, difference, said_of
 from alignctl.models.merging import merged
+from alignctl.models.readme import write_readme
 from alignctl.models.sharding import undivided
 from alignctl.models.verifying import check_saved
 from alignctl.run.files import publish_folder, write_json
@@ -155,7 +156,7 @@ def _fits(folder: Path, kind: torch.dtype) -> bool:
 def _type_of(model: PreTrainedModel | PeftModel, state: Mapping[str, Tensor] | None) -> torch.dtype:
     """Of the weights: the widest that one of them has. What is trained beside them does not count."""
     tensors = state.items() if state is not None else model.named_parameters()
-    beside = ("lora_", "modules_to_save")
+    beside = ("lora_", "modules_to_save", "trainable_tokens")
     kinds = {one.dtype for name, one in tensors if one.is_floating_point() and not any(map(name.count, beside))}
     return max(kinds, key=lambda kind: kind.itemsize, default=model.dtype)
 
@@ -192,6 +193,8 @@ def _publish(
         model.save_pretrained(staged, **options)
         check_saved(staged, model)
         check(staged)
+        if isinstance(model, PeftModel):
+            write_readme(staged, model)
         tokenizer.save_pretrained(staged)
         for name, content in facts.items():
             (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.engine.layout import bins
 from alignctl.models.template import end_tokens
+from alignctl.models.vocabulary import ids_without_token
 from alignctl.rollout.settings import RolloutSettings
 
 # Of continuous batching: tokens of the cache that are given out together, and the most of a forward pass.
@@ -34,8 +35,8 @@ def draw_completions(
     prompts: Sequence[Sequence[int]],
     settings: RolloutSettings,
 ) -> Drawn:
-    """One completion for each prompt, drawn from the policy's own distribution (no top-k or top-p) with torch's global
-    random state, by transformers.
+    """One completion for each prompt, drawn from the policy's own distribution (no top-k or top-p) over the tokens that
+    there are, with torch's global random state, by transformers.
 
     Args:
         prompts: Token ids.
@@ -50,6 +51,7 @@ def draw_completions(
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
+        suppress_tokens=ids_without_token(policy, tokenizer) or None,
     )
     with _nothing_else(bare(policy)):
         draw = _continuously if settings.generation == "continuous" else _in_batches
@@ -139,12 +141,19 @@ def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def _nothing_else(model: PreTrainedModel) -> Iterator[None]:
     """Without what the checkpoint says about generating: transformers would add its repetition penalty, for instance,
-    and draw from another distribution than the policy's."""
+    and draw from another distribution than the policy's. And without the load of a mixture of experts, which training
+    asks its config for, and of which transformers (5.23) makes no sense while it generates."""
     own, model.generation_config = model.generation_config, GenerationConfig()
+    config = model.config.get_text_config()
+    balanced = getattr(config, "output_router_logits", None)
+    if balanced:
+        config.output_router_logits = False
     try:
         yield
     finally:
         model.generation_config = own
+        if balanced:
+            config.output_router_logits = balanced
 
 
 def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.generation.vllm_generation import VLLMGeneration
 
 from alignctl.errors import LaunchError, RequestError
 from alignctl.models.template import end_tokens
+from alignctl.models.vocabulary import ids_without_token
 from alignctl.rollout.drawing import Drawn, as_drawn
 from alignctl.rollout.settings import RolloutSettings
 
@@ -41,8 +42,8 @@ class VLLM:
             sequences: Completions that a process draws at a time.
 
         Raises:
-            RequestError: The policy has no checkpoint that vLLM could load first, or there is no GPU to hand weights
-                to a server from.
+            RequestError: The policy has no checkpoint that vLLM could load first, or one with fewer embeddings, or
+                there is no GPU to hand weights to a server from.
             LaunchError: The server does not answer, or was started without what TRL needs.
         """
         if not policy.name_or_path:
@@ -50,10 +51,17 @@ class VLLM:
                 "`generation=vllm` starts from a checkpoint, and the policy has random weights",
                 "train it first, or set `generation=transformers`",
             )
+        rows = AutoConfig.from_pretrained(policy.name_or_path).get_text_config().vocab_size
+        if rows != policy.config.get_text_config().vocab_size:
+            raise RequestError(
+                f"`generation=vllm` starts from the checkpoint, which has {rows:,} embeddings; the policy got more",
+                "train the new tokens in a stage before, or set `generation=transformers`",
+            )
         self._ends = end_tokens(policy, tokenizer)
+        tokens = sorted(tokenizer.get_vocab().values()) if ids_without_token(policy, tokenizer) else None
         try:
             self._helper = VLLMGeneration(
-                policy, accelerator, tokenizer, **helper_settings(settings, sequences, self._ends)
+                policy, accelerator, tokenizer, **helper_settings(settings, sequences, self._ends, tokens)
             )
         except (OSError, RuntimeError) as error:  # OSError of requests, whose ConnectionError is none of Python's
             if settings.vllm_mode != "server":
@@ -71,8 +79,14 @@ class VLLM:
         return as_drawn(completions, self._ends)
 
 
-def helper_settings(settings: RolloutSettings, sequences: int, ends: list[int]) -> dict[str, Any]:
-    """What TRL's helper is told: the policy's own distribution at the temperature, without top-k or top-p."""
+def helper_settings(
+    settings: RolloutSettings, sequences: int, ends: list[int], tokens: list[int] | None = None
+) -> dict[str, Any]:
+    """What TRL's helper is told: the policy's own distribution at the temperature, without top-k or top-p.
+
+    Args:
+        tokens: Ids that may be drawn; None for any.
+    """
     return {
         "mode": settings.vllm_mode,
         "server_base_url": settings.vllm_server_base_url,
@@ -91,5 +105,5 @@ def helper_settings(settings: RolloutSettings, sequences: int, ends: list[int]) 
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "max_completion_length": settings.response_length,
-        "generation_kwargs": {"stop_token_ids": ends},
+        "generation_kwargs": {"stop_token_ids": ends} | ({"allowed_token_ids": tokens} if tokens else {}),
     }

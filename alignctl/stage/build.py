@@ -16,12 +16,14 @@ from alignctl.errors import RequestError, refused
 from alignctl.methods.registry import Role, methods, resolve
 from alignctl.models.adapters import load_score_adapter
 from alignctl.models.adapting import check_merges, check_names
-from alignctl.models.loading import build_peft_config, load_model, load_reward_tokenizer, longest_seen
+from alignctl.models.loading import build_peft_config, load_own_tokenizer, longest_seen
 from alignctl.models.sharding import start_deepspeed_on_cpu
+from alignctl.models.vocabulary import check_same_tokens, rows_to_train
 from alignctl.monitor.callbacks import MetricsFile
 from alignctl.run.files import read_json
 from alignctl.run.paths import REWARD_STATISTICS, RunPaths, StagePaths
 from alignctl.stage.job import Job
+from alignctl.stage.models import load
 from alignctl.trainers.base.columns import ROW_NUMBER
 from alignctl.trainers.base.managed import StageTrainer
 
@@ -90,7 +92,7 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
             others |= take(job, others)
     make = resolve(method.trainer)
     with refused("`peft`"):
-        adapter = build_peft_config(stage.peft, method.trained)
+        adapter = build_peft_config(stage.peft, method.trained, _token_rows(job, trained))
     with refused(f"the settings of `{stage.name}`"):
         trainer = make(
             model=trained,
@@ -111,11 +113,31 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
     return trainer
 
 
+def _token_rows(job: Job, trained: PreTrainedModel) -> dict[str, list[int]] | None:
+    """The embeddings that an adapter learns beside it.
+
+    Raises:
+        RequestError: There are some, and processes divide them.
+    """
+    stage = job.stage
+    rows, kind = rows_to_train(trained, job.new_tokens, stage.peft), stage.distributed.type
+    if rows and (ZERO_STAGES.get(kind) == 3 or kind == "fsdp2") and has_adapter(stage.peft):
+        names = ",".join(rows)
+        raise RequestError(
+            f"peft cannot train the embeddings of `model.add_tokens` alone where `distributed={kind}` divides them",
+            f"set `distributed=zero2`, or train all of them, `peft.modules_to_save=[{names}]`",
+        )
+    return rows
+
+
 def _load(job: Job, role: Role, alive: bool = False) -> PreTrainedModel:
     """The model of a role; with `alive` each of its passes says that the process goes on."""
     stage, progress = job.stage, job.progress
     with refused(f"the section `model` of `{stage.name}`"):
-        model = load_model(stage.model, role, job.weights[role], job.tokenizer, stage.peft, stage.seed)
+        if role == job.method.trained:
+            model = load(job, role, job.start, trained=True, notice=progress.notice)
+        else:
+            model = load(job, role, job.weights[role])
     if alive and not stage.trainer.get("torch_compile"):
         model.get_input_embeddings().register_forward_pre_hook(lambda *_: progress.alive())
     return model
@@ -124,7 +146,10 @@ def _load(job: Job, role: Role, alive: bool = False) -> PreTrainedModel:
 def _reference(job: Job, others: dict[str, Any]) -> dict[str, Any]:
     """An adapter switched off is the reference, where it leaves alone what is under it; so is the model itself before
     it is trained, where log-probabilities are computed beforehand."""
-    itself = job.weights["reference"] == job.weights[job.method.trained]
+    source = job.weights["reference"]
+    itself = source == job.start
+    if source is not None and not itself:
+        check_same_tokens(job.tokenizer, load_own_tokenizer(source, job.stage.model), source)
     if has_adapter(job.stage.peft):
         spared = itself and changes_base(job.stage.peft) is None
     else:
@@ -138,7 +163,7 @@ def _reward_model(job: Job, others: dict[str, Any]) -> dict[str, Any]:
     stage, folder = job.stage, job.weights.get("reward_model")
     if not folder:
         return {}
-    tokenizer = load_reward_tokenizer(folder, stage.model)
+    tokenizer = load_own_tokenizer(folder, stage.model)
     taken: dict[str, Any] = {
         "reward_processing_class": tokenizer,
         "reward_statistics": read_json(Path(folder, REWARD_STATISTICS)),
@@ -146,7 +171,7 @@ def _reward_model(job: Job, others: dict[str, Any]) -> dict[str, Any]:
     if stage.trainer.get("sharing") == "shared_base":
         taken["reward_adapter"] = load_score_adapter(folder, job.weights["policy"])
     else:
-        taken["reward_model"] = load_model(stage.model, "reward_model", folder, tokenizer, stage.peft, stage.seed)
+        taken["reward_model"] = load(job, "reward_model", folder, tokenizer=tokenizer)
     return taken
 
 
@@ -159,7 +184,7 @@ def _value_model(job: Job, others: dict[str, Any]) -> dict[str, Any]:
     if "reward_model" in others and not _values_start_as(others, job.tokenizer):
         start = job.weights["policy"]
         job.progress.notice("the value model starts from the policy: the reward model has other tokens")
-    return {"value_model": load_model(stage.model, "value_model", start, job.tokenizer, stage.peft, stage.seed)}
+    return {"value_model": load(job, "value_model", start, trained=True)}
 
 
 def _values_start_as(reward: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -31,6 +31,8 @@ class Job:
     rows: Rows
     """As the tokenizer can write them."""
     held_rows: Rows | None
+    new_tokens: Sequence[int]
+    """Ids that the tokenizer has and the one beside the weights of the trained model has not."""
     args: TrainingArguments
     """Of the trainer. Those made last are the ones transformers knows of: under ZeRO-3 they say that weights are to be
     divided as they are read."""
@@ -43,6 +45,10 @@ class Job:
     def start(self) -> str | None:
         """Where the weights of the trained model come from; None for random ones."""
         return self.weights[self.method.trained]
+
+    def new_to(self, source: str | None) -> Sequence[int]:
+        """Of these, what weights have to learn: those that others were trained with say themselves."""
+        return self.new_tokens if source == self.start else ()
 
     @property
     def starts_as_reference(self) -> bool:

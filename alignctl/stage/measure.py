@@ -19,11 +19,12 @@ from alignctl.evaluate.held_out import Lengths, build_held_out, build_pairs
 from alignctl.evaluate.judges import JUDGES
 from alignctl.evaluate.reference import Reference, adapter_off, loaded_beside
 from alignctl.evaluate.reward_model import reward_statistics
-from alignctl.models.loading import load_model, longest_seen
+from alignctl.models.loading import longest_seen
 from alignctl.models.sharding import whole_weights
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import REWARD_STATISTICS
 from alignctl.stage.job import Job, rank
+from alignctl.stage.models import load
 from alignctl.stage.training import held_out_loss
 from alignctl.trainers.base.managed import StageTrainer
 
@@ -101,13 +102,12 @@ def _lengths(job: Job, trainer: StageTrainer) -> Lengths:
 
 def _reference(job: Job, trainer: StageTrainer) -> Reference:
     """The reference the policy was trained against: a model beside it, the adapter off, or its weights loaded again."""
-    policy, stage, weights = trainer.trained_model, job.stage, job.weights
+    policy, weights = trainer.trained_model, job.weights
     if trainer.ref_model is not None:
         return lambda: nullcontext(trainer.accelerator.unwrap_model(trainer.ref_model))
-    if isinstance(policy, PeftModel) and weights["reference"] == weights["policy"] and not changes_base(stage.peft):
+    if isinstance(policy, PeftModel) and weights["reference"] == weights["policy"] and not changes_base(job.stage.peft):
         return lambda: adapter_off(policy)
-    load = partial(load_model, stage.model, "reference", weights["reference"], job.tokenizer, stage.peft, stage.seed)
-    return lambda: loaded_beside(policy, load)
+    return lambda: loaded_beside(policy, partial(load, job, "reference", weights["reference"]))
 
 
 @contextmanager

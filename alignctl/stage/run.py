@@ -68,10 +68,10 @@ def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: 
     rows, held_rows = read_split(stage.data, method.data_kind, stage.seed, method.row_columns)
     progress.phase("loading model")
     start = weights[method.trained]
-    tokenizer = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
+    tokenizer, new_tokens = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
     rows, held_rows = (part and as_written(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
     args = build_arguments(stage, paths)
-    return Job(stage, weights, paths, progress, StopOnRequest(signal), tokenizer, rows, held_rows, args)
+    return Job(stage, weights, paths, progress, StopOnRequest(signal), tokenizer, rows, held_rows, new_tokens, args)
 
 
 def _rehearse(job: Job, heartbeat: Heartbeat, signal: StopSignal) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from alignctl.config.weights import saved_tensors, saved_type
 from alignctl.evaluate.evaluator import Evaluation
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.models.comparing import rows_to_compare, said_of
-from alignctl.models.loading import load_model, longest_seen
+from alignctl.models.loading import longest_seen
 from alignctl.models.saving import Saved, Trained, save_finished
 from alignctl.models.sharding import undivided, whole_state, whole_weights
 from alignctl.run.disk import shown_bytes
@@ -21,6 +22,7 @@ from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.run.paths import PRODUCT_MANIFEST
 from alignctl.stage.job import Job
 from alignctl.stage.measure import Measuring
+from alignctl.stage.models import load_under_adapter
 from alignctl.stage.rows import texts_of
 from alignctl.trainers.base.managed import StageTrainer
 
@@ -45,9 +47,7 @@ def save(job: Job, trainer: StageTrainer, measuring: Measuring, before: Evaluati
                 Trained(trained, state, trainer.start, rows, said, _dtype(job, checkpoint_type), stage.model.merge),
                 job.tokenizer,
                 job.paths,
-                lambda: load_model(
-                    stage.model, job.method.trained, job.start, job.tokenizer, {"type": "lora"}, stage.seed
-                ),
+                partial(load_under_adapter, job),
                 facts,
                 {"checkpoint_type": checkpoint_type},
             )

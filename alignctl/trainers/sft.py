@@ -22,6 +22,11 @@ _ROWS = 100
 class SFTConfig(EngineConfig, TRLSFTConfig):
     """Settings of SFT."""
 
+    def __post_init__(self) -> None:
+        if self.router_aux_loss_coef is not None:
+            self.router_aux_loss_coef = float(self.router_aux_loss_coef)  # TRL puts it into the config, which is strict
+        super().__post_init__()
+
 
 class SFTTrainer(Managed, OnEngine, trl.SFTTrainer):
     """Supervised fine-tuning."""

@@ -51,7 +51,7 @@ def evaluator(base, path, kind: str, **lengths):
     from alignctl.evaluate.held_out import Lengths, build_held_out
     from alignctl.models.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(ModelSettings(path=str(base)), str(base), texts=list)
+    tokenizer, _ = load_tokenizer(ModelSettings(path=str(base)), str(base), texts=list)
     _, rows = read_split(DataSettings(path=str(path), limit=24, eval_rows=8), kind, SEED)
     questions = 0 if lengths.get("drops_longer") else PROMPTS
     held_out = build_held_out(

@@ -159,7 +159,7 @@ def test_an_end_token_that_is_named_ends_answers(base):
     from alignctl.models.loading import load_tokenizer
 
     settings = ModelSettings(path=str(base), eos_token="<|user|>")
-    tokenizer = load_tokenizer(settings, str(base), texts=list)
+    tokenizer, _ = load_tokenizer(settings, str(base), texts=list)
     model = load_model(settings, "policy", str(base), tokenizer, {}, 0)
     assert tokenizer.eos_token == "<|user|>"
     was = AutoTokenizer.from_pretrained(base).eos_token_id

@@ -68,6 +68,41 @@ def test_both_ways_say_what_is_most_likely(stories, adapter, packed):
     assert bare.config._attn_implementation == before
 
 
+def padded(model, rows, ids):
+    """With more embeddings than tokens: the last ones are as likely after some ids as those that are the likeliest."""
+    with torch.no_grad():
+        likely = model(input_ids=ids).logits[0, -1].topk(rows - model.config.vocab_size).indices
+    head, before = model.lm_head.weight.detach().clone(), model.config.vocab_size
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(head)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        model.lm_head.weight[before:] = head[likely]
+    return model
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_ids_without_a_token_are_never_drawn(stories, adapter):
+    model, tokenizer = stories
+    ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
+    model = padded(model, 576, ids)
+    with torch.no_grad():
+        assert model(input_ids=ids).logits[0, -1].softmax(-1)[512:].sum() > 0.4
+    if adapter:
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear")).eval()
+    for drawn in drawn_both_ways(model, tokenizer, TEXTS, 24, 1.0):
+        assert max(token for completion in drawn.completions for token in completion) < 512
+
+
+def test_vllm_is_told_which_ids_are_tokens():
+    from alignctl.rollout.vllm import helper_settings
+
+    given = PPOConfig(output_dir="unused", use_cpu=True)
+    assert helper_settings(given, 8, [2])["generation_kwargs"] == {"stop_token_ids": [2]}
+    told = helper_settings(given, 8, [2], [0, 1, 2])["generation_kwargs"]
+    assert told == {"stop_token_ids": [2], "allowed_token_ids": [0, 1, 2]}
+
+
 def test_completions_end_one_by_one(stories):
     """A full stop ends a completion here; a cache of 64 tokens holds but a few of them at a time."""
     model, tokenizer = stories

@@ -97,7 +97,7 @@ def why_not_scored_packed(model: nn.Module) -> str | None:
         return f"{kind} do not score a single token"
     if not has_all_weights(model):
         return None
-    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    ids = _few_tokens(model)
     with evaluating(model):
         expected = type(model).forward(model, input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         found = score_layout(model, pad([ids[0].cpu()], device=model.device), ids)
@@ -132,18 +132,55 @@ def _check_head(model: nn.Module) -> None:
     """
     if not has_all_weights(model):
         return
-    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    ids = _few_tokens(model)
     with evaluating(model):
-        # The class's own forward: that of the model may be in mixed precision already.
-        logits = type(model).forward(model, input_ids=ids, use_cache=False).logits[0, :-1].float()
-        expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
         hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         found = None if hidden is None else score_tokens(model, hidden[0, :-1], ids[0, 1:]).logps
-    tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16)
-    if found is None or not torch.allclose(found, expected.to(found.dtype), rtol=0, atol=tolerance):
+    if found is None or not _as_by_itself(found, model, ids):
         kind = model.config.model_type
         raise RequestError(
             f"models of type `{kind}` compute their logits in a way that alignctl does not know, so log-probabilities "
             "would be wrong",
             "use another model, or open an issue that names this one",
         )
+
+
+@torch.no_grad()
+def check_head_of_trl(model: nn.Module) -> None:
+    """A few tokens scored by TRL's head, which a mixture of experts keeps, and by the model's own logits.
+
+    Raises:
+        RequestError: They differ, or TRL (1.16) does not find in the model what its load balancing takes.
+    """
+    if not has_all_weights(model):
+        return
+    ids = _few_tokens(model)
+    mask = torch.ones_like(ids)
+    with evaluating(model):
+        try:
+            found = model(
+                input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True, output_router_logits=True
+            ).log_probs[0]
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+            found = None
+    if found is None or not _as_by_itself(found, model, ids):
+        kind = model.config.model_type
+        raise RequestError(
+            f"TRL does not know the mixture of experts of models of type `{kind}`, so it cannot balance their load",
+            "leave that out, `router_aux_loss_coef=0.0` of the stage, or use another model",
+        )
+
+
+def _few_tokens(model: nn.Module) -> Tensor:
+    """Token ids `[1, 8]` to try a head with."""
+    return torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+
+
+def _as_by_itself(found: Tensor, model: nn.Module, ids: Tensor) -> bool:
+    """Whether log-probabilities `[length - 1]` of all tokens but the first are those of the model's own logits."""
+    with evaluating(model):
+        # The class's own forward: that of the model may be in mixed precision already.
+        logits = type(model).forward(model, input_ids=ids, use_cache=False).logits[0, :-1].float()
+    expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+    tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16)
+    return torch.allclose(found, expected.to(found.dtype), rtol=0, atol=tolerance)

@@ -16,7 +16,7 @@ from alignctl.engine.forward import bare
 from alignctl.errors import RequestError
 from alignctl.models.dropout import disable_dropout
 from alignctl.models.packing import put_packed_attention_on
-from alignctl.trainers.base.heads import put_head_on, put_score_on, why_not_scored_packed
+from alignctl.trainers.base.heads import check_head_of_trl, put_head_on, put_score_on, why_not_scored_packed
 
 _MIXTURE = "the loss of a mixture of experts comes from padded rows"
 
@@ -68,6 +68,8 @@ class OnEngine:
         if reason and self.args.engine == "shared_prefix":
             raise RequestError(f"`engine=shared_prefix` cannot be: {reason}", "set the stage's `engine` to auto")
         if trained:
+            if mixture and has_head:
+                check_head_of_trl(model)
             self.notices.append(f"engine: padded rows, because {reason}" if reason else _describe(model, self.blocks))
         if has_head and not mixture:  # which keeps TRL's head, because that knows its loss
             put_head_on(model, self.accelerator.autocast, self.blocks)

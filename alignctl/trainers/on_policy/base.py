@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from alignctl.data.messages import is_messages
 from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.models.adapters import Adapters
 from alignctl.models.dropout import disable_dropout
@@ -112,7 +113,14 @@ class OnPolicyTrainer(Trainer):
         )
         for one in frozen:
             one.to(self.args.device)
-        sources = build_sources(args, processing_class, list(self.row_columns), reward_model, reward_processing_class)
+        sources = build_sources(
+            args,
+            processing_class,
+            list(self.row_columns),
+            reward_model,
+            reward_processing_class,
+            conversations=is_messages(train_dataset[0]["prompt"]),
+        )
         self.scoring = Scoring(args, self.accelerator, sources, reward_statistics)
         if self.accelerator.num_processes > 1:  # else all of them would draw with the same random numbers
             torch.manual_seed(args.seed + 1_000_003 * self.accelerator.process_index)

@@ -40,20 +40,28 @@ def build_sources(
     columns: Sequence[str],
     reward_model: nn.Module | None,
     reward_tokenizer: PreTrainedTokenizerBase | None,
+    conversations: bool,
 ) -> list[RewardSource]:
     """The reward model where there is one, then the functions.
 
     Args:
         tokenizer: The policy's.
         columns: Of the rows, which functions may ask for.
+        conversations: Whether prompts are lists of messages.
 
     Raises:
-        RequestError: The reward model cannot see the longest text, there is no such function, or it asks for a column
-            that the rows do not have.
+        RequestError: The reward model cannot see the longest text or write conversations, there is no such function, or
+            it asks for a column that the rows do not have.
     """
     sources: list[RewardSource] = []
     if reward_model is not None:
         source = RewardModel(reward_model, reward_tokenizer or tokenizer, tokenizer, args.update_tokens)
+        if conversations and source.tokenizer.chat_template is None:
+            raise RequestError(
+                f"the rows are conversations, and the reward model {source.tokenizer.name_or_path} has no chat "
+                "template to write them with",
+                "put the one that it was trained with into its folder, as `chat_template.jinja`",
+            )
         if source.same_tokens:
             check_length(args, {"reward model": reward_model})
         sources.append(source)

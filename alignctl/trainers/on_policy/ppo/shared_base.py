@@ -79,7 +79,12 @@ def share_base(
         if reward:
             reward.put_on(policy, name)
         else:
-            like_the_policy_s = replace(policy.peft_config["default"], modules_to_save=None, init_lora_weights=True)
+            like_the_policy_s = replace(
+                policy.peft_config["default"],
+                modules_to_save=None,
+                trainable_token_indices=None,
+                init_lora_weights=True,
+            )
             policy.add_adapter(name, like_the_policy_s)
     adapters = Adapters(policy)
     models = [AdapterModel(adapters, name, pad_token_id) for name in names]

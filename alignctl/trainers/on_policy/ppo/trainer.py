@@ -53,7 +53,7 @@ class PPOTrainer(Managed, OnPolicyTrainer):
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
             if value_model is not None:  # which then is an adapter with a head, too
-                value_model = get_peft_model(value_model, dataclasses.replace(peft_config, task_type="SEQ_CLS"))
+                value_model = get_peft_model(value_model, _with_score(peft_config))
         if args.sharing == "shared_base":
             value_model, reward_model = share_base(model, reward_adapter, processing_class.pad_token_id)
         scaled = args.normalize_rewards == "statistics" and reward_statistics and not args.reward_funcs
@@ -115,3 +115,11 @@ class PPOTrainer(Managed, OnPolicyTrainer):
                 "kl_to_rollout": (kl_estimates(old.logps, outputs.logps, "k3") * mask).sum(),
             }
         return PassLoss(loss, logged)
+
+
+def _with_score(peft_config: PeftConfig) -> PeftConfig:
+    """The policy's adapter as a value model has it: no LM head has rows of tokens to learn."""
+    rows = peft_config.trainable_token_indices
+    if isinstance(rows, dict):
+        rows = next(iter(rows.values()))
+    return dataclasses.replace(peft_config, task_type="SEQ_CLS", trainable_token_indices=rows)

@@ -1,0 +1,97 @@
+"""Checks of the checkpoints that a run starts from or takes models from, by what their files say. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignctl.config.adapters import has_adapter
+from alignctl.config.checkpoints import (
+    FOUR_BITS,
+    describe,
+    differing_size,
+    find_flaw,
+    find_missing_packages,
+    quantization,
+)
+from alignctl.data.sources import is_hub_id
+from alignctl.errors import Problem
+from alignctl.methods.registry import Role
+
+
+def check_checkpoint(
+    where: str, path: str, role: Role, trained: bool = False, revision: str | None = None
+) -> Iterator[Problem]:
+    """Whether a path is a folder with a checkpoint for a role, or may be a Hub id.
+
+    Args:
+        where: The setting.
+        trained: Whether the model of that role is the one that learns.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and not is_hub_id(path):
+        yield Problem(f"`{where}={path}`: there is no such folder", "a Hub id has the form `owner/name`")
+    elif folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        yield Problem(f"`{where}={path}`: the folder has no config.json, so it is not a checkpoint")
+    elif flaw := find_flaw(f"{where}={path}", path, role, trained, revision):
+        yield flaw
+
+
+def check_tokenizer_packages(where: str, path: str) -> Iterator[Problem]:
+    """Whether there is what it takes to read the tokenizer of a folder or Hub id."""
+    if missing := find_missing_packages(f"{where}={path}", path):
+        yield missing
+
+
+def check_trained_weights(
+    where: str, path: str, model: Mapping[str, Any], peft: Mapping[str, Any]
+) -> Iterator[Problem]:
+    """Whether the weights of a checkpoint can be trained as `peft` says, and what is trained can be saved.
+
+    Args:
+        where: The setting that names the checkpoint.
+        model: The section `model` of the stage.
+        peft: The section `peft` of the stage.
+    """
+    described = describe(path, revision=model.get("revision"))
+    how = quantization(described) if described else None
+    into = model.get("merge_into")
+    if isinstance(into, str):
+        yield from check_checkpoint("model.merge_into", into, "policy", trained=True)
+    if described is not None and how is None and into is not None:
+        yield Problem(
+            f"`model.merge_into={into}` would have no effect: the weights of `{where}={path}` are not quantized",
+            "take `model.merge_into` out",
+        )
+    if how != FOUR_BITS:
+        return
+    if not has_adapter(peft):
+        yield Problem(
+            f"`{where}={path}` is quantized (bitsandbytes): its weights cannot be trained, but an adapter on them can",
+            "set `peft=lora`, or name the checkpoint that it was made from",
+        )
+    elif into is None:
+        if model.get("merge", True):
+            yield Problem(
+                f"`{where}={path}` is quantized (bitsandbytes): an adapter that is merged into 4 bits is rounded away",
+                "name the checkpoint that it was made from, `model.merge_into=...`, or keep the adapter alone, "
+                "`model.merge=false`",
+            )
+    elif (whole := describe(into)) and (key := differing_size(described, whole)):
+        yield Problem(
+            f"`model.merge_into={into}` is not what `{where}={path}` was made from: their `{key}` are "
+            f"{whole.get(key)} and {described.get(key)}"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        yield Problem(f"`{where}={path}` needs the package `bitsandbytes`", 'pip install "alignctl[bitsandbytes]"')
+
+
+def check_dtype(model: Mapping[str, Any], peft: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether weights of that type can be trained: small updates are lost in float16, and large gradients overflow."""
+    if model.get("dtype") == "float16" and not has_adapter(peft):
+        yield Problem(
+            "`model.dtype=float16`, and all weights are trained: their updates would be lost or overflow",
+            "set `model.dtype=auto`, or train an adapter, `peft=lora`; `fp16=true` of the stage computes in float16",
+        )

@@ -1,0 +1,57 @@
+"""The models of a stage's roles, loaded as its settings and its tokenizer want them, for build, measure and save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignctl.methods.registry import Role
+from alignctl.models.loading import load_model
+from alignctl.stage.job import Job
+
+
+def load(
+    job: Job,
+    role: Role,
+    source: str | None,
+    trained: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+) -> PreTrainedModel:
+    """The model of a role from a folder or Hub id; None for random weights.
+
+    Args:
+        trained: Whether it is one that learns.
+        tokenizer: What it is given tokens by, where that is not the stage's.
+        notice: Is told what people should know of how it was loaded.
+    """
+    stage = job.stage
+    return load_model(
+        stage.model,
+        role,
+        source,
+        tokenizer or job.tokenizer,
+        stage.peft,
+        stage.seed,
+        trained=trained,
+        new_tokens=job.new_to(source),
+        notice=notice,
+    )
+
+
+def load_under_adapter(job: Job) -> PreTrainedModel:
+    """What the adapter of a stage is merged into: the weights as the checkpoint has them, or those that the checkpoint
+    was quantized from."""
+    stage = job.stage
+    whole = stage.model.merge_into if stage.start_from is None else None
+    return load_model(
+        stage.model,
+        job.method.trained,
+        whole or job.start,
+        job.tokenizer,
+        {"type": "lora"},
+        stage.seed,
+        trained=True,
+        new_tokens=job.new_tokens,
+    )
