@@ -11,8 +11,8 @@ from alignctl.config.adapters import has_adapter
 from alignctl.config.checkpoints import (
     FOUR_BITS,
     describe,
-    differing_size,
     find_flaw,
+    find_flaw_of_training,
     find_missing_packages,
     quantization,
 )
@@ -55,36 +55,18 @@ def check_trained_weights(
         model: The section `model` of the stage.
         peft: The section `peft` of the stage.
     """
-    described = describe(path, revision=model.get("revision"))
-    how = quantization(described) if described else None
-    into = model.get("merge_into")
+    described, into = describe(path, revision=model.get("revision")) or {}, model.get("merge_into")
     if isinstance(into, str):
         yield from check_checkpoint("model.merge_into", into, "policy", trained=True)
-    if described is not None and how is None and into is not None:
-        yield Problem(
-            f"`model.merge_into={into}` would have no effect: the weights of `{where}={path}` are not quantized",
-            "take `model.merge_into` out",
-        )
-    if how != FOUR_BITS:
-        return
-    if not has_adapter(peft):
-        yield Problem(
-            f"`{where}={path}` is quantized (bitsandbytes): its weights cannot be trained, but an adapter on them can",
-            "set `peft=lora`, or name the checkpoint that it was made from",
-        )
-    elif into is None:
-        if model.get("merge", True):
+        if described and quantization(described) is None:
             yield Problem(
-                f"`{where}={path}` is quantized (bitsandbytes): an adapter that is merged into 4 bits is rounded away",
-                "name the checkpoint that it was made from, `model.merge_into=...`, or keep the adapter alone, "
-                "`model.merge=false`",
+                f"`model.merge_into={into}` would have no effect: the weights of `{where}={path}` are not quantized",
+                "take `model.merge_into` out",
             )
-    elif (whole := describe(into)) and (key := differing_size(described, whole)):
-        yield Problem(
-            f"`model.merge_into={into}` is not what `{where}={path}` was made from: their `{key}` are "
-            f"{whole.get(key)} and {described.get(key)}"
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
+    keeps = not model.get("merge", True)
+    if flaw := find_flaw_of_training(f"{where}={path}", described, has_adapter(peft), into, keeps):
+        yield flaw
+    if quantization(described) == FOUR_BITS and importlib.util.find_spec("bitsandbytes") is None:
         yield Problem(f"`{where}={path}` needs the package `bitsandbytes`", 'pip install "alignctl[bitsandbytes]"')
 
 

@@ -73,9 +73,37 @@ def quantization(described: Mapping[str, Any]) -> str | None:
     return str(how.get("quant_method") or (FOUR_BITS if how.get("load_in_4bit") else "in an unknown way"))
 
 
-def differing_size(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """The first size in which two checkpoints differ, by their config.json."""
-    return next((key for key in _SIZES if one.get(key) != other.get(key)), None)
+def find_flaw_of_training(
+    given: str, described: Mapping[str, Any], adapter: bool, merge_into: str | None, keeps_adapter: bool
+) -> Problem | None:
+    """What keeps the weights of a checkpoint from being trained, or what is trained on them from being saved.
+
+    Args:
+        given: As above.
+        described: Its config.json.
+        adapter: Whether an adapter is trained, and not all weights.
+        merge_into: The checkpoint that the adapter is to be merged into, where that is another.
+        keeps_adapter: Whether it is not merged at all.
+    """
+    if quantization(described) != FOUR_BITS:
+        return None
+    if not adapter:
+        return Problem(
+            f"`{given}` is quantized (bitsandbytes): its weights cannot be trained, but an adapter on them can",
+            "set `peft=lora`, or name the checkpoint that it was made from",
+        )
+    if merge_into is None and not keeps_adapter:
+        return Problem(
+            f"`{given}` is quantized (bitsandbytes): an adapter that is merged into 4 bits is rounded away",
+            "name the checkpoint that it was made from, `model.merge_into=...`, or keep the adapter alone, "
+            "`model.merge=false`",
+        )
+    whole = describe(merge_into) if merge_into else None
+    key = next((key for key in _SIZES if whole and described.get(key) != whole.get(key)), None)
+    return key and Problem(
+        f"`model.merge_into={merge_into}` is not what `{given}` was made from: their `{key}` are {whole.get(key)} and "
+        f"{described.get(key)}"
+    )
 
 
 def find_missing_packages(given: str, source: str) -> Problem | None:

@@ -23,7 +23,15 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from alignctl.config.checkpoints import DESCRIPTIONS, find_flaw, find_missing_packages, quantization
+from alignctl.config.adapters import has_adapter
+from alignctl.config.checkpoints import (
+    DESCRIPTIONS,
+    describe,
+    find_flaw,
+    find_flaw_of_training,
+    find_missing_packages,
+    quantization,
+)
 from alignctl.config.schema import PEFT_CLASSES, QUANTIZED, ModelSettings
 from alignctl.engine.forward import bare
 from alignctl.errors import AlignctlError, RequestError
@@ -134,7 +142,7 @@ def load_model(
     if start is None:
         model = _from_scratch(model_class, settings, tokenizer, **labels, **options)
     else:
-        _check_files(settings, start, role, trained)
+        _check_files(settings, start, role, peft if trained else None)
         config = _from_pretrained(AutoConfig, start, settings, **labels)
         quantized = quantization(config.to_dict()) is not None
         if _is_quantized(peft) and not quantized:
@@ -154,8 +162,11 @@ def load_model(
     return model
 
 
-def _check_files(settings: ModelSettings, start: str, role: Role, trained: bool) -> None:
+def _check_files(settings: ModelSettings, start: str, role: Role, peft: dict[str, Any] | None) -> None:
     """What checks/ found nothing about, because it was not on this machine yet.
+
+    Args:
+        peft: How the model is trained; None where it is not.
 
     Raises:
         RequestError: The checkpoint cannot be what the role needs.
@@ -165,7 +176,11 @@ def _check_files(settings: ModelSettings, start: str, role: Role, trained: bool)
         for file in DESCRIPTIONS:  # fetched, where there is one; loading says what cannot be
             with suppress(OSError, ValueError):
                 cached_file(start, file, revision=revision)
-    if flaw := find_flaw(start, start, role, trained, revision):
+    flaw = find_flaw(start, start, role, peft is not None, revision)
+    if flaw is None and peft is not None:
+        described = describe(start, revision=revision) or {}
+        flaw = find_flaw_of_training(start, described, has_adapter(peft), settings.merge_into, not settings.merge)
+    if flaw:
         raise RequestError(flaw.message, flaw.hint)
 
 
@@ -286,6 +301,8 @@ def _from_pretrained(cls: Any, source: str, settings: ModelSettings, **options: 
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         hint = None if Path(source).exists() else "is the id right, and the Hub reachable? A gated model needs HF_TOKEN"
-        if "safetensors" in reason:
+        if "safetensors" in reason or "pytorch_model.bin" in reason:
             hint = "weights must be safetensors: other files can run code when they are loaded"
-        raise AlignctlError(f"cannot load {source}: {reason}", hint) from error
+        # What is not there may come; what is there and makes no sense was a wrong request.
+        kind = RequestError if isinstance(error, ValueError) else AlignctlError
+        raise kind(f"cannot load {source}: {reason}", hint) from error

@@ -54,12 +54,8 @@ def check_all_loaded(source: str, model: PreTrainedModel, found: Mapping[str, An
 
 def _common_prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
     """What stands before the names of all weights that were not found."""
-    for name in unexpected:
-        wanted = next((one for one in missing if name.endswith(f".{one}")), None)
-        if wanted:
-            prefix = name.removesuffix(wanted)
-            return prefix if {f"{prefix}{one}" for one in missing} & {*unexpected} else None
-    return None
+    pairs = ((name, one) for name in unexpected for one in missing if name.endswith(f".{one}"))
+    return next((name.removesuffix(one) for name, one in pairs), None)
 
 
 def _some(items: Sequence[str]) -> str:

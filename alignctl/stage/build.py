@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from alignctl.config.adapters import changes_base, has_adapter
-from alignctl.config.schema import ZERO_STAGES
+from alignctl.config.schema import ZERO_STAGES, ModelSettings
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows, as_kind
-from alignctl.errors import RequestError, refused
+from alignctl.errors import AlignctlError, RequestError, refused
 from alignctl.methods.registry import Role, methods, resolve
 from alignctl.models.adapters import load_score_adapter
 from alignctl.models.adapting import check_merges, check_names
@@ -148,13 +148,21 @@ def _reference(job: Job, others: dict[str, Any]) -> dict[str, Any]:
     it is trained, where log-probabilities are computed beforehand."""
     source = job.weights["reference"]
     itself = source == job.start
-    if source is not None and not itself:
-        check_same_tokens(job.tokenizer, load_own_tokenizer(source, job.stage.model), source)
+    if source is not None and not itself and (theirs := _tokenizer_beside(source, job.stage.model)):
+        check_same_tokens(job.tokenizer, theirs, source)
     if has_adapter(job.stage.peft):
         spared = itself and changes_base(job.stage.peft) is None
     else:
         spared = itself and job.stage.trainer.get("precompute_ref_log_probs")
     return {"ref_model": None if spared else _load(job, "reference", alive=True)}
+
+
+def _tokenizer_beside(source: str, settings: ModelSettings) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a reference; None where there are weights alone, of which the sizes are compared."""
+    try:
+        return load_own_tokenizer(source, settings)
+    except AlignctlError:
+        return None
 
 
 def _reward_model(job: Job, others: dict[str, Any]) -> dict[str, Any]:

@@ -158,6 +158,15 @@ def test_settings_of_generating_that_would_not_be_saved(tmp_path, rows, base, se
     assert {key: saved.get(key) for key in kept} == kept
 
 
+def test_settings_of_generating_that_nobody_can_read(tmp_path, rows, base):
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 0}))
+    with pytest.raises(RequestError, match="cannot load .*: `max_new_tokens` must be greater than 0"):
+        run(tmp_path / "run", rows, "sft", f"model.path={folder}")
+
+
 @pytest.fixture(scope="module")
 def in_four_bits(base, tmp_path_factory):
     """A Llama whose sizes bitsandbytes takes on a CPU, and the same in 4 bits."""
@@ -190,6 +199,16 @@ def test_an_adapter_on_four_bits_is_merged_into_what_they_were_made_from(tmp_pat
     moved = [(a - b).abs().max() for a, b in zip(merged.model.parameters(), start.parameters(), strict=True)]
     assert max(moved) > 1e-4
     assert not moved[0]  # of the embeddings
+
+
+def test_an_adapter_on_four_bits_is_kept_alone(tmp_path, rows, in_four_bits):
+    given = (f"model.path={in_four_bits / 'quantized'}", "peft=lora")
+    with pytest.raises(RequestError, match="merged into 4 bits is rounded away") as raised:
+        run(tmp_path / "never", rows, "sft", *given)
+    assert "`model.merge_into=...`, or keep the adapter alone, `model.merge=false`" in raised.value.problems[0].hint
+    stage = run(tmp_path / "run", rows, "sft", *given, "model.merge=false")
+    assert (stage / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (stage / "model").exists()
 
 
 def mixture(base, folder, kind):

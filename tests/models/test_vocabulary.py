@@ -163,6 +163,13 @@ def test_a_reference_reads_the_same_tokens(tmp_path, tied, pairs):
         dpo(tmp_path / "run", tied, pairs, f"dpo.reference={other}")
 
 
+def test_a_reference_without_a_tokenizer(tmp_path, tied, pairs):
+    """Then there is nothing to compare but the number of embeddings."""
+    other = tmp_path / "other"
+    shutil.copytree(tied, other, ignore=shutil.ignore_patterns("tokenizer*"))
+    dpo(tmp_path / "run", tied, pairs, f"dpo.reference={other}")
+
+
 def test_a_reward_model_with_fewer_embeddings(tmp_path, untied, tied, pairs):
     """As Qwen2.5's, whose sizes have other paddings: nothing is drawn that the smaller one could not read."""
     folder = tmp_path / "padded"
