@@ -9,6 +9,7 @@ from typing import Any
 from alignctl.config.schema import wants_bitsandbytes
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import scheduler_arguments
+from alignctl.config.warm_up import warm_up_problem
 from alignctl.errors import Problem
 
 # Parts of the names of optimizers, the module each needs, and how it is installed. bitsandbytes' are found elsewhere.
@@ -139,6 +140,9 @@ def _schedule(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     schedule, given = stage.get("lr_scheduler_type", "linear"), stage.get("lr_scheduler_kwargs") or {}
     takes = scheduler_arguments().get(schedule) if isinstance(schedule, str) else None
     where = f"{name}.lr_scheduler_kwargs"
+    steps = stage.get("max_steps")
+    if isinstance(steps, int) and steps > 0 and (problem := warm_up_problem(name, stage, steps)):
+        yield problem
     if not isinstance(given, Mapping):
         yield Problem(f"`{where}` must be a mapping, got `{given}`", f"for example `{where}.num_cycles=1`")
     elif takes is not None:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from alignctl.errors import AlignctlError, LaunchError, Stopped
+from alignctl.config.warm_up import warm_up_problem
+from alignctl.errors import AlignctlError, LaunchError, RequestError, Stopped
 from alignctl.run.checkpoints import STAGING, Checkpoint, newest_checkpoint, remove_torn
 from alignctl.run.disk import free_bytes, lack_of_room, shown_bytes
 from alignctl.run.files import write_json
@@ -20,7 +21,7 @@ from alignctl.run.shares import must_convert, shares
 from alignctl.stage.job import Job
 from alignctl.trainers.base.managed import StageTrainer
 from alignctl.trainers.base.not_finite import NotFinite
-from alignctl.trainers.base.room import writes_of
+from alignctl.trainers.base.room import optimizer_steps, writes_of
 from alignctl.trainers.base.universal import converted
 
 
@@ -45,6 +46,11 @@ def train(job: Job, trainer: StageTrainer) -> None:
     state = trainer.state
     if job.stop.stopped:
         raise Stopped(f"stopped at step {state.global_step} of {state.max_steps}; a checkpoint is saved")
+    if (since := trainer.unchanged.since) is not None:
+        progress.notice(
+            f"warning: steps {since + 1} to {state.global_step} changed no weight: is `{job.stage.name}.learning_rate="
+            f"{trainer.args.learning_rate:g}` too small for weights in {trainer.trained_model.dtype}?"
+        )
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
         best = Path(state.best_model_checkpoint).name
         progress.notice(f"the model is that of {best}, the best by `{trainer.args.metric_for_best_model}`")
@@ -144,6 +150,17 @@ def _evaluated_as_it_is(trainer: StageTrainer) -> Iterator[None]:
         trainer.is_deepspeed_enabled = by_deepspeed
         if trainer.is_fsdp_enabled:
             trainer.model.to(device)
+
+
+def check_warm_up(job: Job, trainer: StageTrainer) -> None:
+    """Refuses a warm-up that training ends with.
+
+    Raises:
+        RequestError: It takes as many steps as the training, or more.
+    """
+    steps = optimizer_steps(trainer.args, len(trainer.train_dataset))
+    if problem := warm_up_problem(job.stage.name, job.stage.trainer, steps):
+        raise RequestError(problem.message, problem.hint)
 
 
 def check_room(job: Job, trainer: StageTrainer) -> None:

@@ -25,6 +25,8 @@ from alignctl.trainers.base.checkpointing import CompleteCheckpoints
 from alignctl.trainers.base.columns import CarriesRowColumns
 from alignctl.trainers.base.not_finite import StopsWhenNotFinite
 from alignctl.trainers.base.replicas import OneModel
+from alignctl.trainers.base.unchanged import Unchanged
+from alignctl.trainers.base.warm_up import WarmsUp
 
 
 class StageTrainer(Protocol):
@@ -53,6 +55,8 @@ class StageTrainer(Protocol):
     """`save_total_limit`, which transformers is not told."""
     show_samples: Callable[[list[dict[str, Any]]], None] | None
     """Is given completions that training drew, with their scores, whenever it logs."""
+    unchanged: Unchanged
+    """Whether training left the weights as they were."""
 
     @property
     def trained_model(self) -> PreTrainedModel: ...
@@ -70,9 +74,10 @@ class StageTrainer(Protocol):
     def add_callback(self, callback: TrainerCallback) -> None: ...
 
 
-class Managed(StopsWhenNotFinite, CarriesRowColumns, CompleteCheckpoints):
+class Managed(StopsWhenNotFinite, CarriesRowColumns, WarmsUp, CompleteCheckpoints):
     """Mixin before a class of transformers or TRL: stops at numbers that are none, hands rows' own columns to the
-    loss, saves checkpoints whole or not at all, and makes sure that all processes train one model."""
+    loss, learns from the first step of a warm-up, saves checkpoints whole or not at all, and makes sure that all
+    processes train one model, and that it is trained."""
 
     ref_model: nn.Module | None = None
     start: Configs
@@ -85,6 +90,8 @@ class Managed(StopsWhenNotFinite, CarriesRowColumns, CompleteCheckpoints):
         self.start = copy.deepcopy(Configs(model.config, getattr(model, "generation_config", None)))
         super().__init__(*args, **kwargs)
         self.add_callback(OneModel(self))
+        self.unchanged = Unchanged(self)
+        self.add_callback(self.unchanged)
 
     def get_train_dataloader(self) -> DataLoader:
         batches = super().get_train_dataloader()

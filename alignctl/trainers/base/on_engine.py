@@ -29,6 +29,11 @@ class EngineConfig:
     """How batches are computed. shared_prefix: what rows begin with in common once, and without padding; padded: as in
     TRL; auto: the first where the model can. The numbers are the same to rounding."""
 
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Steps of the warm-up; a share of all steps leaves at least one with the whole learning rate."""
+        warm_up = super().get_warmup_steps(num_training_steps)
+        return warm_up if self.warmup_steps >= 1 else min(warm_up, num_training_steps - 1)
+
 
 class OnEngine:
     """A mixin for TRL's trainers. `notices` says for people how batches are computed."""

@@ -96,5 +96,6 @@ def optimizer_steps(args: TrainingArguments, rows: int) -> int:
 
 
 def _steps_per_epoch(args: TrainingArguments, rows: int) -> int:
-    batches = math.ceil(rows * getattr(args, "num_generations", 1) / (args.train_batch_size * args.world_size))
-    return math.ceil(batches / args.gradient_accumulation_steps)
+    whole = math.floor if args.dataloader_drop_last else math.ceil
+    batches = whole(rows * getattr(args, "num_generations", 1) / (args.train_batch_size * args.world_size))
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))
