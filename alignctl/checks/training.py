@@ -40,6 +40,7 @@ def check_training(name: str, stage: Mapping[str, Any], processes: bool) -> Iter
     """
     yield from _precision(name, stage)
     yield from _strategies(name, stage)
+    yield from _early_stopping(name, stage)
     yield from _optimizer(name, stage)
     yield from _schedule(name, stage)
     yield from _loading(name, stage)
@@ -108,6 +109,22 @@ def _strategies(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
                 f"no multiple of `{name}.eval_steps={every['eval_steps']}`",
                 f"set `{name}.save_steps={every['eval_steps']}`",
             )
+
+
+def _early_stopping(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether there is what early stopping looks at: evaluations of held-out rows."""
+    patience, threshold = stage.get("early_stopping_patience"), stage.get("early_stopping_threshold")
+    if patience is None:
+        if threshold:
+            yield Problem(
+                f"`{name}.early_stopping_threshold` would have no effect", f"set `{name}.early_stopping_patience`"
+            )
+        return
+    if stage.get("eval_strategy", "no") == "no":
+        yield Problem(
+            f"`{name}.early_stopping_patience` counts evaluations, and there are none",
+            f"set `{name}.eval_strategy=steps` and `{name}.eval_steps`",
+        )
 
 
 def _optimizer(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:

@@ -18,7 +18,8 @@ def warm_up_problem(name: str, stage: Mapping[str, Any], steps: int) -> Problem 
         return None
     if stage.get("lr_scheduler_type") in _WITHOUT:
         return None
+    plural = "s" if steps > 1 else ""
     return Problem(
-        f"`{name}.warmup_steps={warm_up:g}` takes the whole training: it has {steps:,} optimizer step{'s' * (steps > 1)}",
+        f"`{name}.warmup_steps={warm_up:g}` takes the whole training: it has {steps:,} optimizer step{plural}",
         f"set it below {steps:,}, or give a share of the steps, `{name}.warmup_steps=0.1`",
     )

@@ -18,6 +18,8 @@ OWNED_FIELDS = RUN_OWNED_FIELDS | {
     "eval_on_start": "a stage is measured before and after",
     "load_best_model_at_end": "there are no evaluations to compare",
     "eval_strategy": "a stage is measured before and after",
+    "early_stopping_patience": "there are no evaluations to compare",
+    "early_stopping_threshold": "there are no evaluations to compare",
     "label_smoothing_factor": "there are no labels",
 }
 """Fields of transformers' settings that no stage may set."""

@@ -128,7 +128,8 @@ def _check_head(model: nn.Module) -> None:
     """A few tokens scored by our head and by the model's own logits.
 
     Raises:
-        RequestError: They differ: the architecture does something between its layers and its logits that we do not.
+        RequestError: They differ: the architecture does something between its layers and its logits that we do not. Or
+            they are no numbers.
     """
     if not has_all_weights(model):
         return
@@ -136,6 +137,8 @@ def _check_head(model: nn.Module) -> None:
     with evaluating(model):
         # The class's own forward: that of the model may be in mixed precision already.
         logits = type(model).forward(model, input_ids=ids, use_cache=False).logits[0, :-1].float()
+        if not logits.isfinite().all():
+            raise RequestError("the model cannot be trained: its logits are not finite", "look at its weights")
         expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
         hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         found = None if hidden is None else score_tokens(model, hidden[0, :-1], ids[0, 1:]).logps

@@ -29,6 +29,17 @@ class EngineConfig:
     """How batches are computed. shared_prefix: what rows begin with in common once, and without padding; padded: as in
     TRL; auto: the first where the model can. The numbers are the same to rounding."""
 
+    early_stopping_patience: int | None = None
+    """Ends training once `metric_for_best_model`, of the held-out rows, has not got better for so many evaluations in
+    turn."""
+    early_stopping_threshold: float = 0.0
+    """By how much it has to get better to count."""
+
+    def __post_init__(self) -> None:
+        if self.early_stopping_patience and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
+        super().__post_init__()
+
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Steps of the warm-up; a share of all steps leaves at least one with the whole learning rate."""
         warm_up = super().get_warmup_steps(num_training_steps)
