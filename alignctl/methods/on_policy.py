@@ -47,7 +47,7 @@ def check_on_policy(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     for target in functions:
         if isinstance(target, str) and not all(target.rpartition(":")[::2]):
             yield Problem(f"`{name}.reward_funcs`: `{target}` is no `module:function` or `file.py:function`")
-        elif (file := str(target).rpartition(":")[0]).endswith(".py") and not Path(file).is_file():
+        elif (file := str(target).rpartition(":")[0]).endswith(".py") and not Path(file).expanduser().is_file():
             yield Problem(f"`{name}.reward_funcs={target}`: there is no file {file}")
     weights, sources = stage.get("reward_weights"), len(functions) + bool(stage.get("reward_model"))
     if isinstance(weights, list) and len(weights) != sources:

@@ -298,6 +298,33 @@ def test_only_paths_are_made_absolute(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    "given", ["rewards.py:short", ["rewards.py:short", "alignctl.data.quickstart:reward"]], ids=str
+)
+def test_files_of_functions_are_paths_too(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards.py").write_text("def short(completions): return [-len(one) for one in completions]")
+    modules = [] if isinstance(given, str) else given[1:]
+    assert absolute_paths({"ppo": {"reward_funcs": given}})["ppo"]["reward_funcs"] == [
+        f"{tmp_path / 'rewards.py'}:short",
+        *modules,
+    ]
+
+
+def test_a_changed_reward_function_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "rewards.py"
+    alone = ("ppo.from=null", "ppo.reward_model=null", "ppo.reward_funcs=[rewards.py:short]")
+    prints = set()
+    for sign in ("", "-"):
+        file.write_text(f"def short(completions): return [{sign}1.0 for one in completions]")
+        _identity.cache_clear()  # which is kept for as long as a command takes
+        config, _ = compose(read_request(["recipe=rlhf_quickstart", "stages=[ppo]", *alone]))
+        (stage,) = make_plan(absolute_paths(config), "rlhf_quickstart", tmp_path / "run").stages
+        prints.add(stage.fingerprint)
+    assert len(prints) == 2
+
+
 def test_a_torn_last_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')

@@ -21,10 +21,12 @@ from transformers import (
 from alignctl.errors import RequestError, refused
 from alignctl.models.saving import Configs
 from alignctl.run.checkpoints import Checkpoint
+from alignctl.trainers.base.averages import KeepsAverages
 from alignctl.trainers.base.checkpointing import CompleteCheckpoints
 from alignctl.trainers.base.columns import CarriesRowColumns
 from alignctl.trainers.base.early_stopping import StopsEarly
 from alignctl.trainers.base.held_out import HeldOutLoss
+from alignctl.trainers.base.moving_reference import KeepsReference
 from alignctl.trainers.base.not_finite import StopsWhenNotFinite
 from alignctl.trainers.base.replicas import OneModel
 from alignctl.trainers.base.unchanged import Unchanged
@@ -78,7 +80,9 @@ class StageTrainer(Protocol):
     def add_callback(self, callback: TrainerCallback) -> None: ...
 
 
-class Managed(StopsWhenNotFinite, CarriesRowColumns, HeldOutLoss, WarmsUp, CompleteCheckpoints):
+class Managed(
+    StopsWhenNotFinite, CarriesRowColumns, HeldOutLoss, WarmsUp, KeepsAverages, KeepsReference, CompleteCheckpoints
+):
     """Mixin before a class of transformers or TRL: stops at numbers that are none, or early where that is wanted, hands
     rows' own columns to the loss, counts each held-out row once, learns from the first step of a warm-up, saves
     checkpoints whole or not at all, and makes sure that all processes train one model, and that it is trained."""

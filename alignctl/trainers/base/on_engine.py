@@ -97,7 +97,14 @@ class OnEngine:
         return scored_otherwise or put_packed_attention_on(model, self.accelerator.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        if self.args.train_sampling_strategy != "group_by_length":
+        strategy = self.args.train_sampling_strategy
+        if strategy == "batch_rebalance" and "input_ids" not in self.train_dataset.column_names:
+            raise RequestError(
+                "`train_sampling_strategy=batch_rebalance` looks for the tokens of single texts, and these rows have "
+                "several",
+                "set it to group_by_length",
+            )
+        if strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         rows = self.train_dataset if train_dataset is None else train_dataset
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
