@@ -116,6 +116,7 @@ BAD = [
     ([DPO, "dpo.early_stopping_threshold=0.1"], ["would have no effect", "`dpo.early_stopping_patience`"]),
     ([DPO, "dpo.optim=schedule_free_adamw", "distributed=zero2"], ["averages weights", "`distributed=zero2`"]),
     ([DPO, "dpo.sync_ref_model=true", "peft=none", "distributed=fsdp2"], ["`dpo.sync_ref_model`", "zero3"]),
+    ([DPO, "dpo.engine=shared_prefix", "dpo.neftune_noise_alpha=5"], ["exclude each other", "`dpo.engine=auto`"]),
     ([PPO, "ppo.early_stopping_patience=3"], ["`ppo.early_stopping_patience`", "no evaluations"]),
     ([DPO, "dpo.max_steps=2", "dpo.warmup_steps=100"], ["`dpo.warmup_steps=100`", "2 optimizer steps"]),
     ([DPO, "dpo.loss_weights=[1,2]"], ["`dpo.loss_weights` has 2 values for 1"]),

@@ -93,6 +93,8 @@ class OnEngine:
     def _why_padded(self, model: PreTrainedModel, has_head: bool) -> str | None:
         if getattr(self, "label_smoother", None) is not None:
             return "label smoothing needs the logits of all positions"
+        if self.args.neftune_noise_alpha:
+            return "the noise on embeddings depends on how rows are padded"
         scored_otherwise = None if has_head else why_not_scored_packed(model)
         return scored_otherwise or put_packed_attention_on(model, self.accelerator.device)
 
