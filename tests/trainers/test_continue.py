@@ -59,13 +59,14 @@ def taken(name: str, settings: dict) -> bool:
 
 
 def stateful() -> list:
-    """All of them at night; by day one method for each, another one each day."""
+    """All of them at night; by day one method for each of a third of them, others each day."""
     found, day = [], int(time.strftime("%j"))
-    for label, settings in STATEFUL.items():
+    for place, (label, settings) in enumerate(STATEFUL.items()):
         names = [name for name in METHODS if taken(name, settings)]
         assert names, label
         for number, name in enumerate(names):
-            marks = [] if number == day % len(names) else [pytest.mark.night]
+            today = number == day // 3 % len(names) and place % 3 == day % 3
+            marks = [] if today else [pytest.mark.night]
             found.append(pytest.param(name, settings, marks=marks, id=f"{label}-{name}"))
     return found
 
@@ -83,7 +84,7 @@ def test_continued_with_all_its_state(tmp_path, monkeypatch, name, settings):
     check(tmp_path, METHODS[name].stage, small_run(name, DROPOUT, rows=64, **SETTINGS | settings))
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_processes_continue_with_a_moving_reference_and_with_averages(tmp_path):
     """Of weights that ZeRO-3 divides, and of those that every process has."""
     reference, averages = STATEFUL["moving reference"], STATEFUL["schedule free"]
