@@ -49,6 +49,10 @@ class AlignctlError(Exception):
         return "\n".join(lines)
 
 
+class NotANumber(AlignctlError):
+    """A model or a reward gives NaN or infinity, so that there is nothing to go on with."""
+
+
 class RequestError(AlignctlError):
     """The request cannot be carried out as written."""
 

@@ -100,7 +100,7 @@ ALLOWED = {
     "monitor": {"run"},
     "models": {"config", "engine", "errors", "methods", "run"},
     "rollout": {"data", "engine", "errors", "models"},
-    "evaluate": {"config", "data", "engine", "models", "rollout"},
+    "evaluate": {"config", "data", "engine", "errors", "models", "rollout"},
     "trainers": {"data", "engine", "errors", "models", "rollout", "run"},
     "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
     # worker: of stage only what the table of methods names

@@ -50,7 +50,9 @@ TRAINER = dict.fromkeys(
     ("save_total_limit", "dataloader_prefetch_factor", "dataset_num_proc", "eval_accumulation_steps",
      "pad_to_multiple_of", "torch_empty_cache_steps"),
     _AT_LEAST_1,
-) | dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Bound(least=0, below=1))  # fmt: skip
+) | dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Bound(least=0, below=1)) | {
+    "early_stopping_patience": _AT_LEAST_1, "early_stopping_threshold": NOT_NEGATIVE,
+}  # fmt: skip
 """Of the fields that the trainers of all methods have."""
 
 

@@ -45,6 +45,12 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
             "has an attention of its own",
             f"set `{name}.engine=padded`, or `model.attn_implementation=null`",
         )
+    for key in ("neftune_noise_alpha", "label_smoothing_factor"):
+        if stage.get("engine") == "shared_prefix" and stage.get(key):
+            yield Problem(
+                f"`{name}.engine=shared_prefix` and `{name}.{key}` exclude each other: that is defined for padded rows",
+                f"set `{name}.engine=auto`",
+            )
     weights, losses = stage.get("loss_weights"), stage.get("loss_type")
     losses = [losses] if isinstance(losses, str) else losses
     if isinstance(weights, list) and isinstance(losses, list) and len(weights) != len(losses):

@@ -49,6 +49,7 @@ def check_launch(config: Mapping[str, Any], stages: list[str]) -> Iterator[Probl
         where = f"launcher.stages.{name}" if name in own else "launcher"
         yield from _processes(config, kind, stage_launcher(config, name), where)
         yield from check_slurm(stage_launcher(config, name), where)
+        yield from _whole_weights(kind, name, _mapping(config[name]))
         peft = merged_section(config, name, "peft").get("type")
         if peft in QUANTIZED and ZERO_STAGES.get(kind) == 3:
             yield Problem(
@@ -98,6 +99,23 @@ def _machines(config: Mapping[str, Any], launcher: Mapping[str, Any], where: str
     if not config.get("run_dir"):
         yield Problem(
             f"`{where}.nodes` is more than 1: they need one run directory that all of them see", "set `run_dir`"
+        )
+
+
+def _whole_weights(kind: str, name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether a stage keeps more than one copy of weights that its processes divide."""
+    optimizer = stage.get("optim")
+    if isinstance(optimizer, str) and optimizer.startswith("schedule_free") and kind in (*ZERO_STAGES, "fsdp2"):
+        yield Problem(
+            f"`{name}.optim={optimizer}` averages weights, which it needs whole, and `distributed={kind}` divides what "
+            "optimizers keep",
+            "set `distributed=ddp`, or another `optim`",
+        )
+    if stage.get("sync_ref_model") and kind == "fsdp2":
+        yield Problem(
+            f"`{name}.sync_ref_model` changes a reference that `distributed=fsdp2` divides, and no checkpoint would "
+            "hold it",
+            "set `distributed=zero3`",
         )
 
 

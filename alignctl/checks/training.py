@@ -9,6 +9,7 @@ from typing import Any
 from alignctl.config.schema import wants_bitsandbytes
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import scheduler_arguments
+from alignctl.config.warm_up import warm_up_problem
 from alignctl.errors import Problem
 
 # Parts of the names of optimizers, the module each needs, and how it is installed. bitsandbytes' are found elsewhere.
@@ -39,6 +40,7 @@ def check_training(name: str, stage: Mapping[str, Any], processes: bool) -> Iter
     """
     yield from _precision(name, stage)
     yield from _strategies(name, stage)
+    yield from _early_stopping(name, stage)
     yield from _optimizer(name, stage)
     yield from _schedule(name, stage)
     yield from _loading(name, stage)
@@ -109,6 +111,22 @@ def _strategies(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
             )
 
 
+def _early_stopping(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether there is what early stopping looks at: evaluations of held-out rows."""
+    patience, threshold = stage.get("early_stopping_patience"), stage.get("early_stopping_threshold")
+    if patience is None:
+        if threshold:
+            yield Problem(
+                f"`{name}.early_stopping_threshold` would have no effect", f"set `{name}.early_stopping_patience`"
+            )
+        return
+    if stage.get("eval_strategy", "no") == "no":
+        yield Problem(
+            f"`{name}.early_stopping_patience` counts evaluations, and there are none",
+            f"set `{name}.eval_strategy=steps` and `{name}.eval_steps`",
+        )
+
+
 def _optimizer(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     optimizer, arguments = stage.get("optim"), stage.get("optim_args")
     if stage.get("optim_target_modules") and not str(optimizer).startswith(_WITH_TARGETS):
@@ -139,6 +157,9 @@ def _schedule(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     schedule, given = stage.get("lr_scheduler_type", "linear"), stage.get("lr_scheduler_kwargs") or {}
     takes = scheduler_arguments().get(schedule) if isinstance(schedule, str) else None
     where = f"{name}.lr_scheduler_kwargs"
+    steps = stage.get("max_steps")
+    if isinstance(steps, int) and steps > 0 and (problem := warm_up_problem(name, stage, steps)):
+        yield problem
     if not isinstance(given, Mapping):
         yield Problem(f"`{where}` must be a mapping, got `{given}`", f"for example `{where}.num_cycles=1`")
     elif takes is not None:

@@ -101,7 +101,7 @@ def _sample_line(sample: dict[str, Any], width: int) -> Text:
 
 def _facts(progress: dict[str, Any]) -> str:
     """Loss, key metrics, speed and time left, as far as they are known."""
-    facts = [f"{key.rpartition('/')[2]} {value:.4g}" for key, value in progress["metrics"].items()]
+    facts = [f"{key.rpartition('/')[2]} {value:.4g}" for key, value in progress["metrics"].items() if value is not None]
     if progress["tokens_per_s"]:
         facts.append(f"{progress['tokens_per_s']:,.0f} tokens/s")
     if progress["seconds_left"] is not None:

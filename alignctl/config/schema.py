@@ -181,6 +181,9 @@ class RunSettings:
 PATHS = {"model": ("path", "tokenizer", "chat_template", "merge_into"), "data": ("path", "eval_path")}
 """Settings that may name a file or a folder."""
 
+FUNCTION_KEYS = ("reward_funcs",)
+"""Keys of a stage that name functions of the user's, one or a list: `module:function` or `file.py:function`."""
+
 SECTIONS = {"model": ModelSettings, "data": DataSettings, "eval": EvalSettings}
 """Sections a stage may have of its own; what it does not say is taken from the section at the top."""
 

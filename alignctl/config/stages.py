@@ -9,6 +9,7 @@ from typing import Any
 
 from alignctl.config.adapters import has_adapter
 from alignctl.config.schema import (
+    FUNCTION_KEYS,
     PATHS,
     ROLE_KEYS,
     SECTIONS,
@@ -66,8 +67,9 @@ class StageConfig:
         if self.data.rows_from:
             del given["data.path"]
         given |= self.role_paths
-        files = [target.rpartition(":")[0] for target in self.trainer.get("reward_funcs") or []]
-        given |= {f"reward_funcs.{number}": file for number, file in enumerate(files) if file.endswith(".py")}
+        for key in FUNCTION_KEYS:
+            files = [target.rpartition(":")[0] for target in self.trainer.get(key) or []]
+            given |= {f"{key}.{number}": file for number, file in enumerate(files) if file.endswith(".py")}
         return {key: path for key, path in given.items() if path}
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +93,11 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
         launcher=LauncherSettings(**stage_launcher(config, name)),
         report_to=TrackerSettings(**config.get("tracker") or {}).report_to,
         rehearse=config.get("rehearse", RunSettings.rehearse),
-        trainer={key: value for key, value in stage.items() if key not in STAGE_KEYS},
+        trainer={
+            key: [value] if key in FUNCTION_KEYS and isinstance(value, str) else value
+            for key, value in stage.items()
+            if key not in STAGE_KEYS
+        },
         taken_by=[
             other
             for other in config["stages"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from alignctl.data.tokenizing import Answer
 from alignctl.engine.logps import completion_logps
+from alignctl.errors import NotANumber
 from alignctl.evaluate.held_out import Feedback, Pairs
 from alignctl.evaluate.reference import Reference
 from alignctl.rollout.kl import kl_estimates
@@ -91,7 +93,9 @@ def area_under_curve(scores: Sequence[float], labels: Sequence[bool]) -> float:
 def _logps(model: PreTrainedModel, answers: Sequence[Answer], batch_size: int) -> list[float]:
     """Sequence sums of answers under a model."""
     prompts, completions = zip(*answers, strict=True)
-    return [float(logps.sum()) for logps in completion_logps(model, prompts, completions, batch_size)]
+    sums = [float(logps.sum()) for logps in completion_logps(model, prompts, completions, batch_size)]
+    check_finite(sums, "log-probabilities of held-out completions")
+    return sums
 
 
 def _implicit_rewards(
@@ -100,6 +104,16 @@ def _implicit_rewards(
     """Log-probabilities less the reference's: the reward that DPO and KTO train, up to beta."""
     with reference() as model:
         return [ours - theirs for ours, theirs in zip(logps, _logps(model, answers, batch_size), strict=True)]
+
+
+def check_finite(values: Iterable[float], what: str) -> None:
+    """Whether values are numbers that can be compared: NaN is neither above nor below another.
+
+    Raises:
+        NotANumber: One is not.
+    """
+    if not all(map(math.isfinite, values)):
+        raise NotANumber(f"{what} are not finite")
 
 
 def fraction(facts: Iterable[bool]) -> float:

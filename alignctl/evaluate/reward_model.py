@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from alignctl.engine.forward import evaluating
 from alignctl.engine.rewards import sequence_scores
 from alignctl.evaluate.held_out import Pairs
+from alignctl.evaluate.measure import check_finite
 
 
 @dataclass(frozen=True)
@@ -39,4 +40,6 @@ def _scores(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> list[float
     """Scores of the chosen completions, then of the rejected ones."""
     with evaluating(model):
         prompts, completions = zip(*pairs.chosen, *pairs.rejected, strict=True)
-        return sequence_scores(model, prompts, completions, batch_size)
+        scores = sequence_scores(model, prompts, completions, batch_size)
+    check_finite(scores, "scores of completions")
+    return scores

@@ -18,6 +18,8 @@ OWNED_FIELDS = RUN_OWNED_FIELDS | {
     "eval_on_start": "a stage is measured before and after",
     "load_best_model_at_end": "there are no evaluations to compare",
     "eval_strategy": "a stage is measured before and after",
+    "early_stopping_patience": "there are no evaluations to compare",
+    "early_stopping_threshold": "there are no evaluations to compare",
     "label_smoothing_factor": "there are no labels",
 }
 """Fields of transformers' settings that no stage may set."""
@@ -45,7 +47,7 @@ def check_on_policy(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     for target in functions:
         if isinstance(target, str) and not all(target.rpartition(":")[::2]):
             yield Problem(f"`{name}.reward_funcs`: `{target}` is no `module:function` or `file.py:function`")
-        elif (file := str(target).rpartition(":")[0]).endswith(".py") and not Path(file).is_file():
+        elif (file := str(target).rpartition(":")[0]).endswith(".py") and not Path(file).expanduser().is_file():
             yield Problem(f"`{name}.reward_funcs={target}`: there is no file {file}")
     weights, sources = stage.get("reward_weights"), len(functions) + bool(stage.get("reward_model"))
     if isinstance(weights, list) and len(weights) != sources:

@@ -110,16 +110,23 @@ def _gathered(tensor: Tensor) -> Iterator[Tensor]:
 
 def load_trained(trainer: Trainer, checkpoint: str) -> None:
     """Puts the weights of a checkpoint into a trainer's model, without anything that is needed to train on."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    with to_write(trainer.accelerator.unwrap_model(trainer.model)) as writes:
+        if writes:
+            trainer._load_from_checkpoint(checkpoint)
+
+
+@contextmanager
+def to_write(model: nn.Module) -> Iterator[bool]:
+    """All weights of a model to be written to; all processes enter together. Yields whether this one writes: where
+    ZeRO-3 divides them, the first does for all."""
     divided = [p for p in model.parameters() if hasattr(p, "ds_id")]
     if not divided:
-        trainer._load_from_checkpoint(checkpoint)
+        yield True
         return
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(divided, modifier_rank=0):
-        if torch.distributed.get_rank() == 0:
-            trainer._load_from_checkpoint(checkpoint)
+        yield torch.distributed.get_rank() == 0
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from alignctl.monitor.heartbeat import EVALUATING, SAVING, TRAINING, Heartbeat, RehearsalHeartbeat
 from alignctl.monitor.stopping import StopSignal
-from alignctl.run.files import read_json_lines, write_json, write_json_lines
+from alignctl.run.files import append_json_lines, read_json_lines, write_json, write_json_lines
 from alignctl.run.paths import StagePaths
 
 _PROGRESS_EVERY_S = 0.25
@@ -58,8 +57,7 @@ class MetricsFile(TrainerCallback):
             row = {"step": state.global_step, "epoch": state.epoch} | {
                 key: value for key, value in logs.items() if key not in _NOT_METRICS
             }
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_json_lines(self._path, [row])
 
 
 class ProgressFile(TrainerCallback):

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from alignctl.config.flat import flatten
 from alignctl.config.renamed import present_names
-from alignctl.config.schema import PATHS, ROLE_KEYS, ZERO_STAGES
+from alignctl.config.schema import FUNCTION_KEYS, PATHS, ROLE_KEYS, ZERO_STAGES
 from alignctl.config.secrets import mask
 from alignctl.errors import LaunchError, RequestError
 from alignctl.plan.deepspeed import deepspeed_config
@@ -45,6 +45,8 @@ def absolute_paths(config: Mapping[str, Any], stages: Sequence[str] = ()) -> dic
             absolute[key] = dict(node) | paths
         elif key in ROLE_KEYS and node not in stages:
             absolute[key] = _absolute(node)
+        elif key in FUNCTION_KEYS:
+            absolute[key] = [_absolute_function(one) for one in ([node] if isinstance(node, str) else node or [])]
         elif isinstance(node, Mapping):
             absolute[key] = absolute_paths(node, stages)
     return absolute
@@ -238,6 +240,11 @@ def _changes(paths: RunPaths, config: Mapping[str, Any]) -> list[str]:
     now = flatten(mask(dict(config)))
     keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     return [f"`{key}`: {then.get(key)} -> {now.get(key)}" for key in keys if key not in _NOT_THE_RESULT]
+
+
+def _absolute_function(target: str) -> str:
+    place, mark, name = target.rpartition(":")
+    return f"{_absolute(place)}{mark}{name}" if place.endswith(".py") else target
 
 
 def _absolute(value: Any) -> Any:

@@ -7,10 +7,19 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.engine.layout import bins
+from alignctl.errors import NotANumber
 from alignctl.models.template import end_tokens
 from alignctl.models.vocabulary import ids_without_token
 from alignctl.rollout.settings import RolloutSettings
@@ -82,10 +91,20 @@ def _in_batches(
             input_ids=input_ids.to(policy.device),
             attention_mask=attention_mask.to(policy.device),
             generation_config=config,
+            logits_processor=LogitsProcessorList([_OnlyNumbers()]),
         )
         for i, index in enumerate(batch):
             generated[index] = output[i, longest:].tolist()
     return generated
+
+
+class _OnlyNumbers(LogitsProcessor):
+    """Ends the drawing where there is nothing to draw from: torch's message would be one about a probability tensor."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not scores.max().isfinite():  # NaN is the largest of all
+            raise NotANumber("the model's logits are not finite, so no answer can be drawn from it")
+        return scores
 
 
 def _continuously(

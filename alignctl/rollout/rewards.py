@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from alignctl.data.messages import is_messages
 from alignctl.data.tokenizing import tokenize_completions
 from alignctl.engine.rewards import sequence_scores
-from alignctl.errors import AlignctlError, RequestError
+from alignctl.errors import AlignctlError, NotANumber, RequestError
 from alignctl.models.loading import longest_seen
 from alignctl.rollout.episodes import Episodes
 
@@ -27,10 +27,6 @@ Score = dict[int, float]
 """Of a completion: numbers for what ends with some of its tokens, by the place of the token. A number for the whole
 stands at the last one."""
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-
-class NotANumber(ValueError):
-    """A reward is NaN or infinite."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -14,13 +14,16 @@ import torch
 from peft import PeftModel
 
 from alignctl.config.adapters import changes_base
+from alignctl.errors import AlignctlError, NotANumber, RequestError
 from alignctl.evaluate.evaluator import Evaluation, Evaluator
 from alignctl.evaluate.held_out import Lengths, build_held_out, build_pairs
 from alignctl.evaluate.judges import JUDGES
+from alignctl.evaluate.measure import check_finite
 from alignctl.evaluate.reference import Reference, adapter_off, loaded_beside
 from alignctl.evaluate.reward_model import reward_statistics
 from alignctl.models.loading import longest_seen
 from alignctl.models.sharding import whole_weights
+from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import REWARD_STATISTICS
 from alignctl.stage.job import Job, rank
@@ -53,7 +56,8 @@ class Measuring:
         job.progress.phase("measuring before")
         itself = job.starts_as_reference
         kept = read_json(job.paths.evaluation_before)
-        evaluation = Evaluation(**kept) if kept else self._evaluate(with_reference=not itself)
+        with _said(f"{job.start} cannot be trained", "look at its weights", RequestError):
+            evaluation = Evaluation(**kept) if kept else self._evaluate(with_reference=not itself)
         if kept is None and rank() == 0:
             write_json(job.paths.evaluation_before, asdict(evaluation))
         if "reference" in job.method.roles and itself and self.held_out.questions:
@@ -62,7 +66,8 @@ class Measuring:
 
     def after(self) -> Evaluation:
         self._job.progress.phase("measuring after")
-        return self._evaluate(with_reference="reference" in self._job.method.roles)
+        with self._spoilt_by_training():
+            return self._evaluate(with_reference="reference" in self._job.method.roles)
 
     def facts(self) -> dict[str, Any]:
         """What is saved beside a model's weights, by file name: of a reward model, how its scores are distributed."""
@@ -74,7 +79,8 @@ class Measuring:
             some = job.rows.dataset.select(range(min(len(job.rows.dataset), _STATISTICS_ROWS)))
             pairs, source = build_pairs(some, job.tokenizer, self._lengths), "training pairs"
         assert pairs is not None  # the trainer had rows
-        statistics = reward_statistics(trainer.model, pairs, job.stage.eval.batch_size)
+        with self._spoilt_by_training():
+            statistics = reward_statistics(trainer.model, pairs, job.stage.eval.batch_size)
         return {REWARD_STATISTICS: asdict(statistics) | {"source": source}}
 
     def _evaluate(self, with_reference: bool) -> Evaluation:
@@ -87,7 +93,26 @@ class Measuring:
                 evaluation = evaluator.measure_reward_model(trainer.model)
             if trainer.eval_dataset and self.held_out.pairs is None:
                 evaluation.metrics["loss"] = held_out_loss(trainer)
+        for name, value in evaluation.metrics.items():
+            check_finite([value], f"values of `{name}`")
         return evaluation
+
+    def _spoilt_by_training(self) -> AbstractContextManager[None]:
+        newest = newest_checkpoint(self._job.paths.checkpoints)
+        return _said(
+            "training has spoilt the model, and it is not saved",
+            f"give another `run_dir` and a lower `{self._job.stage.name}.learning_rate`"
+            + (f"; {newest.path} is the newest checkpoint" if newest else ""),
+        )
+
+
+@contextmanager
+def _said(what: str, hint: str, kind: type[AlignctlError] = AlignctlError) -> Iterator[None]:
+    """Says of a measurement that is no number what follows from it, as an error of a `kind`."""
+    try:
+        yield
+    except NotANumber as error:
+        raise kind(f"{what}: {error.problems[0].message}", hint) from error
 
 
 def _lengths(job: Job, trainer: StageTrainer) -> Lengths:

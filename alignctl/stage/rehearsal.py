@@ -41,6 +41,7 @@ def wants_rehearsal(job: Job) -> bool:
 def rehearsed(stage: StageConfig) -> StageConfig:
     """A stage as it is rehearsed: two steps, evaluated if it is while training, saved, and told to nobody."""
     trainer = stage.trainer | {"max_steps": STEPS, "save_strategy": "steps", "save_steps": STEPS, "logging_steps": 1}
+    trainer["warmup_steps"] = 0  # which may be longer than that
     if trainer.get("eval_strategy", "no") != "no":
         trainer |= {"eval_strategy": "steps", "eval_steps": STEPS}
     return replace(

@@ -23,7 +23,7 @@ from alignctl.stage.measure import Measuring, random_state_kept
 from alignctl.stage.rehearsal import STEPS, longest, rehearsed, scratch, wants_rehearsal
 from alignctl.stage.rows import as_written, texts_of, write_ledgers
 from alignctl.stage.save import save
-from alignctl.stage.training import check_room, full_disk_explained, train
+from alignctl.stage.training import check_room, check_warm_up, full_disk_explained, train
 
 
 def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSignal) -> None:
@@ -117,6 +117,7 @@ def _work(job: Job, twice: bool = False) -> None:
     rows, held_rows = rows_to_train_on(job)
     trainer = build_trainer(job, rows, held_rows)
     write_ledgers(job, trainer, rows, held_rows)
+    check_warm_up(job, trainer)
     check_room(job, trainer)  # before anything is written that other settings would spoil
     measuring = Measuring(job, trainer)
     before = measuring.before()

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from alignctl.errors import AlignctlError, LaunchError, Stopped
+from alignctl.config.warm_up import warm_up_problem
+from alignctl.errors import AlignctlError, LaunchError, NotANumber, RequestError, Stopped
 from alignctl.run.checkpoints import STAGING, Checkpoint, newest_checkpoint, remove_torn
 from alignctl.run.disk import free_bytes, lack_of_room, shown_bytes
 from alignctl.run.files import write_json
@@ -20,7 +21,7 @@ from alignctl.run.shares import must_convert, shares
 from alignctl.stage.job import Job
 from alignctl.trainers.base.managed import StageTrainer
 from alignctl.trainers.base.not_finite import NotFinite
-from alignctl.trainers.base.room import writes_of
+from alignctl.trainers.base.room import optimizer_steps, writes_of
 from alignctl.trainers.base.universal import converted
 
 
@@ -42,9 +43,22 @@ def train(job: Job, trainer: StageTrainer) -> None:
             trainer.train(resume_from_checkpoint=folder and str(folder))
         except NotFinite as error:
             raise _not_finite(job, trainer, error) from error
+        except NotANumber as error:
+            raise _not_a_number(job, trainer, error) from error
     state = trainer.state
     if job.stop.stopped:
         raise Stopped(f"stopped at step {state.global_step} of {state.max_steps}; a checkpoint is saved")
+    if trainer.stops_early is not None and state.global_step < state.max_steps:
+        progress.notice(
+            f"stopped early after step {state.global_step} of {state.max_steps}: "
+            f"`{trainer.args.metric_for_best_model}` of the held-out rows has not got better for "
+            f"{trainer.args.early_stopping_patience} evaluations"
+        )
+    if (since := trainer.unchanged.since) is not None:
+        progress.notice(
+            f"warning: steps {since + 1} to {state.global_step} changed no weight: is `{job.stage.name}.learning_rate="
+            f"{trainer.args.learning_rate:g}` too small for weights in {trainer.trained_model.dtype}?"
+        )
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
         best = Path(state.best_model_checkpoint).name
         progress.notice(f"the model is that of {best}, the best by `{trainer.args.metric_for_best_model}`")
@@ -87,6 +101,16 @@ def _for_these_processes(job: Job, trainer: StageTrainer, checkpoint: Checkpoint
     return converted(trainer, checkpoint)
 
 
+def _not_a_number(job: Job, trainer: StageTrainer, error: NotANumber) -> AlignctlError:
+    """What to tell people of drawing or measuring in the middle of training that came to no number."""
+    newest, problem = newest_checkpoint(job.paths.checkpoints), error.problems[0]
+    return AlignctlError(
+        f"{problem.message}; training was stopped after step {trainer.state.global_step}, and "
+        + (f"the newest checkpoint is {newest.path}" if newest else "there is no checkpoint yet"),
+        problem.hint or f"give another `run_dir` and a lower `{job.stage.name}.learning_rate`",
+    )
+
+
 def _not_finite(job: Job, trainer: StageTrainer, error: NotFinite) -> AlignctlError:
     """What to tell people; the rows of the batch are written down."""
     stage, paths = job.stage, job.paths
@@ -103,12 +127,13 @@ def _not_finite(job: Job, trainer: StageTrainer, error: NotFinite) -> AlignctlEr
             "reproduce": f"the same command, which goes on from {newest.path if newest else 'the beginning'}",
         }
         write_json(paths.not_finite, content)
+    and_weights = " and at the weights that training began with" if error.step == 1 else ""
     return AlignctlError(
-        f"{error.what} of step {error.step} is not a finite number, and training was stopped; "
+        f"{error.what} of step {error.step} is not finite, and training was stopped; "
         + (f"{newest.path} is from before" if newest else "there is no checkpoint yet")
         + f". The rows of the batch are listed in {paths.not_finite}",
-        f"look at those rows, or give another `run_dir` and a lower `{stage.name}.learning_rate`; the same command "
-        "comes to the same step again",
+        f"look at those rows{and_weights}, or give another `run_dir` and a lower `{stage.name}.learning_rate`; the "
+        "same command comes to the same step again",
     )
 
 
@@ -144,6 +169,17 @@ def _evaluated_as_it_is(trainer: StageTrainer) -> Iterator[None]:
         trainer.is_deepspeed_enabled = by_deepspeed
         if trainer.is_fsdp_enabled:
             trainer.model.to(device)
+
+
+def check_warm_up(job: Job, trainer: StageTrainer) -> None:
+    """Refuses a warm-up that training ends with.
+
+    Raises:
+        RequestError: It takes as many steps as the training, or more.
+    """
+    steps = optimizer_steps(trainer.args, len(trainer.train_dataset))
+    if problem := warm_up_problem(job.stage.name, job.stage.trainer, steps):
+        raise RequestError(problem.message, problem.hint)
 
 
 def check_room(job: Job, trainer: StageTrainer) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import trl
 from datasets import Dataset
+from torch import Tensor, nn
 from trl.trainer.sft_config import SFTConfig as TRLSFTConfig
 
 from alignctl.errors import RequestError
 from alignctl.models.template import check_end_is_trained
+from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
 
@@ -49,3 +51,7 @@ class SFTTrainer(Managed, OnEngine, trl.SFTTrainer):
         whole = [labels for labels in rows if packing or longest is None or len(labels) < longest]
         model = self.accelerator.unwrap_model(self.model)
         check_end_is_trained(model, self.processing_class, whole, anywhere=packing)
+
+    def held_out_parts(self, model: nn.Module, loss: Tensor, inputs: dict[str, Any]) -> list[Part]:
+        """A mean over the tokens that are trained on."""
+        return [(loss, (inputs["labels"][:, 1:] != -100).sum())]

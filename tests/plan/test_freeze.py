@@ -236,7 +236,7 @@ def test_a_run_that_an_older_alignctl_began_is_not_continued(tmp_path, alignctl)
     write_json(plan.paths.plan, older)
     refuse_other_run(plan, config)  # nothing was begun yet
     write_json(plan.paths.stage("sft").result, {})
-    reason = r"was begun by alignctl .* \(its plan.json is of version 1, and this alignctl writes version 2\)"
+    reason = r"was begun by alignctl .* \(its plan.json is of version 1, and this alignctl writes version 3\)"
     with pytest.raises(RequestError, match=reason):
         refuse_other_run(plan, config)
     done = alignctl("resume", str(tmp_path))
@@ -296,6 +296,33 @@ def test_only_paths_are_made_absolute(tmp_path, monkeypatch):
         "run_name": "train",
         "data": {"eval_path": str(tmp_path / "rows.csv"), "path": "owner/name"},
     }
+
+
+@pytest.mark.parametrize(
+    "given", ["rewards.py:short", ["rewards.py:short", "alignctl.data.quickstart:reward"]], ids=str
+)
+def test_files_of_functions_are_paths_too(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards.py").write_text("def short(completions): return [-len(one) for one in completions]")
+    modules = [] if isinstance(given, str) else given[1:]
+    assert absolute_paths({"ppo": {"reward_funcs": given}})["ppo"]["reward_funcs"] == [
+        f"{tmp_path / 'rewards.py'}:short",
+        *modules,
+    ]
+
+
+def test_a_changed_reward_function_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "rewards.py"
+    alone = ("ppo.from=null", "ppo.reward_model=null", "ppo.reward_funcs=[rewards.py:short]")
+    prints = set()
+    for sign in ("", "-"):
+        file.write_text(f"def short(completions): return [{sign}1.0 for one in completions]")
+        _identity.cache_clear()  # which is kept for as long as a command takes
+        config, _ = compose(read_request(["recipe=rlhf_quickstart", "stages=[ppo]", *alone]))
+        (stage,) = make_plan(absolute_paths(config), "rlhf_quickstart", tmp_path / "run").stages
+        prints.add(stage.fingerprint)
+    assert len(prints) == 2
 
 
 def test_a_torn_last_line_is_left_out(tmp_path):

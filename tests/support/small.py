@@ -57,8 +57,9 @@ class Small:
         defaults = {"per_device_train_batch_size": 8, "bf16": False, "report_to": "none", "use_cpu": True}
         return config_class(output_dir=str(self.folder), **defaults | settings)
 
-    def trainer(self, name: str, trainer: Any = None, model: Any = None, rows: Dataset | None = None, **settings: Any):
-        """The trainer of a method, or another that takes the same arguments."""
+    def trainer(self, name: str, trainer: Any = None, model: Any = None, rows: Dataset | None = None,
+                held: Dataset | None = None, **settings: Any):  # fmt: skip
+        """The trainer of a method, or another that takes the same arguments; `held` are held-out rows."""
         method = methods()[name]
         model = model or (self.model if method.trained == "policy" else self.reward_model())
         roles = {"ref_model": self.model} if "reference" in method.roles else {}
@@ -66,6 +67,7 @@ class Small:
             model=model,
             args=self.arguments(resolve(method.config_class), **settings),
             train_dataset=rows or self.rows(method.data_kind),
+            eval_dataset=held,
             processing_class=self.tokenizer,
             **roles,
         )

@@ -14,13 +14,12 @@ from support.models import weights_of
 from support.rewards import REWARDS
 from transformers import LlamaForCausalLM
 
-from alignctl.errors import AlignctlError, RequestError
+from alignctl.errors import AlignctlError, NotANumber, RequestError
 from alignctl.models.tokenizer import train_tokenizer
 from alignctl.rollout.episodes import Episodes, Segment
 from alignctl.rollout.rewards import (
     FunctionReward,
     Moments,
-    NotANumber,
     RewardModel,
     combine,
     load_function,

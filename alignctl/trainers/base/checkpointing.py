@@ -39,7 +39,8 @@ class CompleteCheckpoints:
         wanted. transformers would train one step more.
         """
         state = TrainerState.load_from_json(str(checkpoint.path / TRAINER_STATE_NAME))
-        if state.global_step < state.max_steps:
+        ended_early = self.stops_early is not None and self.stops_early.exhausted(state)
+        if state.global_step < state.max_steps and not ended_early:
             return False
         self.state = state
         find_best(state, checkpoint.path.parent)

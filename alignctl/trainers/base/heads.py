@@ -128,7 +128,8 @@ def _check_head(model: nn.Module) -> None:
     """A few tokens scored by our head and by the model's own logits.
 
     Raises:
-        RequestError: They differ: the architecture does something between its layers and its logits that we do not.
+        RequestError: They differ: the architecture does something between its layers and its logits that we do not. Or
+            they are no numbers.
     """
     if not has_all_weights(model):
         return
@@ -177,10 +178,16 @@ def _few_tokens(model: nn.Module) -> Tensor:
 
 
 def _as_by_itself(found: Tensor, model: nn.Module, ids: Tensor) -> bool:
-    """Whether log-probabilities `[length - 1]` of all tokens but the first are those of the model's own logits."""
+    """Whether log-probabilities `[length - 1]` of all tokens but the first are those of the model's own logits.
+
+    Raises:
+        RequestError: Those are no numbers.
+    """
     with evaluating(model):
         # The class's own forward: that of the model may be in mixed precision already.
         logits = type(model).forward(model, input_ids=ids, use_cache=False).logits[0, :-1].float()
+    if not logits.isfinite().all():
+        raise RequestError("the model cannot be trained: its logits are not finite", "look at its weights")
     expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
     tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_16)
     return torch.allclose(found, expected.to(found.dtype), rtol=0, atol=tolerance)

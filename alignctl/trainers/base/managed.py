@@ -21,10 +21,16 @@ from transformers import (
 from alignctl.errors import RequestError, refused
 from alignctl.models.saving import Configs
 from alignctl.run.checkpoints import Checkpoint
+from alignctl.trainers.base.averages import KeepsAverages
 from alignctl.trainers.base.checkpointing import CompleteCheckpoints
 from alignctl.trainers.base.columns import CarriesRowColumns
+from alignctl.trainers.base.early_stopping import StopsEarly
+from alignctl.trainers.base.held_out import HeldOutLoss
+from alignctl.trainers.base.moving_reference import KeepsReference
 from alignctl.trainers.base.not_finite import StopsWhenNotFinite
 from alignctl.trainers.base.replicas import OneModel
+from alignctl.trainers.base.unchanged import Unchanged
+from alignctl.trainers.base.warm_up import WarmsUp
 
 
 class StageTrainer(Protocol):
@@ -53,6 +59,10 @@ class StageTrainer(Protocol):
     """`save_total_limit`, which transformers is not told."""
     show_samples: Callable[[list[dict[str, Any]]], None] | None
     """Is given completions that training drew, with their scores, whenever it logs."""
+    unchanged: Unchanged
+    """Whether training left the weights as they were."""
+    stops_early: StopsEarly | None
+    """What ends training early, where that is wanted."""
 
     @property
     def trained_model(self) -> PreTrainedModel: ...
@@ -70,9 +80,12 @@ class StageTrainer(Protocol):
     def add_callback(self, callback: TrainerCallback) -> None: ...
 
 
-class Managed(StopsWhenNotFinite, CarriesRowColumns, CompleteCheckpoints):
-    """Mixin before a class of transformers or TRL: stops at numbers that are none, hands rows' own columns to the
-    loss, saves checkpoints whole or not at all, and makes sure that all processes train one model."""
+class Managed(
+    StopsWhenNotFinite, CarriesRowColumns, HeldOutLoss, WarmsUp, KeepsAverages, KeepsReference, CompleteCheckpoints
+):
+    """Mixin before a class of transformers or TRL: stops at numbers that are none, or early where that is wanted, hands
+    rows' own columns to the loss, counts each held-out row once, learns from the first step of a warm-up, saves
+    checkpoints whole or not at all, and makes sure that all processes train one model, and that it is trained."""
 
     ref_model: nn.Module | None = None
     start: Configs
@@ -85,6 +98,12 @@ class Managed(StopsWhenNotFinite, CarriesRowColumns, CompleteCheckpoints):
         self.start = copy.deepcopy(Configs(model.config, getattr(model, "generation_config", None)))
         super().__init__(*args, **kwargs)
         self.add_callback(OneModel(self))
+        self.unchanged = Unchanged(self)
+        self.add_callback(self.unchanged)
+        self.stops_early: StopsEarly | None = None
+        if self.args.early_stopping_patience:
+            self.stops_early = StopsEarly(self.args.early_stopping_patience, self.args.early_stopping_threshold)
+            self.add_callback(self.stops_early)
 
     def get_train_dataloader(self) -> DataLoader:
         batches = super().get_train_dataloader()

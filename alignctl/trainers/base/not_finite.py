@@ -11,6 +11,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from alignctl.errors import NotANumber
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -61,7 +63,11 @@ class StopsWhenNotFinite:
         return batches, count
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except NotANumber as error:  # of drawing; what the others draw is as bad, and they need not be asked
+            trouble = self._describe(math.nan, None)
+            raise NotFinite("a logit to draw from", trouble.step, [trouble]) from error
         self._losses.append(loss)
         return loss
 

@@ -29,6 +29,22 @@ class EngineConfig:
     """How batches are computed. shared_prefix: what rows begin with in common once, and without padding; padded: as in
     TRL; auto: the first where the model can. The numbers are the same to rounding."""
 
+    early_stopping_patience: int | None = None
+    """Ends training once `metric_for_best_model`, of the held-out rows, has not got better for so many evaluations in
+    turn."""
+    early_stopping_threshold: float = 0.0
+    """By how much it has to get better to count."""
+
+    def __post_init__(self) -> None:
+        if self.early_stopping_patience and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
+        super().__post_init__()
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Steps of the warm-up; a share of all steps leaves at least one with the whole learning rate."""
+        warm_up = super().get_warmup_steps(num_training_steps)
+        return warm_up if self.warmup_steps >= 1 else min(warm_up, num_training_steps - 1)
+
 
 class OnEngine:
     """A mixin for TRL's trainers. `notices` says for people how batches are computed."""
@@ -79,11 +95,20 @@ class OnEngine:
     def _why_padded(self, model: PreTrainedModel, has_head: bool) -> str | None:
         if getattr(self, "label_smoother", None) is not None:
             return "label smoothing needs the logits of all positions"
+        if self.args.neftune_noise_alpha:
+            return "the noise on embeddings depends on how rows are padded"
         scored_otherwise = None if has_head else why_not_scored_packed(model)
         return scored_otherwise or put_packed_attention_on(model, self.accelerator.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        if self.args.train_sampling_strategy != "group_by_length":
+        strategy = self.args.train_sampling_strategy
+        if strategy == "batch_rebalance" and "input_ids" not in self.train_dataset.column_names:
+            raise RequestError(
+                "`train_sampling_strategy=batch_rebalance` looks for the tokens of single texts, and these rows have "
+                "several",
+                "set it to group_by_length",
+            )
+        if strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         rows = self.train_dataset if train_dataset is None else train_dataset
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps

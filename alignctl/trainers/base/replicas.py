@@ -78,6 +78,11 @@ def checksum(model: nn.Module) -> Tensor:
     total = torch.zeros((), dtype=torch.int64)
     for weight in model.parameters():
         if weight.requires_grad and not isinstance(weight, DTensor) and not hasattr(weight, "ds_id"):
-            bits = weight.detach().contiguous().view(_INTEGERS[weight.element_size()])
-            total += bits.sum(dtype=torch.int64).cpu()
+            total += sum_of_bits(weight)
     return total
+
+
+def sum_of_bits(tensor: Tensor) -> Tensor:
+    """Of the numbers of a tensor as whole numbers, on the CPU."""
+    bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
+    return bits.sum(dtype=torch.int64).cpu()

@@ -10,6 +10,9 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from alignctl.trainers.base.averages import is_schedule_free
+from alignctl.trainers.base.moving_reference import moves
+
 _DEEPSPEED_STATE = 12  # bytes a parameter: float32 weights and AdamW's two moments, whatever type it is trained in
 _FILES, _BLOCK = 10, 4096  # of a converted checkpoint: files for each weight, and bytes that one is rounded up to
 
@@ -44,6 +47,8 @@ def writes_of(trainer: Trainer, keep_last: int | None, model: nn.Module) -> Writ
     checkpoint = _bytes(trained)
     if not trainer.args.save_only_model:
         checkpoint += _state_bytes(trainer, trained)
+        if moves(trainer.args):
+            checkpoint += _bytes(trainer.ref_model.parameters())
     return Writes(
         checkpoint,
         _checkpoints(trainer, keep_last),
@@ -69,6 +74,8 @@ def _state_bytes(trainer: Trainer, trained: list[nn.Parameter]) -> int:
     optimizer = str(trainer.args.optim.value)
     if "8bit" in optimizer:
         return 2 * sum(map(_count, trained))
+    if is_schedule_free(trainer.args):
+        return 3 * _bytes(trained)  # the weights that training goes on with, too
     return 0 if "adafactor" in optimizer or "sgd" in optimizer else 2 * _bytes(trained)
 
 
@@ -96,5 +103,6 @@ def optimizer_steps(args: TrainingArguments, rows: int) -> int:
 
 
 def _steps_per_epoch(args: TrainingArguments, rows: int) -> int:
-    batches = math.ceil(rows * getattr(args, "num_generations", 1) / (args.train_batch_size * args.world_size))
-    return math.ceil(batches / args.gradient_accumulation_steps)
+    whole = math.floor if args.dataloader_drop_last else math.ceil
+    batches = whole(rows * getattr(args, "num_generations", 1) / (args.train_batch_size * args.world_size))
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))

@@ -14,6 +14,7 @@ import torch
 from transformers import Trainer
 
 from alignctl.run.checkpoints import STAGING, Checkpoint
+from alignctl.trainers.base.moving_reference import REFERENCE_FILE
 
 _CONVERTED = "converted"
 
@@ -35,7 +36,8 @@ def _convert(checkpoint: Path, folder: Path) -> None:
 
     folder.mkdir(parents=True)
     for file in checkpoint.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":  # DeepSpeed's own files have the weights, too
+        weights = file.suffix == ".safetensors" and file.name != REFERENCE_FILE
+        if file.is_file() and not weights:  # DeepSpeed's own files have them, too
             shutil.copyfile(file, folder / file.name)  # no link: where room is looked for, staged files are written to
     step = (checkpoint / "latest").read_text(encoding="utf-8").strip()
     main(

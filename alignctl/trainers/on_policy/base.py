@@ -156,6 +156,7 @@ class OnPolicyTrainer(Trainer):
         """Draws completions, scores them, and updates what is trained; the gradient of the last mini-batch is left for
         the trainer to step with."""
         began = time.perf_counter()
+        self.optimizer.train()  # of a schedule-free one: what draws is what learns
         # TRL's helper for vLLM gathers divided weights by itself, and they may not be gathered twice.
         drawn = self._vllm.draw(inputs[PROMPT_IDS]) if self._vllm is not None else None
         # Divided weights are gathered once a rollout, not once a token; so processes need not run as often as others.

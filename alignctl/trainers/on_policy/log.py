@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from alignctl.rollout.episodes import Episodes
 from alignctl.rollout.kl import kl_estimates
 from alignctl.rollout.rewards import Score, totals
-from alignctl.run.files import read_json_lines, write_json_lines
+from alignctl.run.files import append_json_lines, read_json_lines, write_json_lines
 from alignctl.trainers.on_policy.experience import Experience, moments
 
 
@@ -95,9 +94,7 @@ class RolloutLog:
         if not self._file_is_clean:
             write_json_lines(path, [row for row in read_json_lines(path) if row["step"] < step])
             self._file_is_clean = True
-        with path.open("a", encoding="utf-8") as file:
-            for row in self.samples:
-                file.write(json.dumps({"step": step} | row, ensure_ascii=False) + "\n")
+        append_json_lines(path, [{"step": step} | row for row in self.samples])
 
     def _everywhere(self, values: Tensor | list[float] | list[bool]) -> Tensor:
         given = values.detach() if isinstance(values, Tensor) else torch.tensor(values)

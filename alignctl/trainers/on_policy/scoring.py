@@ -13,11 +13,10 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from alignctl.errors import AlignctlError, RequestError
+from alignctl.errors import AlignctlError, NotANumber, RequestError
 from alignctl.rollout.episodes import Episodes
 from alignctl.rollout.rewards import (
     Moments,
-    NotANumber,
     RewardModel,
     RewardSource,
     Score,
@@ -109,7 +108,7 @@ class Scoring:
         try:
             rewards = score(self.sources, episodes)
         except NotANumber as error:
-            raise AlignctlError(str(error), self._last_checkpoint()) from error
+            raise AlignctlError(error.problems[0].message, self._last_checkpoint()) from error
         scores = combine(rewards, self._weights, self._moments(rewards), self._args.reward_clip)
         if (penalty := self._args.missing_eos_penalty) is not None:
             for one, ids, ended in zip(scores, episodes.completion_ids, episodes.ended, strict=True):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import trl
+from torch import Tensor, nn
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
+from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
 from alignctl.trainers.preference.reference_logps import CachedReferenceLogps
+
+_LIKELIHOOD = "sft"
 
 
 @dataclass
@@ -21,3 +28,23 @@ class DPOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.DPOTrainer):
     """Direct preference optimization, arXiv:2305.18290."""
 
     blocks = 2
+
+    def held_out_parts(self, model: nn.Module, loss: Tensor, inputs: dict[str, Any]) -> list[Part]:
+        """The loss `sft` is a mean over tokens, the others over pairs."""
+        if _LIKELIHOOD not in self.loss_types:
+            return super().held_out_parts(model, loss, inputs)
+        likelihood = self._likelihood_of(model, inputs)
+        tokens = inputs["completion_mask"].chunk(2)[0][:, 1:].sum()
+        return [*super().held_out_parts(model, loss - likelihood, inputs), (likelihood, tokens)]
+
+    @torch.no_grad()
+    def _likelihood_of(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The loss `sft` of a batch by itself: TRL gives only the sum of all."""
+        kept = self.loss_types, self.loss_weights, self._metrics
+        weight = sum(w for name, w in zip(self.loss_types, self.loss_weights, strict=True) if name == _LIKELIHOOD)
+        self.loss_types, self.loss_weights, self._metrics = [_LIKELIHOOD], [weight], {"eval": defaultdict(list)}
+        try:
+            with self.compute_loss_context_manager():
+                return self.compute_loss(model, self._prepare_inputs(inputs))
+        finally:
+            self.loss_types, self.loss_weights, self._metrics = kept

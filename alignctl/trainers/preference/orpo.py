@@ -48,11 +48,12 @@ class ORPOTrainer(PairTrainer):
     def pair_loss(self, chosen: Completions, rejected: Completions, row: Mapping[str, Any]) -> PairLoss:
         preference = odds_ratio_losses(chosen.mean_logps, rejected.mean_logps).mean()
         return PairLoss(
-            chosen.nll + self.beta * preference,
+            self.beta * preference,
             self.beta * chosen.mean_logps,
             self.beta * rejected.mean_logps,
             metrics={
                 "nll_loss": chosen.nll,
                 "log_odds": log_odds_ratio(chosen.mean_logps, rejected.mean_logps).mean(),
             },
+            likelihood_weight=1.0,
         )

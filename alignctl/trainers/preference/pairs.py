@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trl.trainer.dpo_config import DPOConfig
 
 from alignctl.trainers.base.columns import ROW
+from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import OnEngine
 
@@ -33,6 +34,8 @@ class Completions:
     """`[batch]`, without gradient; None without a reference."""
     nll: Tensor
     """Scalar: mean negative log-probability of all scored tokens of this side."""
+    scored_tokens: Tensor
+    """Scalar: their number."""
 
     @property
     def mean_logps(self) -> Tensor:
@@ -44,12 +47,14 @@ class PairLoss:
     """What a method makes of a batch."""
 
     loss: Tensor
-    """Scalar."""
+    """Scalar: the part that is a mean over pairs."""
     chosen_rewards: Tensor
     """`[batch]`, the method's implicit reward."""
     rejected_rewards: Tensor
     metrics: dict[str, Tensor]
     """Scalars to log beside the usual ones."""
+    likelihood_weight: float = 0.0
+    """Weight of the other part, `nll` of the chosen completions, a mean over tokens."""
 
 
 class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
@@ -99,6 +104,7 @@ class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
                 tokens=mask.sum(1),
                 ref_logps=reference,
                 nll=-per_token.sum() / counted.sum().clamp(min=1),
+                scored_tokens=counted.sum(),
             )
             for per_token, mask, counted, reference in zip(
                 per_token_logps.chunk(2), completion.chunk(2), scored.chunk(2), self._reference(inputs), strict=True
@@ -106,10 +112,14 @@ class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
         )
         result = self.pair_loss(chosen, rejected, row)
         self._record(result, chosen, rejected, inputs["attention_mask"])
-        loss = result.loss
+        self._likelihood = (result.likelihood_weight * chosen.nll, chosen.scored_tokens)
+        loss = result.loss + self._likelihood[0]
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         return (loss, outputs) if return_outputs else loss
+
+    def held_out_parts(self, model: nn.Module, loss: Tensor, inputs: dict[str, Any]) -> list[Part]:
+        return [*super().held_out_parts(model, loss - self._likelihood[0], inputs), self._likelihood]
 
     def _reference(self, inputs: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """Log-probabilities of chosen and rejected completions under the reference, if there is one."""

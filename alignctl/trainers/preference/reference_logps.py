@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from alignctl.engine.forward import evaluating
 from alignctl.run.paths import cache_dir
 
 _COMPUTING = ("torch", "transformers", "trl")
@@ -50,7 +51,9 @@ class CachedReferenceLogps:
         if columns is None:
             # TRL has a cache of its own, by a fingerprint of the rows that knows neither lengths nor precision.
             marked = dataset.select(range(len(dataset)), new_fingerprint=key[0] or uuid.uuid4().hex)
-            computed = super()._precompute_ref_logps(marked, name, batch_size)
+            # A model that was made, and not loaded, has its dropout on; and what is drawn here, found ones do not draw.
+            with evaluating(model), torch.random.fork_rng(devices=[]):
+                computed = super()._precompute_ref_logps(marked, name, batch_size)
             columns = {column: computed[column] for column in computed.column_names if column not in dataset.features}
             if file and self.accelerator.is_main_process:
                 _write(file, {column: torch.tensor(list(values)) for column, values in columns.items()})

@@ -32,7 +32,6 @@ class SimPOTrainer(PairTrainer):
         gamma = self.args.gamma_beta_ratio * self.beta
         losses = simpo_losses(chosen.mean_logps, rejected.mean_logps, self.beta, gamma, self.args.label_smoothing)
         rewards = self.beta * chosen.mean_logps, self.beta * rejected.mean_logps
-        loss = losses.mean()
-        if self.args.sft_weight:
-            loss = loss + self.args.sft_weight * chosen.nll
-        return PairLoss(loss, *rewards, metrics={"nll_loss": chosen.nll})
+        return PairLoss(
+            losses.mean(), *rewards, metrics={"nll_loss": chosen.nll}, likelihood_weight=self.args.sft_weight
+        )
