@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-torch-$(TORCH)
 DEV := $(VENV)/.dev-torch-$(TORCH)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+# One process more than there are cores: tests of SLURM and of signals mostly wait.
+PROCESSES ?= $(shell expr $$(nproc) + 1)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(PROCESSES) --dist=loadfile
 
 RANGES := .venv-oldest .venv-newest
 

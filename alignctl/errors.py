@@ -74,7 +74,8 @@ class LaunchError(AlignctlError):
 
 @contextmanager
 def refused(what: str, hint: str | None = None) -> Iterator[None]:
-    """Tells people what a library does not take of their settings, in the library's words.
+    """Tells people what a library does not take of their settings, in the library's words. What alignctl's own code
+    raises is left as it is: a bug.
 
     Args:
         what: What was given to it: "the settings of `sft`".
@@ -85,10 +86,20 @@ def refused(what: str, hint: str | None = None) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        if _raised_in(error).startswith("alignctl."):
+            raise
         said = " ".join(str(error).split())
         raise RequestError(
             f"{what} cannot be used: {said[:_SAID]}{'...' if len(said) > _SAID else ''}", hint
         ) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module whose code raised an error."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "") if trace else ""
 
 
 class Stopped(AlignctlError):

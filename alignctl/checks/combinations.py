@@ -10,7 +10,7 @@ from typing import Any
 
 from alignctl.checks.bounds import check_numbers
 from alignctl.checks.shared_base import check_shared_base
-from alignctl.checks.training import check_attention, check_training
+from alignctl.checks.training import check_attention, check_packages, check_training
 from alignctl.checks.values import check_choice, method_of
 from alignctl.config.schema import MISSING, wants_bitsandbytes
 from alignctl.config.stages import first_stage, merged_section, names_rows
@@ -37,6 +37,9 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
     several = isinstance(distributed, Mapping) and distributed.get("type", "none") != "none"
     yield from check_training(name, stage, several)
     model = merged_section(config, first_stage(config, name), "model")
+    if not _runs_elsewhere(config):
+        yield from check_packages(name, stage, model)
+        yield from _bitsandbytes(name, stage, peft)
     yield from check_attention(model)
     attention = model.get("attn_implementation")
     if stage.get("engine") == "shared_prefix" and attention not in (None, "sdpa"):
@@ -63,7 +66,6 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
     if merged_section(config, name, "data").get("margin") is not None and not method.declares("margin"):
         takers = ", ".join(f"`{other.name}`" for other in methods().values() if other.declares("margin"))
         yield Problem(f"`data.margin` would have no effect on `{name}`: only the method {takers} uses margins")
-    yield from _bitsandbytes(name, stage, peft)
     if stage.get("sharing") == "shared_base":
         yield from check_shared_base(config, name, peft)
     yield from check_numbers(name, stage, method.bounds)
@@ -83,6 +85,12 @@ def _bitsandbytes(name: str, stage: Mapping[str, Any], peft: Mapping[str, Any]) 
     if importlib.util.find_spec("bitsandbytes") is None:
         for setting in wants_bitsandbytes(name, peft, stage.get("optim")):
             yield Problem(f"`{setting}` needs the package `bitsandbytes`", 'pip install "alignctl[bitsandbytes]"')
+
+
+def _runs_elsewhere(config: Mapping[str, Any]) -> bool:
+    """Whether the packages are those of a container or of another Python, which only the worker sees."""
+    launcher = config.get("launcher")
+    return isinstance(launcher, Mapping) and any(launcher.get(key) for key in ("container", "python", "srun"))
 
 
 def check_unused(config: Mapping[str, Any], stages: list[str]) -> Iterator[Problem]:

@@ -46,8 +46,6 @@ def check_training(name: str, stage: Mapping[str, Any], processes: bool) -> Iter
     yield from _loading(name, stage)
     if stage.get("ddp_backend") and not processes:
         yield Problem(f"`{name}.ddp_backend` would have no effect: one process trains", "set `distributed=ddp`")
-    if stage.get("use_liger_kernel"):
-        yield from _needs(f"{name}.use_liger_kernel=true", ("liger_kernel",), "liger-kernel")
     for key in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         given = stage.get(key)
         for argument in given if isinstance(given, Mapping) else ():
@@ -59,18 +57,28 @@ def check_training(name: str, stage: Mapping[str, Any], processes: bool) -> Iter
 
 
 def check_attention(model: Mapping[str, Any]) -> Iterator[Problem]:
-    """Whether the attention kernel of a section `model` is one, and its package is there."""
+    """Whether the attention kernel of a section `model` is one; those of the Hub have a `/` in their names."""
     kernel = model.get("attn_implementation")
-    if not isinstance(kernel, str):
-        return
-    known = kernel.removeprefix("paged|")
-    setting = f"model.attn_implementation={kernel}"
-    if "/" in kernel:
-        yield from _needs(setting, ("kernels",), "kernels")
-    elif known not in _KERNELS:
-        yield Problem(f"unknown `{setting}`", did_you_mean(known, _KERNELS, prefix="model.attn_implementation="))
-    elif packages := _KERNELS[known]:
-        yield from _needs(setting, packages, "flash-attn")
+    if isinstance(kernel, str) and "/" not in kernel and (known := kernel.removeprefix("paged|")) not in _KERNELS:
+        hint = did_you_mean(known, _KERNELS, prefix="model.attn_implementation=")
+        yield Problem(f"unknown `model.attn_implementation={kernel}`", hint)
+
+
+def check_packages(name: str, stage: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether the packages of an optimizer and of kernels are there, where the stage runs in this environment."""
+    if stage.get("use_liger_kernel"):
+        yield from _needs(f"{name}.use_liger_kernel=true", ("liger_kernel",), "liger-kernel")
+    optimizer, kernel = stage.get("optim"), model.get("attn_implementation")
+    if isinstance(optimizer, str) and not wants_bitsandbytes(name, {}, optimizer):
+        for part, (module, package) in _OPTIMIZERS.items():
+            if part in optimizer:
+                yield from _needs(f"{name}.optim={optimizer}", (module,), package)
+    if isinstance(kernel, str):
+        setting = f"model.attn_implementation={kernel}"
+        if "/" in kernel:
+            yield from _needs(setting, ("kernels",), "kernels")
+        elif packages := _KERNELS.get(kernel.removeprefix("paged|")):
+            yield from _needs(setting, packages, "flash-attn")
 
 
 def _precision(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
@@ -131,16 +139,11 @@ def _optimizer(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     optimizer, arguments = stage.get("optim"), stage.get("optim_args")
     if stage.get("optim_target_modules") and not str(optimizer).startswith(_WITH_TARGETS):
         yield Problem(f"`{name}.optim_target_modules` would have no effect: only GaLore and APOLLO look at it")
-    if isinstance(optimizer, str):
-        if not wants_bitsandbytes(name, {}, optimizer):
-            for part, (module, package) in _OPTIMIZERS.items():
-                if part in optimizer:
-                    yield from _needs(f"{name}.optim={optimizer}", (module,), package)
-        if optimizer.startswith(_WITH_TARGETS) and not stage.get("optim_target_modules"):
-            yield Problem(
-                f"`{name}.optim={optimizer}` needs `{name}.optim_target_modules`: the layers it works on",
-                f"set `{name}.optim_target_modules=all-linear`",
-            )
+    elif str(optimizer).startswith(_WITH_TARGETS) and not stage.get("optim_target_modules"):
+        yield Problem(
+            f"`{name}.optim={optimizer}` needs `{name}.optim_target_modules`: the layers it works on",
+            f"set `{name}.optim_target_modules=all-linear`",
+        )
     if arguments and (optimizer or "adamw_torch") in _WITHOUT_ARGUMENTS:
         yield Problem(
             f"`{name}.optim_args` would have no effect: the optimizer `{optimizer or 'adamw_torch'}` takes none",

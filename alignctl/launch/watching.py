@@ -14,6 +14,7 @@ from alignctl.run.paths import StagePaths
 
 _LOOK_EVERY_S = 1.0
 _SLOW = 10  # times the time without a step or another phase, for what may take long
+_QUIET_S = 600  # that a slow disk may keep a process from working while it imports, reads or saves
 
 
 class Workers:
@@ -62,10 +63,13 @@ class Workers:
     def stuck(self, timeout_s: float) -> bool:
         """Whether none has begun within that long, or none has done any work, or none went on with what it does: for
         that they have longer where it may take long. One that is stuck stops the others soon."""
+        quiet_s = max(timeout_s, _QUIET_S)
         if not self._beats:
-            return self._unseen_s >= timeout_s
-        longer = _SLOW if any(is_slow(beat["doing"]) for beat in self._beats.values()) else 1
-        return min(self._silent_s.values()) >= timeout_s or min(self._still_s.values()) >= timeout_s * longer
+            return self._unseen_s >= quiet_s
+        slow = any(is_slow(beat["doing"]) for beat in self._beats.values())
+        return min(self._silent_s.values()) >= (quiet_s if slow else timeout_s) or min(
+            self._still_s.values()
+        ) >= timeout_s * (_SLOW if slow else 1)
 
     def end_at_once(self) -> bool:
         """Whether a request to stop has to end all of them soon, because there is nothing to save yet."""

@@ -65,12 +65,18 @@ def make_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: S
     known = sorted({number for number in tokenizer.get_vocab().values() if number < rows} - set(fresh))
     if needed > rows:
         model.resize_token_embeddings(needed, mean_resizing=False)
+        model.rows_of_checkpoint = rows
     tensors = [layer.weight for layer in _layers(model).values()]
     tensors += [bias for layer in _layers(model).values() if (bias := getattr(layer, "bias", None)) is not None]
     for tensor in tensors:
         tensor[fresh] = tensor[known].float().mean(0).to(tensor.dtype)
     grown = f"the model has {needed:,} embeddings in place of {rows:,}; " if needed > rows else ""
     return f"{grown}{len(fresh):,} of them start at the mean of the others"
+
+
+def rows_before(model: nn.Module) -> int | None:
+    """How many embeddings the checkpoint has, where the model has more."""
+    return getattr(bare(model), "rows_of_checkpoint", None)
 
 
 def rows_to_train(model: PreTrainedModel, new: Sequence[int], peft: Mapping[str, Any]) -> dict[str, list[int]] | None:

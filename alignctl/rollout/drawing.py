@@ -26,6 +26,7 @@ from alignctl.rollout.settings import RolloutSettings
 
 # Of continuous batching: tokens of the cache that are given out together, and the most of a forward pass.
 _PAGE, _STEP_TOKENS = 32, 1024
+_NOT_DRAWN = "the model's logits are not finite, so no answer can be drawn from it"
 
 
 class Drawn(NamedTuple):
@@ -103,7 +104,7 @@ class _OnlyNumbers(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if not scores.max().isfinite():  # NaN is the largest of all
-            raise NotANumber("the model's logits are not finite, so no answer can be drawn from it")
+            raise NotANumber(_NOT_DRAWN)
         return scores
 
 
@@ -133,6 +134,8 @@ def _continuously(
             while len(found) < len(requests):
                 result = manager.get_result(timeout=1)
                 if result is not None and result.error is not None:
+                    if "probability tensor" in str(result.error):
+                        raise NotANumber(_NOT_DRAWN)
                     raise RuntimeError(f"continuous batching failed: {result.error}")
                 if result is not None:
                     found[result.request_id] = result.generated_tokens

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.generation.vllm_generation import VLLMGeneration
 
 from alignctl.errors import LaunchError, RequestError
 from alignctl.models.template import end_tokens
-from alignctl.models.vocabulary import ids_without_token
+from alignctl.models.vocabulary import ids_without_token, rows_before
 from alignctl.rollout.drawing import Drawn, as_drawn
 from alignctl.rollout.settings import RolloutSettings
 
@@ -51,17 +51,16 @@ class VLLM:
                 "`generation=vllm` starts from a checkpoint, and the policy has random weights",
                 "train it first, or set `generation=transformers`",
             )
-        rows = AutoConfig.from_pretrained(policy.name_or_path).get_text_config().vocab_size
-        if rows != policy.config.get_text_config().vocab_size:
+        if rows := rows_before(policy):
             raise RequestError(
                 f"`generation=vllm` starts from the checkpoint, which has {rows:,} embeddings; the policy got more",
                 "train the new tokens in a stage before, or set `generation=transformers`",
             )
         self._ends = end_tokens(policy, tokenizer)
-        tokens = sorted(tokenizer.get_vocab().values()) if ids_without_token(policy, tokenizer) else None
+        never = ids_without_token(policy, tokenizer)
         try:
             self._helper = VLLMGeneration(
-                policy, accelerator, tokenizer, **helper_settings(settings, sequences, self._ends, tokens)
+                policy, accelerator, tokenizer, **helper_settings(settings, sequences, self._ends, never)
             )
         except (OSError, RuntimeError) as error:  # OSError of requests, whose ConnectionError is none of Python's
             if settings.vllm_mode != "server":
@@ -80,12 +79,12 @@ class VLLM:
 
 
 def helper_settings(
-    settings: RolloutSettings, sequences: int, ends: list[int], tokens: list[int] | None = None
+    settings: RolloutSettings, sequences: int, ends: list[int], never: Sequence[int] = ()
 ) -> dict[str, Any]:
     """What TRL's helper is told: the policy's own distribution at the temperature, without top-k or top-p.
 
     Args:
-        tokens: Ids that may be drawn; None for any.
+        never: Ids that are not drawn: those without a token.
     """
     return {
         "mode": settings.vllm_mode,
@@ -105,5 +104,7 @@ def helper_settings(
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "max_completion_length": settings.response_length,
-        "generation_kwargs": {"stop_token_ids": ends} | ({"allowed_token_ids": tokens} if tokens else {}),
+        "generation_kwargs": {"stop_token_ids": ends}
+        # Said of the few that are not: vLLM copies these settings for each of its requests. It takes -100 for never.
+        | ({"logit_bias": dict.fromkeys(never, -100.0)} if never else {}),
     }

@@ -424,3 +424,12 @@ def test_a_role_may_be_a_stage_or_a_checkpoint(tmp_path, monkeypatch):
     assert changed.stages[1].roles["reference"] == "owner/model"
     assert changed.stages[1].environment.get("HF_HUB_OFFLINE") is None  # it is fetched from the Hub
     assert changed.stages[1].fingerprint != plan.stages[1].fingerprint
+
+
+def test_packages_of_a_container_are_not_looked_for_here():
+    kernels = ("model.attn_implementation=flash_attention_2", "dpo.use_liger_kernel=true", "dpo.optim=lomo")
+    said = [problem.message for problem in find_problems(compose(read_request([DPO, *kernels]))[0])]
+    assert sum("needs the package" in one for one in said) == 3
+    inside = ("launcher=slurm", "launcher.container=[apptainer,exec,image.sif]", *kernels)
+    said = [problem.message for problem in find_problems(compose(read_request([DPO, *inside]))[0])]
+    assert not any("needs the package" in one for one in said)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from alignctl.launch import watching
 from alignctl.launch.watching import Workers
 from alignctl.run.paths import StagePaths
 
@@ -35,7 +36,8 @@ while True:
         ("rehearsing: reading data", "waits", True),
     ],
 )
-def test_a_phase_in_which_nothing_happens_is_stuck(tmp_path, doing, then, stuck):
+def test_a_phase_in_which_nothing_happens_is_stuck(tmp_path, monkeypatch, doing, then, stuck):
+    monkeypatch.setattr(watching, "_QUIET_S", 2)
     paths = StagePaths(tmp_path)
     seen = Workers(paths)
     process = subprocess.Popen([sys.executable, "-c", SAYS, str(tmp_path), doing, then])

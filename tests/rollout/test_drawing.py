@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from support.in_process import run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignctl.engine.forward import takes_packed_rows
+from alignctl.errors import NotANumber
 from alignctl.models.packing import put_packed_attention_on
 from alignctl.rollout.drawing import draw_completions
 from alignctl.rollout.settings import RolloutSettings
@@ -94,13 +96,22 @@ def test_ids_without_a_token_are_never_drawn(stories, adapter):
         assert max(token for completion in drawn.completions for token in completion) < 512
 
 
+@pytest.mark.parametrize("generation", ["transformers", "continuous"])
+def test_nothing_is_drawn_from_what_is_no_number(stories, generation):
+    model, tokenizer = stories
+    with torch.no_grad():
+        model.lm_head.weight.fill_(math.nan)
+    with pytest.raises(NotANumber, match="no answer can be drawn"):
+        draw_completions(model, tokenizer, [[1, 5]], settings(4, 1.0, generation=generation))
+
+
 def test_vllm_is_told_which_ids_are_tokens():
     from alignctl.rollout.vllm import helper_settings
 
     given = PPOConfig(output_dir="unused", use_cpu=True)
     assert helper_settings(given, 8, [2])["generation_kwargs"] == {"stop_token_ids": [2]}
-    told = helper_settings(given, 8, [2], [0, 1, 2])["generation_kwargs"]
-    assert told == {"stop_token_ids": [2], "allowed_token_ids": [0, 1, 2]}
+    told = helper_settings(given, 8, [2], [3])["generation_kwargs"]
+    assert told == {"stop_token_ids": [2], "logit_bias": {3: -100.0}}
 
 
 def test_completions_end_one_by_one(stories):
