@@ -85,7 +85,7 @@ def refused(what: str, hint: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+    except (ValueError, TypeError, ImportError, NotImplementedError, ArithmeticError) as error:
         if _raised_in(error).startswith("alignctl."):
             raise
         said = " ".join(str(error).split())

@@ -34,7 +34,9 @@ def check_checkpoint(
     if not folder.is_dir() and not is_hub_id(path):
         yield Problem(f"`{where}={path}`: there is no such folder", "a Hub id has the form `owner/name`")
     elif folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        yield Problem(f"`{where}={path}`: the folder has no config.json, so it is not a checkpoint")
+        inside = next((name for name in ("model", "adapter") if (folder / name).is_dir()), None)
+        hint = f"a stage's model is in it: `{where}={folder / inside}`" if inside else None
+        yield Problem(f"`{where}={path}`: the folder has no config.json, so it is not a checkpoint", hint)
     elif flaw := find_flaw(f"{where}={path}", path, role, trained, revision):
         yield flaw
 

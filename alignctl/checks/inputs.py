@@ -42,6 +42,8 @@ def check_model(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     assert method is not None
     model, peft = merged_section(config, name, "model"), merged_section(config, name, "peft")
     yield from check_dtype(model, peft)
+    if any(not str(token).strip() for token in model.get("add_tokens") or []):
+        yield Problem("`model.add_tokens` has a token without a character", "take it out")
     for key in ("chat_template", "tokenizer"):
         given = model.get(key)
         if (

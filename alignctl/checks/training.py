@@ -95,6 +95,10 @@ def _strategies(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             f"`{name}.lr_scheduler_type={schedule}` needs evaluations to go by", f"set `{name}.eval_strategy=steps`"
         )
+    if saves == "best" and not (stage.get("metric_for_best_model") or stage.get("early_stopping_patience")):
+        yield Problem(
+            f"`{name}.save_strategy=best` needs to know what is best", f"set `{name}.metric_for_best_model=loss`"
+        )
     if not stage.get("load_best_model_at_end"):
         return
     if evaluates == "no":

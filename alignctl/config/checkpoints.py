@@ -128,14 +128,12 @@ def _an_adapter(given: str, source: str, role: Role, adapter: Mapping[str, Any])
     message = f"`{given}` is an adapter of {base}, and a whole model is needed"
     if Path(source).name == "adapter" and (merged / "config.json").is_file():
         return Problem(message, f"name the model that it is merged into, `{key}={merged}`")
-    kind = "SequenceClassification" if adapter.get("task_type") == "SEQ_CLS" else _CLASSES[role]
+    scores = adapter.get("task_type") == "SEQ_CLS" or _CLASSES[role] == "SequenceClassification"
+    kind, options = ("SequenceClassification", ", num_labels=1") if scores else ("CausalLM", "")
     tokenizer = source if _file(source, "tokenizer_config.json") else base
-    return Problem(
-        message,
-        f"merge it, and name the outcome, `{key}=MERGED`: "
-        + _command(f"from peft import AutoPeftModelFor{kind} as M", f"M.from_pretrained('{source}')"
-                   + ".merge_and_unload()", str(tokenizer), "MERGED"),
-    )  # fmt: skip
+    loaded = f"M.from_pretrained('{source}'{options}).merge_and_unload()"
+    command = _command(f"from peft import AutoPeftModelFor{kind} as M", loaded, str(tokenizer), "MERGED")
+    return Problem(message, f"merge it, and name the outcome, `{key}=MERGED`: {command}")
 
 
 def _another_head(given: str, described: Mapping[str, Any], role: Role, trained: bool) -> Problem | None:

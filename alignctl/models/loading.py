@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -42,6 +44,8 @@ from alignctl.models.sharding import undivided
 from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
 from alignctl.models.vocabulary import add_tokens, check_rows, make_rows
+
+_SAID = 400  # characters of what a library says
 
 
 def load_tokenizer(
@@ -86,11 +90,17 @@ def load_own_tokenizer(source: str, settings: ModelSettings) -> PreTrainedTokeni
 
 def _tokenizer_of(source: str, settings: ModelSettings) -> PreTrainedTokenizerBase:
     try:
-        return _from_pretrained(AutoTokenizer, source, settings)
+        tokenizer = _from_pretrained(AutoTokenizer, source, settings)
     except AlignctlError as error:
         if missing := find_missing_packages(source, source):
             raise RequestError(missing.message, missing.hint) from error
         raise
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # made from the kind of the model alone
+        raise RequestError(
+            f"{source} has no tokenizer: there is no text that it could write",
+            "give the folder or Hub id of one as `model.tokenizer=...`",
+        )
+    return tokenizer
 
 
 # The model class of a role, and the task that peft calls it by.
@@ -298,11 +308,13 @@ def _from_pretrained(cls: Any, source: str, settings: ModelSettings, **options: 
         options["revision"] = revision
     try:
         return cls.from_pretrained(source, trust_remote_code=settings.trust_remote_code, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        said = str(error).splitlines()
+        reason = " ".join(said if said[0].rstrip().endswith(":") else said[:1])[:_SAID]
         hint = None if Path(source).exists() else "is the id right, and the Hub reachable? A gated model needs HF_TOKEN"
-        if "safetensors" in reason or "pytorch_model.bin" in reason:
+        if "no file named" in reason or "pytorch_model.bin" in reason:
             hint = "weights must be safetensors: other files can run code when they are loaded"
         # What is not there may come; what is there and makes no sense was a wrong request.
-        kind = RequestError if isinstance(error, ValueError) else AlignctlError
+        is_there = Path(source).is_dir() or not isinstance(error, OSError)
+        kind = RequestError if is_there else AlignctlError
         raise kind(f"cannot load {source}: {reason}", hint) from error

@@ -14,6 +14,7 @@ from transformers.masking_utils import sdpa_mask
 from alignctl.engine.attention import sdpa_by_parts
 from alignctl.engine.forward import evaluating, has_all_weights, last_hidden, takes_packed_rows
 from alignctl.engine.layout import Layout, pack
+from alignctl.errors import RequestError
 
 _PREFIX = "alignctl_"
 _TOLERANCE, _TOLERANCE_16 = 1e-4, 3e-2  # of hidden states, relative; 16 bits are rounded more
@@ -82,6 +83,10 @@ def _try_out(model: PreTrainedModel) -> str | None:
             for number, sequence in enumerate(sequences):
                 alone = model.base_model(input_ids=sequence[None].to(model.device), use_cache=False)
                 alone = alone.last_hidden_state[0]
+                if not alone.isfinite().all():
+                    raise RequestError(
+                        "the model cannot be trained: what it computes is not finite", "look at its weights"
+                    )
                 error = (packed[layout.where[number, : len(sequence)]] - alone).norm() / alone.norm()
                 if not error < (_TOLERANCE if alone.dtype.itemsize >= 4 else _TOLERANCE_16):
                     kind = model.config.model_type

@@ -122,7 +122,13 @@ class FunctionReward:
         rewards = self.function(**given)
         if len(rewards) != (count := len(episodes.completions)):
             raise AlignctlError(f"the reward function {self.name} gave {len(rewards)} numbers for {count} completions")
-        return at_the_end(map(float, rewards), episodes)
+        try:
+            return at_the_end(list(map(float, rewards)), episodes)
+        except (TypeError, ValueError) as error:
+            raise AlignctlError(
+                f"the reward function {self.name} gave what is no number: {error}",
+                "it returns a number for each completion",
+            ) from error
 
 
 RewardSource = RewardModel | FunctionReward

@@ -89,7 +89,7 @@ def _say(job: Job, saved: Saved) -> None:
         apart, what = saved.difference, "log-probabilities" if job.method.trained == "policy" else "scores"
         size += f"; rounding changes its {what} by {apart.mean:.2g} on average, at most {apart.largest:.2g}"
     job.progress.notice(size)
-    if job.stage.taken_by and job.stage.model.save_dtype != "auto" and saved.rounded:
+    if job.stage.taken_by and saved.rounded:
         names = ", ".join(f"`{name}`" for name in job.stage.taken_by)
         job.progress.notice(f"{names} takes the model as it stands in {job.paths.model}, in {saved.dtype}")
 

@@ -60,6 +60,13 @@ BAD = [
         [DPO, "dpo.lr_scheduler_type=cosine", "dpo.lr_scheduler_kwargs={num_cycle: 1}"],
         ["has no `dpo.lr_scheduler_kwargs.num_cycle`", "`dpo.lr_scheduler_kwargs.num_cycles`"],
     ),
+    (
+        [DPO, "dpo.lr_scheduler_type=warmup_stable_decay", "dpo.lr_scheduler_kwargs={num_decay_steps: 50}"]
+        + ["dpo.max_steps=2"],
+        ["`dpo.lr_scheduler_kwargs.num_decay_steps=50` takes the whole training", "2 optimizer steps"],
+    ),
+    ([DPO, "dpo.save_strategy=best"], ["needs to know what is best", "`dpo.metric_for_best_model=loss`"]),
+    ([DPO, "model.add_tokens=['']"], ["`model.add_tokens` has a token without a character"]),
     ([DPO, "dpo.lr_scheduler_kwargs=x"], ["`dpo.lr_scheduler_kwargs` must be a mapping"]),
     ([DPO, "dpo.lr_scheduler_type=reduce_lr_on_plateau"], ["needs evaluations to go by"]),
     (

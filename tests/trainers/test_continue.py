@@ -25,6 +25,9 @@ OTHER = {
         "ppo", f"ppo.reward_funcs=[{REWARDS}:length]", "ppo.normalize_rewards=none", "ppo.sharing=shared_base",
         "peft=lora", "peft.lora_dropout=0.1", "ppo.disable_dropout=false", "ppo.learning_rate=1e-2",
     ),
+    "sft, an optimizer in float32 over 16 bits": (
+        "sft", "sft.optim=adafactor", "model.dtype=bfloat16", "sft.learning_rate=1e-2",
+    ),
 }  # fmt: skip
 CASES = {name: (name, *row.stateful) for name, row in METHODS.items()} | OTHER
 

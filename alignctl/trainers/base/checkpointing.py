@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
@@ -49,7 +53,8 @@ class CompleteCheckpoints:
         return True
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with _types_kept():
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and self.is_deepspeed_enabled and self.deepspeed.load_universal_checkpoint():
             mend_loaded(self, Path(checkpoint))
 
@@ -124,3 +129,20 @@ def find_best(state: TrainerState, folder: Path) -> None:
         state.best_model_checkpoint = str(best)
     else:
         state.best_model_checkpoint = state.best_global_step = state.best_metric = None
+
+
+@contextmanager
+def _types_kept() -> Iterator[None]:
+    """Loads the state of an optimizer in the types that it has: torch (2.13) rounds it to those of the weights, and
+    some keep float32 beside weights of 16 bits."""
+    usual = Optimizer._process_value_according_to_param_policy
+
+    def kept(param: Tensor, value: Tensor, param_id: int, param_groups: list[Any], key: Any = None) -> Tensor:
+        wider = key != "step" and value.is_floating_point() and value.dtype.itemsize > param.dtype.itemsize
+        return value.to(param.device) if wider else usual(param, value, param_id, param_groups, key)
+
+    Optimizer._process_value_according_to_param_policy = staticmethod(kept)
+    try:
+        yield
+    finally:
+        Optimizer._process_value_according_to_param_policy = staticmethod(usual)

@@ -117,11 +117,11 @@ class Managed(
         return batches
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        with refused(f"the optimizer `{self.args.optim}`"):
+        with refused(f"the optimizer `{self.args.optim.value}`"):
             return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        with refused(f"the schedule `{self.args.lr_scheduler_type}`"):
+        with refused(f"the schedule `{self.args.lr_scheduler_type.value}`"):
             return super().create_scheduler(*args, **kwargs)
 
     @property
