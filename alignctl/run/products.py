@@ -66,8 +66,8 @@ def read_manifest(folder: RowsPaths) -> RowsManifest | None:
 
 
 def check_models(stage: StageConfig, paths: StagePaths) -> None:
-    """Whether the models and adapters of earlier stages that a stage takes are as they were saved, by the sizes of their
-    files.
+    """Whether the models and adapters of earlier stages that a stage takes are as they were saved, by the sizes of
+    their files.
 
     Raises:
         AlignctlError: One is not.
