@@ -65,11 +65,11 @@ def writes_of(
 
 
 def _finished(model: nn.Module, dtype: torch.dtype | None, merge: bool) -> int:
-    adapter = _bytes(weight for weight in model.parameters() if weight.requires_grad)
-    if not isinstance(model, PeftModel):
-        adapter = 0
-    elif not merge:
-        return adapter
+    adapter = 0
+    if isinstance(model, PeftModel):
+        adapter = _bytes(weight for weight in model.parameters() if weight.requires_grad)
+        if not merge:
+            return adapter
     weights = [weight for name, weight in model.named_parameters() if not is_beside(name)]
     return adapter + sum(_count(weight) * (dtype or _saved_type(weight)).itemsize for weight in weights)
 
