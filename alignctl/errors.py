@@ -18,6 +18,7 @@ EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
 """Stopped on request without a checkpoint."""
 _SAID = 400  # characters of what a library says
+_NAMED = 3  # of things that a message lists
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Problem:
 
     message: str
     hint: str | None = None
+
+
+def first_few(items: Sequence[str], separator: str = ", ") -> str:
+    """The first of several things for a message, and how many more there are."""
+    more = f" and {len(items) - _NAMED:,} more" if len(items) > _NAMED else ""
+    return separator.join(items[:_NAMED]) + more
 
 
 class AlignctlError(Exception):

@@ -43,7 +43,7 @@ TRAINER = dict.fromkeys(
      "save_steps", "logging_steps", "eval_steps"),
     POSITIVE,
 ) | dict.fromkeys(
-    ("weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio", "adam_epsilon", "dataloader_num_workers",
+    ("weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon", "dataloader_num_workers",
      "data_seed", "neftune_noise_alpha"),
     NOT_NEGATIVE,
 ) | dict.fromkeys(

@@ -68,7 +68,7 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 def _facts(stage: StageStatus) -> list[str]:
     """Job, step, loss, time until it is done and until its job's limit, and what else there is to say."""
     step = f"{stage.step}/{stage.max_steps}" if stage.step is not None else ""
-    loss = f"{stage.metrics['loss']:.4g}" if "loss" in stage.metrics else ""
+    loss = f"{stage.metrics['loss']:.4g}" if stage.metrics.get("loss") is not None else ""
     left = [duration(stage.seconds_left)] if stage.seconds_left is not None else []
     left += [f"of the job {stage.time_left}"] if stage.time_left else []
     shared = [f"done in {os.path.relpath(stage.shared)}"] if stage.shared else []

@@ -12,6 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
+def is_beside(name: str) -> bool:
+    """Whether a weight of an adapted model, by its name, is the adapter's, and not of what it is put into."""
+    return any(part in name for part in ("lora_", "modules_to_save", "trainable_tokens"))
+
+
 def merged(trained: PeftModel) -> PreTrainedModel:
     """The model with its adapter in its weights: sums are taken in float32, and rounded once to the weights' type."""
     _untie(trained)

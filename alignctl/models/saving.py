@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 import alignctl
 from alignctl.errors import AlignctlError
-from alignctl.models.comparing import Difference, difference, said_of
-from alignctl.models.merging import merged
+from alignctl.models.comparing import Difference, difference, gives_scores, is_same, said_once_saved
+from alignctl.models.merging import is_beside, merged
 from alignctl.models.readme import write_readme
-from alignctl.models.sharding import undivided
 from alignctl.models.verifying import check_saved
 from alignctl.run.files import publish_folder, write_json
 from alignctl.run.fingerprint import listed
-from alignctl.run.memory import free_memory
 from alignctl.run.paths import PRODUCT_MANIFEST, StagePaths
 
-_TOLERANCE, _TOLERANCE_GPU = (
-    1e-4,
-    1e-2,
-)  # nats, and a part of the number; products on a GPU may be of TF32, with 10 bits
-_MOST_ROUNDED = 0.25  # nats a token; rounding to 16 bits costs a tenth of that
 # What a finished model may have otherwise than the start: its tokens are the tokenizer's.
 _MEANT = (
     "architectures", "bos_token_id", "dtype", "eos_token_id", "pad_token_id", "quantization_config",
@@ -59,6 +53,8 @@ class Trained:
     """Token ids of a few rows, and"""
     said: Tensor
     """what the trained model says of them (models/comparing.py)."""
+    computed_in_16_bits: bool = False
+    """Whether it said that in 16 bits, whatever type its weights have."""
     dtype: torch.dtype | None = None
     """Of the finished model; None for that of the weights."""
     merge: bool = True
@@ -72,7 +68,7 @@ class Saved:
     dtype: str
     bytes: int
     rounded: bool
-    """Whether the weights were held otherwise while training, so that it says other things by some rounding."""
+    """Whether the trained model held its weights or computed otherwise, so that it says other things by rounding."""
     difference: Difference | None
     """None where there was no memory to load it once more."""
 
@@ -103,9 +99,10 @@ def save_finished(
     """
     model, state = trained.model, trained.state
     in_memory, in_4_bits = _type_of(model, state), bool(getattr(model, "is_loaded_in_4bit", False))
-    tolerance = _TOLERANCE if model.device.type == "cpu" else _TOLERANCE_GPU
+    on_gpu = model.device.type != "cpu"
     if isinstance(model, PeftModel):
-        _publish(paths.adapter, model, tokenizer, facts, made | {"product": "adapter"}, state)
+        with _publishing(paths.adapter, model, tokenizer, facts, made | {"product": "adapter"}, state):
+            pass
         if not trained.merge:
             return None
         if state is not None or in_4_bits:
@@ -120,44 +117,33 @@ def save_finished(
     if trained.start.generation is not None:
         _as_before(model.generation_config, trained.start.generation)
     kind = _type_of(model, state)
-    rounded = in_4_bits or in_memory.itemsize < 4 or kind.itemsize < in_memory.itemsize
-    compared: list[Difference] = []
+    narrower = in_memory.itemsize < 4 or kind.itemsize < in_memory.itemsize
+    rounded = in_4_bits or narrower or trained.computed_in_16_bits
+    with _publishing(paths.model, model, tokenizer, facts, made | {"product": "model"}, state) as staged:
+        said = said_once_saved(staged, type(model), trained.rows)
+        apart = None if said is None else difference(said, trained.said)
+        if apart and not (in_4_bits or is_same(said, trained.said, gives_scores(model), rounded, on_gpu)):
+            raise _saved_otherwise(apart, narrower and kind != torch.float32)
+    return Saved(str(kind).removeprefix("torch."), _bytes(paths.model), rounded, apart)
 
-    def compare(folder: Path) -> None:
-        if not _fits(folder, kind):
-            return
-        with undivided():
-            saved = type(model).from_pretrained(folder, dtype=torch.float32)
-        said = said_of(saved, trained.rows)
-        apart = difference(said, trained.said)
-        same = apart.mean <= _MOST_ROUNDED if rounded else torch.allclose(said, trained.said, tolerance, tolerance)
-        if not (same or in_4_bits):
-            raise AlignctlError(
-                "the model was not saved as it was trained: it says other things than in memory, of single tokens or "
-                f"rows by up to {apart.largest:.2g}",
-                "it was removed again; what was trained is in the checkpoints, and an adapter in `adapter/` as well",
-            )
-        compared.append(apart)
 
-    _publish(paths.model, model, tokenizer, facts, made | {"product": "model"}, state, compare)
-    return Saved(str(kind).removeprefix("torch."), _bytes(paths.model), rounded, compared[0] if compared else None)
+def _saved_otherwise(apart: Difference, may_be_wider: bool) -> AlignctlError:
+    wider = "; in another run, `model.save_dtype=float32` saves it without rounding" if may_be_wider else ""
+    return AlignctlError(
+        "the model was not saved as it was trained: it says other things than in memory, of single tokens or rows by "
+        f"up to {apart.largest:.2g}",
+        f"it was removed again; what was trained is in the checkpoints, and an adapter in `adapter/` as well{wider}",
+    )
 
 
 def _bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _fits(folder: Path, kind: torch.dtype) -> bool:
-    """Whether there is memory for the weights in a folder once more, in float32: better not compared than killed."""
-    free = free_memory()
-    return free is None or 1.2 * _bytes(folder) * 4 / kind.itemsize < free
-
-
 def _type_of(model: PreTrainedModel | PeftModel, state: Mapping[str, Tensor] | None) -> torch.dtype:
     """Of the weights: the widest that one of them has. What is trained beside them does not count."""
     tensors = state.items() if state is not None else model.named_parameters()
-    beside = ("lora_", "modules_to_save", "trainable_tokens")
-    kinds = {one.dtype for name, one in tensors if one.is_floating_point() and not any(map(name.count, beside))}
+    kinds = {one.dtype for name, one in tensors if one.is_floating_point() and not is_beside(name)}
     return max(kinds, key=lambda kind: kind.itemsize, default=model.dtype)
 
 
@@ -175,15 +161,16 @@ def _as_before(config: Any, start: Any) -> None:
             setattr(config, name, value)
 
 
-def _publish(
+@contextmanager
+def _publishing(
     folder: Path,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     facts: Mapping[str, Any],
     made: Mapping[str, Any],
     state: Mapping[str, Tensor] | None,
-    check: Callable[[Path], None] = lambda folder: None,
-) -> None:
+) -> Iterator[Path]:
+    """Writes a model or an adapter beside its folder, which it becomes unless the caller finds a fault with it."""
     staged = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staged, ignore_errors=True)
     options: dict[str, Any] = {} if state is None else {"state_dict": dict(state)}
@@ -192,7 +179,7 @@ def _publish(
     try:
         model.save_pretrained(staged, **options)
         check_saved(staged, model)
-        check(staged)
+        yield staged
         if isinstance(model, PeftModel):
             write_readme(staged, model)
         tokenizer.save_pretrained(staged)

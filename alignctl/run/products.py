@@ -66,13 +66,18 @@ def read_manifest(folder: RowsPaths) -> RowsManifest | None:
 
 
 def check_models(stage: StageConfig, paths: StagePaths) -> None:
-    """Whether the models of earlier stages that a stage takes are as they were saved, by the sizes of their files.
+    """Whether the models and adapters of earlier stages that a stage takes are as they were saved, by the sizes of
+    their files.
 
     Raises:
         AlignctlError: One is not.
     """
-    for name in filter(None, (stage.start_from, *stage.roles_from.values())):
-        folder = _giver(paths, name).model
+    taken = [(name, stage.takes_adapter(role)) for role, name in stage.roles_from.items()]
+    if stage.start_from:
+        taken.append((stage.start_from, False))
+    for name, adapter in taken:
+        giver = _giver(paths, name)
+        folder = giver.adapter if adapter else giver.model
         manifest = read_json(folder / PRODUCT_MANIFEST) or {"files": {}}
         if changed := _changed(folder, manifest["files"], by_content=False):
             raise AlignctlError(

@@ -176,7 +176,7 @@ def _reward_model(job: Job, others: dict[str, Any]) -> dict[str, Any]:
         "reward_processing_class": tokenizer,
         "reward_statistics": read_json(Path(folder, REWARD_STATISTICS)),
     }
-    if stage.trainer.get("sharing") == "shared_base":
+    if stage.takes_adapter("reward_model"):
         taken["reward_adapter"] = load_score_adapter(folder, job.weights["policy"])
     else:
         taken["reward_model"] = load(job, "reward_model", folder, tokenizer=tokenizer)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig
-
-from alignctl.config.weights import saved_tensors, saved_type
 from alignctl.evaluate.evaluator import Evaluation
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.models.comparing import rows_to_compare, said_of
@@ -19,15 +14,12 @@ from alignctl.models.saving import Saved, Trained, save_finished
 from alignctl.models.sharding import undivided, whole_state, whole_weights
 from alignctl.run.disk import shown_bytes
 from alignctl.run.files import read_json, write_json, write_json_lines
-from alignctl.run.paths import PRODUCT_MANIFEST
+from alignctl.stage.finished_type import checkpoint_type, finished_type
 from alignctl.stage.job import Job
 from alignctl.stage.measure import Measuring
 from alignctl.stage.models import load_under_adapter
 from alignctl.stage.rows import texts_of
 from alignctl.trainers.base.managed import StageTrainer
-
-# Types that a model is saved in; a checkpoint may have others, of 8 bits for instance.
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def save(job: Job, trainer: StageTrainer, measuring: Measuring, before: Evaluation | None, after: Evaluation) -> None:
@@ -41,43 +33,29 @@ def save(job: Job, trainer: StageTrainer, measuring: Measuring, before: Evaluati
         said = said_of(trained, rows)
     state = whole_state(trained)
     if trainer.is_world_process_zero():
-        checkpoint_type = _checkpoint_type(job)
         with undivided():
             saved = save_finished(
-                Trained(trained, state, trainer.start, rows, said, _dtype(job, checkpoint_type), stage.model.merge),
+                Trained(
+                    trained,
+                    state,
+                    trainer.start,
+                    rows,
+                    said,
+                    # FSDP2 casts the weights of a layer for mixed precision as it gathers them.
+                    computed_in_16_bits=trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no",
+                    dtype=finished_type(job),
+                    merge=stage.model.merge,
+                ),
                 job.tokenizer,
                 job.paths,
                 partial(load_under_adapter, job),
                 facts,
-                {"checkpoint_type": checkpoint_type},
+                {"checkpoint_type": checkpoint_type(job)},
             )
         if saved:
             _say(job, saved)
         _write_result(job, trainer.state.global_step, measuring, before, after, saved)
     trainer.accelerator.wait_for_everyone()
-
-
-def _checkpoint_type(job: Job) -> str | None:
-    """The type of the weights that the first stage before this one started from; None where it is not known."""
-    if job.start is None:
-        return None
-    if job.stage.start_from:
-        return (read_json(Path(job.start, PRODUCT_MANIFEST)) or {}).get("checkpoint_type")
-    if tensors := saved_tensors(Path(job.start)):
-        return saved_type(tensors)
-    settings = job.stage.model
-    config = AutoConfig.from_pretrained(
-        job.start, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-    )
-    return str(config.dtype).removeprefix("torch.") if config.dtype else None
-
-
-def _dtype(job: Job, checkpoint_type: str | None) -> torch.dtype | None:
-    """What the finished model is saved in; None for what it was trained in, which a later stage goes on from."""
-    wanted = job.stage.model.save_dtype
-    if wanted == "auto":
-        wanted = None if job.stage.taken_by else checkpoint_type
-    return _TYPES.get(wanted)
 
 
 def _say(job: Job, saved: Saved) -> None:

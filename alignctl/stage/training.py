@@ -18,6 +18,7 @@ from alignctl.run.disk import free_bytes, lack_of_room, shown_bytes
 from alignctl.run.files import write_json
 from alignctl.run.paths import StagePaths
 from alignctl.run.shares import must_convert, shares
+from alignctl.stage.finished_type import finished_type
 from alignctl.stage.job import Job
 from alignctl.trainers.base.managed import StageTrainer
 from alignctl.trainers.base.not_finite import NotFinite
@@ -191,7 +192,7 @@ def check_room(job: Job, trainer: StageTrainer) -> None:
     if not trainer.is_world_process_zero():
         return
     stage, paths = job.stage, job.paths
-    writes = writes_of(trainer, trainer.keep_last, trainer.trained_model)
+    writes = writes_of(trainer, trainer.keep_last, trainer.trained_model, finished_type(job), stage.model.merge)
     there = sum(file.stat().st_size for file in paths.checkpoints.rglob("*") if file.is_file())
     needed, free = writes.total - there, free_bytes(paths.root)
     if needed > free:
@@ -199,7 +200,7 @@ def check_room(job: Job, trainer: StageTrainer) -> None:
         raise LaunchError(
             f"the disk of {paths.root} has {shown_bytes(free)} free, and {shown_bytes(needed)} are needed: "
             f"{writes.checkpoints:,} checkpoints of {shown_bytes(writes.checkpoint)} at a time, and "
-            f"{shown_bytes(writes.finished)} for the finished model",
+            f"{shown_bytes(writes.finished)} for the finished {'adapter' if stage.leaves_adapter else 'model'}",
             f"set {fewer}`{stage.name}.save_only_model=true` (which cannot be continued from), or give another "
             "`run_dir`",
         )

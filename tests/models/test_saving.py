@@ -9,7 +9,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MixtralConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
 
 from alignctl.data.quickstart import demonstrations
@@ -125,7 +132,7 @@ ROWS = [torch.arange(4, 30), torch.arange(20, 60)]
 def save(folder, model, tokenizer, start=None, **how):
     """Saves a model as a stage does."""
     start = start or copy.deepcopy(Configs(model.config, model.generation_config))
-    trained = Trained(model, None, start, ROWS, said_of(model, ROWS), **how)
+    trained = Trained(model, None, start, ROWS, **({"said": said_of(model, ROWS)} | how))
     return save_finished(trained, tokenizer, StagePaths(folder), llama, {"facts.json": {"a": 1}}, {})
 
 
@@ -149,3 +156,44 @@ def test_what_is_saved_right_is_there(tmp_path, tokenizer):
         files = json.loads((folder / "manifest.json").read_text())["files"]
         there = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "manifest.json"}
         assert {name: facts["bytes"] for name, facts in files.items()} == there
+
+
+@pytest.mark.parametrize("scores", ["large", "small"])
+def test_rounding_of_scores_is_held_to_their_size(tmp_path, tokenizer, scores):
+    """A head that scores has no unit: for scores of a few hundred, 16 bits cost more than 0.25."""
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=1, pad_token_id=0))
+    size = 300 / said_of(model, ROWS).abs().mean()
+    with torch.no_grad():
+        model.score.weight *= size if scores == "large" else 1
+    saved = save(tmp_path, model, tokenizer, Configs(model.config, None), dtype=torch.bfloat16)
+    assert saved.rounded
+    assert (saved.difference.mean > 0.25) == (scores == "large")
+
+
+@pytest.mark.parametrize(("dtype", "words"), [(torch.bfloat16, "save_dtype=float32"), (None, "checkpoints")])
+def test_other_scores_are_a_fault_however_large_they_are(tmp_path, tokenizer, dtype, words):
+    model = LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=1, pad_token_id=0))
+    with pytest.raises(AlignctlError, match="not saved as it was trained") as caught:
+        save(tmp_path, model, tokenizer, Configs(model.config, None), dtype=dtype, said=torch.tensor([300.0, -300.0]))
+    assert words in caught.value.problems[0].hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("in_16_bits", [True, False])
+def test_what_was_said_in_16_bits_is_compared_as_rounded(tmp_path, tokenizer, in_16_bits):
+    """As FSDP2 computes in bfloat16 with weights that are, and are saved, in float32."""
+    torch.manual_seed(0)
+    model = llama()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 3  # random weights are so small that hardly anything is rounded
+    said = said_of(copy.deepcopy(model).to(torch.bfloat16), ROWS)
+    how = {"said": said, "computed_in_16_bits": in_16_bits}
+    if in_16_bits:
+        saved = save(tmp_path, model, tokenizer, **how)
+        assert saved.rounded
+        assert saved.difference.largest > 1e-3  # nats
+    else:
+        with pytest.raises(AlignctlError, match="not saved as it was trained"):
+            save(tmp_path, model, tokenizer, **how)

@@ -146,3 +146,19 @@ def test_a_model_that_is_not_as_it_was_saved_is_no_start(tmp_path):
     weights.write_bytes(b"123")
     with pytest.raises(AlignctlError, match=r"model.safetensors is not what stage `sft` saved"):
         check_models(taker, paths.stage("dpo"))
+
+
+def test_an_adapter_over_a_shared_base_is_looked_at_where_it_is(tmp_path):
+    """Its stage has no `model/` with `model.merge=false`; with one, that is not what is taken."""
+    arguments = ["recipe=rlhf_quickstart", "peft=lora", "sft.peft.type=none", "rm.model.merge=false"]
+    config, problems = compose(read_request([*arguments, "ppo.sharing=shared_base"]))
+    assert problems == []
+    taker, paths = stage_config(config, "ppo"), RunPaths(tmp_path)
+    weights = paths.stage("rm").adapter / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"12345")
+    write_json(weights.parent / "manifest.json", {"product": "adapter", "files": {weights.name: {"bytes": 5}}})
+    check_models(taker, paths.stage("ppo"))
+    weights.write_bytes(b"123")
+    with pytest.raises(AlignctlError, match=r"adapter_model.safetensors is not what stage `rm` saved"):
+        check_models(taker, paths.stage("ppo"))

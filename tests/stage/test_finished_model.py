@@ -13,7 +13,8 @@ from support.in_process import frozen, run_stages
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from alignctl.cli.tables import run_summary
-from alignctl.models import saving
+from alignctl.errors import LaunchError
+from alignctl.models import comparing, saving
 from alignctl.models.comparing import said_of
 from alignctl.run.state import is_done
 
@@ -141,7 +142,7 @@ def test_what_was_merged_wrong_is_no_model(tmp_path, bases, monkeypatch):
 
 
 def test_without_the_memory_to_compare_it_is_said(tmp_path, bases, monkeypatch):
-    monkeypatch.setattr(saving, "free_memory", lambda: 1000)
+    monkeypatch.setattr(comparing, "free_memory", lambda: 1000)
     stage = run_stages(tmp_path, *SFT, f"model.path={bases / 'float32'}") / "sft"
     assert read(stage / "result.json")["saved"]["difference"] is None
     assert "too little memory" in notices(stage)
@@ -161,3 +162,16 @@ def test_an_adapter_kept_alone_is_the_product(tmp_path, bases):
     before = said(AutoModelForCausalLM.from_pretrained(base))
     adapted = said(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), stage / "adapter"))
     assert (adapted - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "needed"),
+    [
+        (("peft=none",), r"5\d\d\.\d kB for the finished model"),  # 260,000 numbers of the checkpoint's type
+        (("peft=lora", "peft.r=1", "model.merge=false"), r"\d+\.\d kB for the finished adapter"),
+    ],
+)
+def test_room_is_asked_for_what_is_saved(tmp_path, bases, wanted, needed):
+    too_many = ("sft.max_steps=1000000000000", "sft.save_steps=1", "sft.save_total_limit=null")
+    with pytest.raises(LaunchError, match=f" {needed}"):
+        run_stages(tmp_path, *SFT, *too_many, f"model.path={bases / 'bfloat16'}", *wanted)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import resource
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from support.files import weights
 from support.in_process import NeverStops, run_stages
-from transformers import LlamaForCausalLM
+from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from alignctl.errors import AlignctlError, LaunchError
 from alignctl.run.checkpoints import STAGING, complete_checkpoints
@@ -90,6 +91,53 @@ def test_too_much_is_refused_before_anything_is_done(tmp_path):
     assert "`sft.save_total_limit=1`" in caught.value.problems[0].hint
     assert not list((tmp_path / "sft").rglob("*.safetensors"))
     assert not (tmp_path / "sft" / "evaluation_before.json").exists()  # so that other settings may be given
+
+
+@pytest.mark.parametrize("peft", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_the_finished_model_is_counted_in_the_type_it_is_saved_in(small, peft, dtype):
+    config = small.config()
+    config.hidden_size, config.intermediate_size = 256, 512
+    model = LlamaForCausalLM(config)
+    if peft:
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=64))
+    trainer = small.trainer("sft", model=model, max_steps=1)
+    writes = writes_of(trainer, 1, trainer.model, dtype)
+    alone = writes_of(trainer, 1, trainer.model, dtype, merge=False)
+    adapter = 0
+    if peft:
+        trainer.model.save_pretrained(small.folder / "adapter")
+        adapter = (small.folder / "adapter" / "adapter_model.safetensors").stat().st_size
+    whole = trainer.model.merge_and_unload() if peft else trainer.model
+    whole.to(dtype or torch.float32).save_pretrained(small.folder / "model")
+    saved = (small.folder / "model" / "model.safetensors").stat().st_size
+    assert writes.finished == pytest.approx(saved + adapter, rel=0.02)
+    assert alone.finished == pytest.approx(adapter or saved, rel=0.02)
+
+
+def test_four_bits_are_counted_as_what_they_are_merged_into(small):
+    pytest.importorskip("bitsandbytes")
+    config = small.config()
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 512, 128
+    whole = LlamaForCausalLM(config)
+    whole.to(torch.bfloat16).save_pretrained(small.folder / "whole")
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(small.folder / "whole", quantization_config=four_bits)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=1))
+    trainer = small.trainer("sft", model=model, max_steps=1)
+    saved = (small.folder / "whole" / "model.safetensors").stat().st_size
+    for dtype, times in ((None, 1), (torch.bfloat16, 1), (torch.float32, 2)):
+        assert writes_of(trainer, 1, trainer.model, dtype).finished == pytest.approx(times * saved, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size"),
+    [("float32", "431.4 kB"), ("bfloat16", "215.7 kB")],
+)
+def test_the_type_that_is_wanted_is_what_room_is_needed_for(tmp_path, wanted, size):
+    arguments = (*SFT, "sft.max_steps=1000000000000", "sft.save_steps=1", "sft.save_total_limit=null")
+    with pytest.raises(LaunchError, match=f"and {size} for the finished model"):
+        run_stages(tmp_path, *arguments, f"model.save_dtype={wanted}")
 
 
 @pytest.mark.parametrize("peft", [False, True])

@@ -48,6 +48,7 @@ def outcomes(tmp_path_factory, shared_data):
     }
     whole = jobs[*CONTINUED, "fsdp2"]
     jobs["continued"] = whole | {"run_dir": whole["run_dir"] + "-again", "continues": whole["run_dir"]}
+    jobs["bf16"] = {"run_dir": whole["run_dir"] + "-bf16", "arguments": [*whole["arguments"], "cell.bf16=true"]}
     run_many(folder, list(jobs.values()), 2, folder / "hook.py")
     return {key: outcome(one["run_dir"]) for key, one in jobs.items()}
 
@@ -65,3 +66,12 @@ def test_a_run_that_is_continued_is_the_same(outcomes):
     expected_losses, expected = outcomes[*CONTINUED, "fsdp2"]
     assert losses == expected_losses
     assert (weights == expected).all()
+
+
+def test_in_mixed_precision_a_float32_model_is_saved(outcomes):
+    """What it said while it was trained was computed in bfloat16, to which FSDP2 casts the weights of each layer."""
+    losses, weights = outcomes["bf16"]
+    expected_losses, expected = outcomes[*CONTINUED, "fsdp2"]
+    assert losses == pytest.approx(expected_losses, rel=2e-2)
+    assert losses != expected_losses
+    assert differ(weights, expected) < 2e-2

@@ -6,10 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+from peft import PeftModel
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from alignctl.models.merging import is_beside
 from alignctl.trainers.base.averages import is_schedule_free
 from alignctl.trainers.base.moving_reference import moves
 
@@ -26,7 +29,7 @@ class Writes:
     checkpoints: int
     """Most that are there at a time: a new one is complete before an old one is removed."""
     finished: int
-    """The model, and the adapter where one is trained."""
+    """The model in the type it is saved in, and the adapter where one is trained, or that alone."""
     conversion: int
     """Most that is there beside a checkpoint of DeepSpeed's while it is converted for other processes: the state in
     pieces and put together, and weights that are tied once more."""
@@ -36,12 +39,16 @@ class Writes:
         return self.checkpoint * self.checkpoints + self.finished
 
 
-def writes_of(trainer: Trainer, keep_last: int | None, model: nn.Module) -> Writes:
+def writes_of(
+    trainer: Trainer, keep_last: int | None, model: nn.Module, dtype: torch.dtype | None = None, merge: bool = True
+) -> Writes:
     """What training and saving `model` writes.
 
     Args:
         model: The trained one without what a trainer has around it, an adapter included.
         keep_last: `save_total_limit`, which the trainer itself no longer knows.
+        dtype: Of the finished model; None for that of the weights.
+        merge: Whether an adapter is merged, or kept alone.
     """
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     checkpoint = _bytes(trained)
@@ -52,9 +59,28 @@ def writes_of(trainer: Trainer, keep_last: int | None, model: nn.Module) -> Writ
     return Writes(
         checkpoint,
         _checkpoints(trainer, keep_last),
-        finished=_bytes(model.parameters()),
+        finished=_finished(model, dtype, merge),
         conversion=_conversion(trained),
     )
+
+
+def _finished(model: nn.Module, dtype: torch.dtype | None, merge: bool) -> int:
+    adapter = 0
+    if isinstance(model, PeftModel):
+        adapter = _bytes(weight for weight in model.parameters() if weight.requires_grad)
+        if not merge:
+            return adapter
+    weights = [weight for name, weight in model.named_parameters() if not is_beside(name)]
+    return adapter + sum(_count(weight) * (dtype or _saved_type(weight)).itemsize for weight in weights)
+
+
+def _saved_type(weight: nn.Parameter) -> torch.dtype:
+    """What is saved for a weight; those in 4 bits come from a checkpoint that is of 16, but for a few."""
+    return torch.bfloat16 if _in_4_bits(weight) else weight.dtype
+
+
+def _in_4_bits(weight: nn.Parameter) -> bool:
+    return getattr(weight, "quant_state", None) is not None
 
 
 def _bytes(weights: Iterable[nn.Parameter]) -> int:
@@ -62,8 +88,8 @@ def _bytes(weights: Iterable[nn.Parameter]) -> int:
 
 
 def _count(weight: nn.Parameter) -> int:
-    """Numbers in a weight, all processes' parts where ZeRO-3 shares it out."""
-    return getattr(weight, "ds_numel", weight.numel())
+    """Numbers in a weight, all processes' parts where ZeRO-3 shares it out, and those of 4 bits one by one."""
+    return weight.quant_state.shape.numel() if _in_4_bits(weight) else getattr(weight, "ds_numel", weight.numel())
 
 
 def _state_bytes(trainer: Trainer, trained: list[nn.Parameter]) -> int:
