@@ -18,6 +18,7 @@ EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
 """Stopped on request without a checkpoint."""
 _SAID = 400  # characters of what a library says
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ class LaunchError(AlignctlError):
     """The machine or the scheduler refused to start the run."""
 
     exit_code = EXIT_LAUNCH
+
+
+def first_few(items: Sequence[str], separator: str = ", ") -> str:
+    """The first three of several things, and how many more there are."""
+    more = f" and {len(items) - _NAMED:,} more" if len(items) > _NAMED else ""
+    return separator.join(items[:_NAMED]) + more
 
 
 @contextmanager

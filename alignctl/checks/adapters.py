@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignctl.checks.values import method_of
+from alignctl.checks.values import distributed_type, method_of
 from alignctl.config.adapters import (
     HEADS,
     REFUSED,
@@ -104,8 +104,7 @@ def _start(config: Mapping[str, Any], peft: Mapping[str, Any], merge: bool) -> I
     setting = rewrites_base(peft)
     if setting is None:
         return
-    distributed = config.get("distributed")
-    kind = distributed.get("type") if isinstance(distributed, Mapping) else None
+    kind = distributed_type(config)
     if peft["type"] in QUANTIZED:
         yield Problem(
             f"`peft.{setting}` rewrites the weights under the adapter, and those of `peft.type={peft['type']}` are "
@@ -183,14 +182,13 @@ def _on_head(peft: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _reentrant(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     """Reentrant checkpointing runs its own backward pass, after which DDP sees the same weights again."""
-    stage, distributed = config[name], config.get("distributed")
+    stage = config[name]
     method = method_of(config, name)
     assert method is not None
-    kind = distributed.get("type") if isinstance(distributed, Mapping) else None
     field = config_fields(method.config_class).get("gradient_checkpointing")
     used = stage.get("gradient_checkpointing", field.default if field else False)
     options = stage.get("gradient_checkpointing_kwargs")
-    if kind == "ddp" and used and isinstance(options, Mapping) and options.get("use_reentrant"):
+    if distributed_type(config) == "ddp" and used and isinstance(options, Mapping) and options.get("use_reentrant"):
         where = f"{name}.gradient_checkpointing_kwargs.use_reentrant"
         yield Problem(
             f"`{where}=true` and `distributed=ddp` exclude each other where an adapter is trained: DDP would count its "

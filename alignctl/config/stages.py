@@ -56,6 +56,10 @@ class StageConfig:
         """Whether its product is an adapter, and no model."""
         return has_adapter(self.peft) and not self.model.merge
 
+    def takes_adapter(self, role: str) -> bool:
+        """Whether of an earlier stage's model it takes the adapter for a role, over a base that several share."""
+        return role == "reward_model" and self.trainer.get("sharing") == "shared_base"
+
     @property
     def inputs(self) -> dict[str, str]:
         """Files, folders and Hub ids that the stage reads, by dotted key; what an earlier stage made is not there."""

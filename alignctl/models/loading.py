@@ -172,16 +172,25 @@ def _check_files(settings: ModelSettings, start: str, role: Role, peft: dict[str
         RequestError: The checkpoint cannot be what the role needs.
     """
     revision = _revision(settings, start)
-    if not Path(start).exists():
-        for file in DESCRIPTIONS:  # fetched, where there is one; loading says what cannot be
-            with suppress(OSError, ValueError):
-                cached_file(start, file, revision=revision)
+    into = settings.merge_into if peft is not None and start == settings.path else None
+    _fetch_descriptions(start, revision)
     flaw = find_flaw(start, start, role, peft is not None, revision)
+    if flaw is None and into:
+        _fetch_descriptions(into)
+        flaw = find_flaw(f"model.merge_into={into}", into, role, trained=True)
     if flaw is None and peft is not None:
         described = describe(start, revision=revision) or {}
-        flaw = find_flaw_of_training(start, described, has_adapter(peft), settings.merge_into, not settings.merge)
+        flaw = find_flaw_of_training(start, described, has_adapter(peft), into, not settings.merge)
     if flaw:
         raise RequestError(flaw.message, flaw.hint)
+
+
+def _fetch_descriptions(source: str, revision: str | None = None) -> None:
+    """Fetches what a Hub id says of itself, where it does; loading says what cannot be had."""
+    if not Path(source).exists():
+        for file in DESCRIPTIONS:
+            with suppress(OSError, ValueError):
+                cached_file(source, file, revision=revision)
 
 
 def _load_weights(
@@ -221,7 +230,7 @@ def _load_weights(
 def _dtype(settings: ModelSettings, peft: dict[str, Any]) -> Any:
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
-    return torch.float32 if PEFT_CLASSES[peft.get("type", "none")] is None or settings.scratch else "auto"
+    return torch.float32 if not has_adapter(peft) or settings.scratch else "auto"
 
 
 def _is_quantized(peft: dict[str, Any]) -> bool:
@@ -274,14 +283,13 @@ def build_peft_config(
     Args:
         token_rows: Rows of embeddings that are trained beside it, by the names of the layers.
     """
-    config_class = PEFT_CLASSES[peft.get("type", "none")]
-    if config_class is None:
+    if not has_adapter(peft):
         return None
     _, task = _CLASSES[role]
     given = {key: value for key, value in peft.items() if key != "type"}
     if token_rows:
         given.setdefault("trainable_token_indices", token_rows)
-    return resolve(config_class)(**given, task_type=task)
+    return resolve(PEFT_CLASSES[peft["type"]])(**given, task_type=task)
 
 
 def longest_seen(model: nn.Module) -> int | None:

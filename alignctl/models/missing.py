@@ -7,9 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from alignctl.errors import RequestError
-
-_NAMED = 3
+from alignctl.errors import RequestError, first_few
 
 
 def check_all_loaded(source: str, model: PreTrainedModel, found: Mapping[str, Any], new_head: bool) -> None:
@@ -37,27 +35,22 @@ def check_all_loaded(source: str, model: PreTrainedModel, found: Mapping[str, An
     if missing:
         raise RequestError(
             f"{len(missing):,} weights of {type(model).__name__} are missing in {source}, and would be random numbers: "
-            f"{_some(missing)}",
+            f"{first_few(missing)}",
             "name a checkpoint that is whole and of that kind of model",
         )
     if mismatched:
         shapes = [f"{name} is {saved}, not {expected}" for name, (saved, expected) in sorted(mismatched.items())]
         kind = type(model).__name__
         raise RequestError(
-            f"{len(shapes):,} weights in {source} have another shape than {kind} takes: {_some(shapes)}",
+            f"{len(shapes):,} weights in {source} have another shape than {kind} takes: {first_few(shapes)}",
             "name a checkpoint whose config.json is that of its weights"
             + ("; a reward model has one score" if all(not name.startswith(body) for name in mismatched) else ""),
         )
     if errors := found["error_msgs"]:
-        raise RequestError(f"{source} cannot be loaded: {_some(list(errors))}")
+        raise RequestError(f"{source} cannot be loaded: {first_few(list(errors))}")
 
 
 def _common_prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
     """What stands before the names of all weights that were not found."""
     pairs = ((name, one) for name in unexpected for one in missing if name.endswith(f".{one}"))
     return next((name.removesuffix(one) for name, one in pairs), None)
-
-
-def _some(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _NAMED:,} more" if len(items) > _NAMED else ""
-    return ", ".join(items[:_NAMED]) + more

@@ -9,10 +9,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from alignctl.errors import AlignctlError
+from alignctl.errors import AlignctlError, first_few
 from alignctl.models.sharding import undivided
-
-_SHOWN = 3
 
 
 def check_saved(folder: Path, model: PreTrainedModel | PeftModel) -> None:
@@ -28,10 +26,9 @@ def check_saved(folder: Path, model: PreTrainedModel | PeftModel) -> None:
     except SafetensorError as error:
         flaws = [f"a file is not whole: {error}"]
     if flaws:
-        more = f"; and {len(flaws) - _SHOWN} more" if len(flaws) > _SHOWN else ""
         raise AlignctlError(
             f"the {'adapter' if isinstance(model, PeftModel) else 'model'} was not saved as it was trained: "
-            f"{'; '.join(flaws[:_SHOWN])}{more}",
+            + first_few(flaws, "; "),
             "it was removed again, the checkpoints are kept. Where numbers are not finite, training diverged: lower "
             "`learning_rate`. Else run the same command again, which only saves",
         )

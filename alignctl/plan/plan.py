@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.adapters import has_adapter
 from alignctl.config.stages import StageConfig, stage_config
 from alignctl.config.trl_fields import config_fields
 from alignctl.data.sources import is_hub_id
@@ -117,8 +118,7 @@ def _source(stage: StageConfig, role: str, paths: RunPaths) -> str | None:
     both are an adapter."""
     if role in stage.roles_from:
         folders = paths.stage(stage.roles_from[role])
-        one_of_several = role == "reward_model" and stage.trainer.get("sharing") == "shared_base"
-        return str(folders.adapter if one_of_several else folders.model)
+        return str(folders.adapter if stage.takes_adapter(role) else folders.model)
     if role in stage.role_paths:
         return stage.role_paths[role]
     trained = methods()[stage.method].trained
@@ -127,7 +127,7 @@ def _source(stage: StageConfig, role: str, paths: RunPaths) -> str | None:
 
 
 def _trained(peft: Mapping[str, Any]) -> str:
-    if peft.get("type", "none") == "none":
+    if not has_adapter(peft):
         return "all weights"
     modules = peft.get("target_modules") or "the modules peft chooses"
     kind = "dora" if peft.get("use_dora") else peft["type"]

@@ -71,8 +71,11 @@ def check_models(stage: StageConfig, paths: StagePaths) -> None:
     Raises:
         AlignctlError: One is not.
     """
-    for name in filter(None, (stage.start_from, *stage.roles_from.values())):
-        folder = _giver(paths, name).model
+    for role, name in {"start": stage.start_from, **stage.roles_from}.items():
+        if name is None:
+            continue
+        giver = _giver(paths, name)
+        folder = giver.adapter if stage.takes_adapter(role) else giver.model
         manifest = read_json(folder / PRODUCT_MANIFEST) or {"files": {}}
         if changed := _changed(folder, manifest["files"], by_content=False):
             raise AlignctlError(

@@ -146,3 +146,17 @@ def test_a_model_that_is_not_as_it_was_saved_is_no_start(tmp_path):
     weights.write_bytes(b"123")
     with pytest.raises(AlignctlError, match=r"model.safetensors is not what stage `sft` saved"):
         check_models(taker, paths.stage("dpo"))
+
+
+def test_of_a_shared_base_the_adapter_is_looked_at(tmp_path):
+    config, _ = compose(read_request(["recipe=rlhf_quickstart", "ppo.sharing=shared_base", "peft=lora"]))
+    taker, giver = stage_config(config, "ppo"), RunPaths(tmp_path).stage("rm")
+    for folder in (giver.model, giver.adapter):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(b"123")
+        write_json(folder / "manifest.json", {"files": {"weights": {"bytes": 3}}})
+    (giver.model / "weights").write_bytes(b"1234")  # is not loaded
+    check_models(taker, RunPaths(tmp_path).stage("ppo"))
+    (giver.adapter / "weights").write_bytes(b"1234")
+    with pytest.raises(AlignctlError, match=r"adapter/weights is not what stage `rm` saved"):
+        check_models(taker, RunPaths(tmp_path).stage("ppo"))
