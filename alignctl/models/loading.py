@@ -41,7 +41,7 @@ from alignctl.models.missing import check_all_loaded
 from alignctl.models.sharding import undivided
 from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
-from alignctl.models.vocabulary import add_tokens, check_rows, make_rows
+from alignctl.models.vocabulary import add_tokens, check_rows, make_rows, refuse_without_row
 
 
 def load_tokenizer(
@@ -210,7 +210,7 @@ def _load_weights(
         RequestError: It cannot have them.
     """
     text = config.get_text_config()
-    grows = check_rows(start, text.vocab_size, tokenizer, new_tokens, settings.resize_embeddings)
+    grows = check_rows(start, text.vocab_size, tokenizer, new_tokens, settings.resize_embeddings, notice)
     pad = text.pad_token_id
     if pad is not None and pad >= text.vocab_size:
         text.pad_token_id = None  # torch takes none without a row
@@ -224,6 +224,7 @@ def _load_weights(
         if grows or new_tokens:
             notice(make_rows(model, tokenizer, new_tokens))
             model.config.get_text_config().pad_token_id = pad
+        refuse_without_row(model, start, tokenizer)
     return model
 
 
@@ -281,14 +282,15 @@ def build_peft_config(
     """The adapter of a section `peft` for a role; None when all weights are trained.
 
     Args:
-        token_rows: Rows of embeddings that are trained beside it, by the names of the layers.
+        token_rows: Rows of embeddings that are trained beside it, by the names of the layers; those of `peft` are
+            among them.
     """
     if not has_adapter(peft):
         return None
     _, task = _CLASSES[role]
     given = {key: value for key, value in peft.items() if key != "type"}
     if token_rows:
-        given.setdefault("trainable_token_indices", token_rows)
+        given["trainable_token_indices"] = token_rows
     return resolve(PEFT_CLASSES[peft["type"]])(**given, task_type=task)
 
 
