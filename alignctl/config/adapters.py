@@ -41,7 +41,6 @@ REFUSED_STARTS: dict[Any, str] = {
 }
 """Values of `init_lora_weights` that are refused, each with the reason."""
 
-
 HEADS = ("lm_head", "score")
 """What models call the layer that gives logits, and the one that gives a score; a model has one of them."""
 

@@ -180,7 +180,8 @@ def _check_files(settings: ModelSettings, start: str, role: Role, peft: dict[str
         flaw = find_flaw(f"model.merge_into={into}", into, role, trained=True)
     if flaw is None and peft is not None:
         described = describe(start, revision=revision) or {}
-        flaw = find_flaw_of_training(start, described, has_adapter(peft), into, not settings.merge)
+        unmerged = role == "value_model" or not settings.merge  # that model is not saved
+        flaw = find_flaw_of_training(start, described, has_adapter(peft), into, unmerged)
     if flaw:
         raise RequestError(flaw.message, flaw.hint)
 
