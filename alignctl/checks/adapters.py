@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignctl.checks.values import method_of
+from alignctl.checks.values import distributed_type, method_of
 from alignctl.config.adapters import (
+    HEADS,
     REFUSED,
     REFUSED_STARTS,
     has_adapter,
@@ -40,6 +41,7 @@ def check_adapter(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     if not merge:
         yield from _kept_alone(config, name)
     yield from _scaled_to_nothing(peft)
+    yield from _layers(peft)
     method = method_of(config, name)
     assert method is not None
     if method.trained == "policy":
@@ -102,8 +104,7 @@ def _start(config: Mapping[str, Any], peft: Mapping[str, Any], merge: bool) -> I
     setting = rewrites_base(peft)
     if setting is None:
         return
-    distributed = config.get("distributed")
-    kind = distributed.get("type") if isinstance(distributed, Mapping) else None
+    kind = distributed_type(config)
     if peft["type"] in QUANTIZED:
         yield Problem(
             f"`peft.{setting}` rewrites the weights under the adapter, and those of `peft.type={peft['type']}` are "
@@ -149,10 +150,29 @@ def _scaled_to_nothing(peft: Mapping[str, Any]) -> Iterator[Problem]:
                 )
 
 
+def _layers(peft: Mapping[str, Any]) -> Iterator[Problem]:
+    """Layers are chosen among modules that are listed; peft takes no choice among those of an expression."""
+    indices, targets = peft.get("layers_to_transform"), peft.get("target_modules")
+    key = next((key for key in ("layers_to_transform", "layers_pattern") if peft.get(key) is not None), None)
+    if key and isinstance(targets, str):
+        yield Problem(
+            f"`peft.{key}` and `peft.target_modules={targets}` exclude each other: layers are chosen among modules in "
+            "a list",
+            f"list them, for example `peft.target_modules=[q_proj,v_proj]`, or take `{key}` out",
+        )
+    elif peft.get("layers_pattern") and indices is None:
+        yield Problem(
+            f"`peft.layers_pattern={peft['layers_pattern']}` would have no effect: no layers are chosen",
+            "set `peft.layers_to_transform`, or take `layers_pattern` out",
+        )
+
+
 def _on_head(peft: Mapping[str, Any]) -> Iterator[Problem]:
     why = "TRL computes log-probabilities from its weights, past an adapter"
     if names_module(peft, "lm_head"):
-        yield Problem(f"`peft.target_modules` names `lm_head`: {why}", "take `lm_head` out")
+        listed = isinstance(peft["target_modules"], list)
+        hint = "take `lm_head` out" if listed else "set `peft.exclude_modules=[lm_head]`"
+        yield Problem(f"`peft.target_modules` names `lm_head`: {why}", hint)
     elif peft.get("ensure_weight_tying") and names_module(peft, "embed_tokens"):
         yield Problem(
             f"`peft.ensure_weight_tying=true` would put the adapter of `embed_tokens` on `lm_head`, too: {why}",
@@ -162,14 +182,13 @@ def _on_head(peft: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _reentrant(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     """Reentrant checkpointing runs its own backward pass, after which DDP sees the same weights again."""
-    stage, distributed = config[name], config.get("distributed")
+    stage = config[name]
     method = method_of(config, name)
     assert method is not None
-    kind = distributed.get("type") if isinstance(distributed, Mapping) else None
     field = config_fields(method.config_class).get("gradient_checkpointing")
     used = stage.get("gradient_checkpointing", field.default if field else False)
     options = stage.get("gradient_checkpointing_kwargs")
-    if kind == "ddp" and used and isinstance(options, Mapping) and options.get("use_reentrant"):
+    if distributed_type(config) == "ddp" and used and isinstance(options, Mapping) and options.get("use_reentrant"):
         where = f"{name}.gradient_checkpointing_kwargs.use_reentrant"
         yield Problem(
             f"`{where}=true` and `distributed=ddp` exclude each other where an adapter is trained: DDP would count its "
@@ -184,12 +203,11 @@ def _by_weights(config: Mapping[str, Any], name: str, peft: Mapping[str, Any], m
     tensors = saved_tensors(Path(path).expanduser()) if isinstance(path, str) else {}
     method = method_of(config, name)
     assert method is not None
-    heads = ("lm_head", "score")
-    outermost = {tensor.partition(".")[0] for tensor in tensors} - set(heads)
+    outermost = {tensor.partition(".")[0] for tensor in tensors} - set(HEADS)
     # Else some are called otherwise once they are loaded: they lie deeper, or the experts of a mixture are one tensor.
     if len(outermost) != 1 or any("expert" in tensor for tensor in tensors):
         return
-    parameters = {tensor for tensor in tensors if not tensor.startswith(heads)}
+    parameters = {tensor for tensor in tensors if not tensor.startswith(HEADS)}
     parameters.add("lm_head.weight" if method.trained == "policy" else "score.weight")
     modules = {name for tensor in parameters for name in _above(tensor)}
     yield from without_effect(peft, modules, parameters)

@@ -60,11 +60,6 @@ def check_trained_weights(
     described, into = describe(path, revision=model.get("revision")) or {}, model.get("merge_into")
     if isinstance(into, str):
         yield from check_checkpoint("model.merge_into", into, "policy", trained=True)
-        if described and quantization(described) is None:
-            yield Problem(
-                f"`model.merge_into={into}` would have no effect: the weights of `{where}={path}` are not quantized",
-                "take `model.merge_into` out",
-            )
     keeps = not model.get("merge", True)
     if flaw := find_flaw_of_training(f"{where}={path}", described, has_adapter(peft), into, keeps):
         yield flaw

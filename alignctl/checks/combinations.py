@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from alignctl.checks.bounds import check_numbers
 from alignctl.checks.shared_base import check_shared_base
 from alignctl.checks.training import check_attention, check_packages, check_training
-from alignctl.checks.values import check_choice, method_of
+from alignctl.checks.values import check_choice, distributed_type, method_of
+from alignctl.config.checkpoints import describe
 from alignctl.config.schema import MISSING, wants_bitsandbytes
 from alignctl.config.stages import first_stage, merged_section, names_rows
 from alignctl.config.trl_fields import config_fields
@@ -33,9 +32,7 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
             f"`peft.lora_dropout={peft['lora_dropout']}` would have no effect: `{name}.disable_dropout` is true",
             f"set `{name}.disable_dropout=false`, or `peft.lora_dropout=0`",
         )
-    distributed = config.get("distributed")
-    several = isinstance(distributed, Mapping) and distributed.get("type", "none") != "none"
-    yield from check_training(name, stage, several)
+    yield from check_training(name, stage, distributed_type(config) != "none")
     model = merged_section(config, first_stage(config, name), "model")
     if not _runs_elsewhere(config):
         yield from check_packages(name, stage, model)
@@ -113,10 +110,7 @@ def _length(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     if isinstance(model.get("scratch"), Mapping):
         described = model["scratch"].get("config")
     elif isinstance(model.get("path"), str):
-        try:
-            described = json.loads((Path(model["path"]).expanduser() / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
+        described = describe(model["path"], revision=model.get("revision"))
     limit = described.get("max_position_embeddings") if isinstance(described, Mapping) else None
     wanted = config[name].get("max_length")
     if isinstance(limit, int) and isinstance(wanted, int) and wanted > limit:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from alignctl.checks.values import check_choice, check_trainer_value, check_value, method_of
+from alignctl.config.adapters import has_adapter
 from alignctl.config.flat import flatten
 from alignctl.config.schema import (
     MISSING,
@@ -145,8 +146,7 @@ def _peft(where: str, section: Any) -> Iterator[Problem]:
         yield from problems
         return
     given = {key: value for key, value in section.items() if key != "type"}
-    config_class = PEFT_CLASSES[kind]
-    if config_class is None:
+    if not has_adapter(section):
         known = {field for one in PEFT_CLASSES.values() if one for field in config_fields(one)}
         unused = [key for key in given if key in known]
         yield from (_unknown(where, key, known) for key in given if key not in known)
@@ -156,7 +156,7 @@ def _peft(where: str, section: Any) -> Iterator[Problem]:
                 f"{keys} would have no effect: `{where}.type` is none", f"choose an adapter: `{where}.type=lora`"
             )
         return
-    fields = config_fields(config_class)
+    fields = config_fields(PEFT_CLASSES[kind])
     for key, value in given.items():
         if key not in fields:
             yield _unknown(where, key, fields)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignctl.checks.slurm import check_slurm, check_stage_launchers
-from alignctl.checks.values import check_value
+from alignctl.checks.values import check_value, distributed_type
 from alignctl.config.schema import QUANTIZED, ZERO_STAGES
 from alignctl.config.stages import merged_section, stage_launcher
 from alignctl.config.suggest import did_you_mean
@@ -39,7 +39,7 @@ _TOP = (
 def check_launch(config: Mapping[str, Any], stages: list[str]) -> Iterator[Problem]:
     """Whether the processes that are asked for fit how they are to work together."""
     distributed, launcher = (_mapping(config.get(key)) for key in ("distributed", "launcher"))
-    kind = distributed.get("type", "none")
+    kind = distributed_type(config)
     yield from check_stage_launchers(launcher, stages)
     if kind in ZERO_STAGES and importlib.util.find_spec("deepspeed") is None:
         yield Problem(f"`distributed={kind}` needs the package `deepspeed`", 'pip install "alignctl[deepspeed]"')

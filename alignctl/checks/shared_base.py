@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignctl.config.adapters import changes_base
+from alignctl.config.adapters import changes_base, has_adapter
+from alignctl.config.checkpoints import describe
 from alignctl.config.stages import merged_section, stage_names
 from alignctl.data.sources import is_hub_id
 from alignctl.errors import Problem
@@ -17,7 +17,7 @@ def check_shared_base(config: Mapping[str, Any], name: str, peft: Mapping[str, A
     """What keeps policy, value model and reward model of a stage with this `peft` from being adapters of one base."""
     stage = config[name]
     layout = f"`{name}.sharing=shared_base`"
-    if _is_none(peft):
+    if not has_adapter(peft):
         yield Problem(
             f"{layout} needs an adapter: policy, value model and reward model are adapters of one base",
             f"set `peft=lora`, or `{name}.sharing=separate`",
@@ -38,7 +38,7 @@ def check_shared_base(config: Mapping[str, Any], name: str, peft: Mapping[str, A
 def _from_stage(config: Mapping[str, Any], name: str, source: str) -> Iterator[Problem]:
     """Whether a reward stage trains an adapter of what the stage starts from."""
     layout = f"`{name}.sharing=shared_base`"
-    if _is_none(merged_section(config, source, "peft")):
+    if not has_adapter(merged_section(config, source, "peft")):
         yield Problem(
             f"{layout} needs a reward model that is an adapter, but `{source}` trains all weights",
             f"set `{source}.peft.type=lora`, or `{name}.sharing=separate`",
@@ -64,21 +64,22 @@ def _from_stage(config: Mapping[str, Any], name: str, source: str) -> Iterator[P
 
 
 def _from_folder(config: Mapping[str, Any], name: str, source: str) -> Iterator[Problem]:
-    """Whether a folder holds an adapter of what the stage starts from; the worker looks at those from the Hub."""
+    """Whether a folder or Hub id holds an adapter of what the stage starts from; the worker looks at what is not on
+    this machine yet."""
     where = f"`{name}.reward_model={source}`"
-    file = Path(source).expanduser() / "adapter_config.json"
-    if not file.parent.is_dir():
-        if not is_hub_id(source):
-            yield Problem(f"{where}: there is no such folder", "a Hub id has the form `owner/name`")
+    is_folder = Path(source).expanduser().is_dir()
+    if not is_folder and not is_hub_id(source):
+        yield Problem(f"{where}: there is no such folder", "a Hub id has the form `owner/name`")
         return
-    try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-        base = described["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError):
-        yield Problem(
-            f"{where}: the folder holds no adapter, and with `{name}.sharing=shared_base` the reward model must be one",
-            f"name the folder `adapter/` of a reward stage, or set `{name}.sharing=separate`",
-        )
+    described = describe(source, "adapter_config.json") or {}
+    base = described.get("base_model_name_or_path")
+    if base is None:
+        if is_folder:
+            yield Problem(
+                f"{where}: the folder holds no adapter, and with `{name}.sharing=shared_base` the reward model must be "
+                "one",
+                f"name the folder `adapter/` of a reward stage, or set `{name}.sharing=separate`",
+            )
         return
     if setting := changes_base(described):
         yield Problem(f"{where} was trained with `{setting}`, which changed the base's own weights")
@@ -94,10 +95,6 @@ def _changed(layout: str, where: str, peft: Mapping[str, Any]) -> Iterator[Probl
     """Whether an adapter changes what is under it."""
     if setting := changes_base(peft):
         yield Problem(f"{layout} and `{where}.{setting}` exclude each other: it changes the base's own weights")
-
-
-def _is_none(peft: Mapping[str, Any]) -> bool:
-    return peft.get("type", "none") == "none"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -53,6 +53,12 @@ def check_choice(where: str, value: Any, options: Iterable[str | None]) -> Itera
         yield Problem(f"unknown `{where}={value}`", did_you_mean(value, names, prefix=f"{where}="))
 
 
+def distributed_type(config: Mapping[str, Any]) -> Any:
+    """How several processes work together, as it was given; `none` where it was not."""
+    distributed = config.get("distributed")
+    return distributed.get("type", "none") if isinstance(distributed, Mapping) else "none"
+
+
 def method_of(config: Mapping[str, Any], name: str) -> Method | None:
     method = config[name]["method"]
     return methods().get(method) if isinstance(method, str) else None

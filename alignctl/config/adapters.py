@@ -41,6 +41,9 @@ REFUSED_STARTS: dict[Any, str] = {
 }
 """Values of `init_lora_weights` that are refused, each with the reason."""
 
+HEADS = ("lm_head", "score")
+"""What models call the layer that gives logits, and the one that gives a score; a model has one of them."""
+
 
 def has_adapter(peft: Mapping[str, Any]) -> bool:
     """Whether a section `peft` asks for an adapter."""
@@ -62,20 +65,22 @@ def changes_base(peft: Mapping[str, Any]) -> str | None:
 
 
 def without_effect(peft: Mapping[str, Any], modules: Collection[str], parameters: Collection[str]) -> Iterator[Problem]:
-    """Names in a section `peft` that match nothing in a model.
+    """Names in a section `peft` that match nothing in a model. One section may be for language models and for models
+    that score: to leave out or to train whole a head that only the others have is no mistake.
 
     Args:
         modules: Dotted names of all modules of the model, and
         parameters: of all its parameters.
     """
-    for key in ("target_modules", "modules_to_save"):
-        yield from _unmatched(key, peft.get(key), modules)
+    of_others = [head for head in HEADS if not any(matches(name, [head]) for name in modules)]
+    yield from _unmatched("target_modules", peft.get("target_modules"), modules)
+    yield from _unmatched("modules_to_save", peft.get("modules_to_save"), [*modules, *of_others])
     yield from _unmatched("target_parameters", peft.get("target_parameters"), parameters)
     if isinstance(tokens := peft.get("trainable_token_indices"), Mapping):
         yield from _unmatched("trainable_token_indices", list(tokens), modules)
     named = [name for name in modules if _is_named(name, peft)]
-    yield from _unmatched("exclude_modules", peft.get("exclude_modules"), named)
-    kept = [name for name in named if not _matches(name, peft.get("exclude_modules"))]
+    yield from _unmatched("exclude_modules", peft.get("exclude_modules"), [*named, *of_others])
+    kept = [name for name in named if not matches(name, peft.get("exclude_modules"))]
     if (indices := peft.get("layers_to_transform")) is not None and isinstance(peft.get("target_modules"), list):
         layers = {name: _layer(name, peft.get("layers_pattern")) for name in kept}
         wanted = indices if isinstance(indices, list) else [indices]
@@ -97,10 +102,17 @@ def without_effect(peft: Mapping[str, Any], modules: Collection[str], parameters
         yield Problem(f"`peft.bias={bias}` would have no effect: there are no biases to train", "take `bias` out")
 
 
+def matches(name: str, given: Any) -> bool:
+    """Whether settings name a module, by its dotted name: with a regular expression, or one of several ends."""
+    if isinstance(given, str):
+        return _found(f"(?:{given})\\Z", name)
+    return any(name == end or name.endswith(f".{end}") for end in _names(given))
+
+
 def names_module(peft: Mapping[str, Any], module: str) -> bool:
-    """Whether a section `peft` itself names a module, by its dotted name, as a target."""
+    """Whether a section `peft` itself names a module, by its dotted name, as a target, and does not exclude it."""
     targets = peft.get("target_modules")
-    return targets != "all-linear" and _matches(module, targets)
+    return targets != "all-linear" and matches(module, targets) and not matches(module, peft.get("exclude_modules"))
 
 
 def without_bias(peft: Mapping[str, Any], parameters: Collection[str]) -> str | None:
@@ -109,28 +121,21 @@ def without_bias(peft: Mapping[str, Any], parameters: Collection[str]) -> str | 
     have = {name.removesuffix(".weight") for name in parameters if name.endswith(".weight")}
     lack = [name for name in have if f"{name}.bias" not in parameters]
     if isinstance(targets := peft.get("target_modules"), list):
-        return next((f"`{name}`" for name in sorted(lack) if _matches(name, targets)), None)
+        return next((f"`{name}`" for name in sorted(lack) if matches(name, targets)), None)
     return None if any(name.endswith(".bias") for name in parameters) else "the model"
 
 
 def _is_named(module: str, peft: Mapping[str, Any]) -> bool:
     """Whether settings name a module as a target; where they leave the choice to peft it may be any."""
     targets = peft.get("target_modules")
-    return targets in (None, "all-linear") or _matches(module, targets)
-
-
-def _matches(name: str, given: Any) -> bool:
-    """By a regular expression, or by one of several ends."""
-    if isinstance(given, str):
-        return _found(f"(?:{given})\\Z", name)
-    return any(name == end or name.endswith(f".{end}") for end in _names(given))
+    return targets in (None, "all-linear") or matches(module, targets)
 
 
 def _unmatched(key: str, given: Any, names: Collection[str]) -> Iterator[Problem]:
     if key == "target_modules" and given == "all-linear":
         return
     for one in [given] if isinstance(given, str) else _names(given):
-        if not any(_matches(name, given if isinstance(given, str) else [one]) for name in names):
+        if not any(matches(name, given if isinstance(given, str) else [one]) for name in names):
             yield _nothing(key, one, names)
 
 

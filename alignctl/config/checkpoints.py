@@ -85,7 +85,13 @@ def find_flaw_of_training(
         merge_into: The checkpoint that the adapter is to be merged into, where that is another.
         keeps_adapter: Whether it is not merged at all.
     """
-    if quantization(described) != FOUR_BITS:
+    how = quantization(described)
+    if merge_into and described and how is None:
+        return Problem(
+            f"`model.merge_into={merge_into}` would have no effect: the weights of `{given}` are not quantized",
+            "take `model.merge_into` out",
+        )
+    if how != FOUR_BITS:
         return None
     if not adapter:
         return Problem(

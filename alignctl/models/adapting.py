@@ -37,17 +37,23 @@ def _tokens(model: PreTrainedModel, given: Any) -> Iterator[Problem]:
 
 
 def check_merges(model: nn.Module) -> None:
-    """Merges a copy of one adapted layer of each kind; weights in 4 bits are not what is merged into.
+    """Merges a copy of one adapted layer of each kind. Weights in 4 bits are not what is merged into, and layers that
+    processes divide cannot be tried; of those only the bias is looked at.
 
     Raises:
         RequestError: One cannot be merged.
     """
+    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    for name, layer in adapted.items():
+        if any(getattr(layer, "lora_bias", {}).values()) and getattr(layer.get_base_layer(), "bias", None) is None:
+            raise RequestError(
+                f"`peft.lora_bias=true` cannot be merged: `{name}` has no bias to merge into",
+                "take it out, or keep the adapter alone with `model.merge=false`",
+            )
     if getattr(model, "is_loaded_in_4bit", False):
         return
     seen = set()
-    for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
+    for name, layer in adapted.items():
         base = layer.get_base_layer()
         kind = (type(layer), type(base), getattr(base, "bias", None) is None)
         divided = any(p.is_meta or p.numel() == 0 or hasattr(p, "ds_id") for p in layer.parameters())

@@ -43,7 +43,7 @@ from alignctl.models.missing import check_all_loaded
 from alignctl.models.sharding import undivided
 from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
-from alignctl.models.vocabulary import add_tokens, check_rows, make_rows
+from alignctl.models.vocabulary import add_tokens, check_rows, make_rows, refuse_without_row
 
 _SAID = 400  # characters of what a library says
 
@@ -182,16 +182,26 @@ def _check_files(settings: ModelSettings, start: str, role: Role, peft: dict[str
         RequestError: The checkpoint cannot be what the role needs.
     """
     revision = _revision(settings, start)
-    if not Path(start).exists():
-        for file in DESCRIPTIONS:  # fetched, where there is one; loading says what cannot be
-            with suppress(OSError, ValueError):
-                cached_file(start, file, revision=revision)
+    into = settings.merge_into if peft is not None and start == settings.path else None
+    _fetch_descriptions(start, revision)
     flaw = find_flaw(start, start, role, peft is not None, revision)
+    if flaw is None and into:
+        _fetch_descriptions(into)
+        flaw = find_flaw(f"model.merge_into={into}", into, role, trained=True)
     if flaw is None and peft is not None:
         described = describe(start, revision=revision) or {}
-        flaw = find_flaw_of_training(start, described, has_adapter(peft), settings.merge_into, not settings.merge)
+        unmerged = role == "value_model" or not settings.merge  # that model is not saved
+        flaw = find_flaw_of_training(start, described, has_adapter(peft), into, unmerged)
     if flaw:
         raise RequestError(flaw.message, flaw.hint)
+
+
+def _fetch_descriptions(source: str, revision: str | None = None) -> None:
+    """Fetches what a Hub id says of itself, where it does; loading says what cannot be had."""
+    if not Path(source).exists():
+        for file in DESCRIPTIONS:
+            with suppress(OSError, ValueError):
+                cached_file(source, file, revision=revision)
 
 
 def _load_weights(
@@ -211,7 +221,7 @@ def _load_weights(
         RequestError: It cannot have them.
     """
     text = config.get_text_config()
-    grows = check_rows(start, text.vocab_size, tokenizer, new_tokens, settings.resize_embeddings)
+    grows = check_rows(start, text.vocab_size, tokenizer, new_tokens, settings.resize_embeddings, notice)
     pad = text.pad_token_id
     if pad is not None and pad >= text.vocab_size:
         text.pad_token_id = None  # torch takes none without a row
@@ -225,13 +235,14 @@ def _load_weights(
         if grows or new_tokens:
             notice(make_rows(model, tokenizer, new_tokens))
             model.config.get_text_config().pad_token_id = pad
+        refuse_without_row(model, start, tokenizer)
     return model
 
 
 def _dtype(settings: ModelSettings, peft: dict[str, Any]) -> Any:
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
-    return torch.float32 if PEFT_CLASSES[peft.get("type", "none")] is None or settings.scratch else "auto"
+    return torch.float32 if not has_adapter(peft) or settings.scratch else "auto"
 
 
 def _is_quantized(peft: dict[str, Any]) -> bool:
@@ -282,16 +293,16 @@ def build_peft_config(
     """The adapter of a section `peft` for a role; None when all weights are trained.
 
     Args:
-        token_rows: Rows of embeddings that are trained beside it, by the names of the layers.
+        token_rows: Rows of embeddings that are trained beside it, by the names of the layers; those of `peft` are
+            among them.
     """
-    config_class = PEFT_CLASSES[peft.get("type", "none")]
-    if config_class is None:
+    if not has_adapter(peft):
         return None
     _, task = _CLASSES[role]
     given = {key: value for key, value in peft.items() if key != "type"}
     if token_rows:
-        given.setdefault("trainable_token_indices", token_rows)
-    return resolve(config_class)(**given, task_type=task)
+        given["trainable_token_indices"] = token_rows
+    return resolve(PEFT_CLASSES[peft["type"]])(**given, task_type=task)
 
 
 def longest_seen(model: nn.Module) -> int | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignctl.config.adapters import matches, names_module
 from alignctl.engine.forward import bare
-from alignctl.errors import RequestError
+from alignctl.errors import RequestError, first_few
 
-_NAMED = 3
 _HINT = "set `model.resize_embeddings=true`, or give the model's own tokenizer with `model.tokenizer=...`"
 
 
@@ -28,7 +29,14 @@ def rows_needed(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def check_rows(source: str, rows: int, tokenizer: PreTrainedTokenizerBase, new: Sequence[int], resizes: bool) -> bool:
+def check_rows(
+    source: str,
+    rows: int,
+    tokenizer: PreTrainedTokenizerBase,
+    new: Sequence[int],
+    resizes: bool,
+    notice: Callable[[str], None] = lambda _: None,
+) -> bool:
     """Whether the embeddings of a model have to grow.
 
     Args:
@@ -36,23 +44,52 @@ def check_rows(source: str, rows: int, tokenizer: PreTrainedTokenizerBase, new: 
         rows: Of its embeddings.
         new: Tokens that were added on request, which may be without a row.
         resizes: Whether others may.
+        notice: Is told of tokens without a row that only a text which spells them out becomes.
 
     Raises:
         RequestError: Others have no row, and may not.
     """
-    needed = rows_needed(tokenizer)
+    needed, added = rows_needed(tokenizer), set(new)
     if needed <= rows:
         return False
-    without = [token for token, number in tokenizer.get_vocab().items() if number >= rows and number not in set(new)]
-    if without and not resizes:
-        named = ", ".join(f"`{token}`" for token in sorted(without)[:_NAMED])
-        more = f" and {len(without) - _NAMED:,} more" if len(without) > _NAMED else ""
+    without = [token for token, number in tokenizer.get_vocab().items() if number >= rows and number not in added]
+    if resizes or not without:
+        return True
+    said = (
+        f"the tokenizer has {needed:,} tokens, and {source} has embeddings for {rows:,}; there is none for "
+        + first_few([f"`{token}`" for token in sorted(without)])
+    )
+    if not _unwritten(tokenizer) - {tokenizer.pad_token} >= set(without):
+        raise RequestError(said, _HINT)
+    notice(f"{said}, which no row of data may have")
+    return any(number >= rows for number in added)
+
+
+def refuse_without_row(model: PreTrainedModel, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lets a model that has no row for some tokens look at its ids before it takes one of those: on a GPU that would
+    end in an assertion of CUDA's that names nothing."""
+    rows = model.config.get_text_config().vocab_size
+    if rows_needed(tokenizer) > rows:
+        model.get_input_embeddings().register_forward_pre_hook(partial(_look_at_ids, source, rows, tokenizer))
+
+
+def _look_at_ids(
+    source: str, rows: int, tokenizer: PreTrainedTokenizerBase, _: nn.Module, args: tuple[torch.Tensor]
+) -> None:
+    if (highest := int(args[0].max())) >= rows:
         raise RequestError(
-            f"the tokenizer has {needed:,} tokens, and {source} has embeddings for {rows:,}; there is none for {named}"
-            + more,
+            f"a row has the token `{tokenizer.convert_ids_to_tokens(highest)}`, for which {source} has no embeddings",
             _HINT,
         )
-    return True
+
+
+def _unwritten(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Special tokens that neither the tokenizer nor its chat template writes: they stand for images, for instance, or
+    fill rows up."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    written = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.sep_token, tokenizer.cls_token}
+    template = str(tokenizer.chat_template or "")
+    return {token for token in special - written if token not in template}
 
 
 @torch.no_grad()
@@ -80,12 +117,22 @@ def rows_before(model: nn.Module) -> int | None:
 
 
 def rows_to_train(model: PreTrainedModel, new: Sequence[int], peft: Mapping[str, Any]) -> dict[str, list[int]] | None:
-    """What peft calls `trainable_token_indices`, so that an adapter learns new tokens: by the names of the layers, of
-    which a tied head goes without saying. None where there are none, or the adapter has these layers anyway."""
-    targets, whole = peft.get("target_modules"), peft.get("modules_to_save") or []
-    reached = {*(targets if isinstance(targets, list) else []), *whole}
-    names = [name for name in _layers(model) if name not in reached]
-    return {name: list(new) for name in names} if new and names else None
+    """What peft calls `trainable_token_indices`, so that an adapter learns new tokens, too, besides those that settings
+    name: by the names of the layers, of which a tied head goes without saying. None where there are no new ones, or the
+    adapter has these layers anyway."""
+    layers = _layers(model)
+    missed = [
+        name for name in layers if not names_module(peft, name) and not matches(name, peft.get("modules_to_save"))
+    ]
+    if not new or not missed:
+        return None
+    given = peft.get("trainable_token_indices") or {}
+    named = given if isinstance(given, Mapping) else {next(iter(layers)).rpartition(".")[2]: given}
+    rows = {key: list(numbers) for key, numbers in named.items()}
+    for name in missed:
+        key = next((key for key in rows if matches(name, [key])), name.rpartition(".")[2])
+        rows[key] = sorted({*rows.get(key, []), *new})
+    return rows
 
 
 def ids_without_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -95,15 +142,18 @@ def ids_without_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def check_same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, reference: str) -> None:
-    """Whether a reference reads the tokens that the policy is trained on.
+    """Whether a reference reads the tokens that the policy is trained on. What rows are filled up with, and special
+    tokens that no text becomes, one of them alone may have.
 
     Raises:
         RequestError: It does not: its log-probabilities would be those of another text.
     """
     one, other = ours.get_vocab(), theirs.get_vocab()
-    if one == other:
+    alone = (set(one) - set(other)) & _unwritten(ours) | (set(other) - set(one)) & _unwritten(theirs)
+    others = [token for token in {*one, *other} - alone if one.get(token) != other.get(token)]
+    if not others:
         return
-    token = min((token for token in {*one, *other} if one.get(token) != other.get(token)), key=str)
+    token = min(others, key=str)
     places = [f"{vocab[token]}" if token in vocab else "none" for vocab in (one, other)]
     raise RequestError(
         f"the reference {reference} has another vocabulary than the policy: {len(other):,} tokens and {len(one):,}; "
@@ -113,8 +163,8 @@ def check_same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizer
 
 
 def _layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The embeddings, and the LM head where it has weights of its own, by what adapters call them."""
+    """The embeddings, and the LM head where it has weights of its own, by their dotted names."""
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     layers = [inputs, *([outputs] if outputs is not None and outputs.weight is not inputs.weight else [])]
-    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    names = {id(module): name for name, module in model.named_modules()}
     return {names[id(layer)]: layer for layer in layers}

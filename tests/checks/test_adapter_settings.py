@@ -67,6 +67,10 @@ def one(found: list[str]) -> str:
         ("peft.target_modules=[] peft.target_parameters=[experts.up]", ["target_parameters", "`experts.up`"]),
         ("peft.target_modules=[q_proj,lm_head]", ["`lm_head`", "past an adapter"]),
         ("peft.target_modules=q_proj|lm_head", ["`lm_head`", "past an adapter"]),
+        ("peft.target_modules=.*", ["`lm_head`", "set `peft.exclude_modules=[lm_head]`"]),
+        ("peft.target_modules=all-linear peft.layers_to_transform=[0]", ["layers_to_transform", "modules in a list"]),
+        ("peft.target_modules=.*_proj peft.layers_pattern=[layers]", ["layers_pattern", "modules in a list"]),
+        ("peft.target_modules=[q_proj] peft.layers_pattern=[layers]", ["no layers are chosen"]),
         (
             "peft.target_modules=[embed_tokens] peft.ensure_weight_tying=true",
             ["`lm_head`", "take `ensure_weight_tying`"],
@@ -89,6 +93,7 @@ def test_names_that_match_nothing(problems, given, words):
         "peft.modules_to_save=[embed_tokens,lm_head]",
         "peft.target_modules=[q_proj] peft.layers_to_transform=1 peft.alpha_pattern={layers.1.self_attn.q_proj:2}",
         "peft.exclude_modules=[mlp.up_proj]",
+        "peft.target_modules=.* peft.exclude_modules=[lm_head]",
         "peft.init_lora_weights=pissa_niter_16",
     ],
 )
@@ -105,10 +110,25 @@ def test_where_files_call_weights_otherwise_the_worker_looks(tmp_path, problems,
     assert problems("stages=[sft]", "peft=lora", "peft.target_modules=[nothing]", model=str(folder)) == []
 
 
-def test_a_reward_model_has_another_head(problems):
-    given = ("recipe=sft_rm_quickstart", "stages=[rm]", "rm.from=null", "peft=lora")
-    assert problems(*given[1:], "peft.modules_to_save=[score]", recipe="sft_rm_quickstart") == []
-    assert "`lm_head`" in one(problems(*given[1:], "peft.modules_to_save=[lm_head]", recipe="sft_rm_quickstart"))
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["peft=lora_embeddings"],
+        ["peft=lora", "peft.exclude_modules=[lm_head]"],
+        ["peft=lora", "peft.modules_to_save=[score]"],
+        ["peft=lora", "peft.exclude_modules=score"],
+    ],
+)
+def test_a_head_that_models_of_another_stage_have(problems, given):
+    """One section is for policies and reward models, and each has the head that the other has not."""
+    separate = [] if given == ["peft=lora_embeddings"] else ["ppo.sharing=separate"]
+    assert problems(*given, *separate, recipe="rlhf_quickstart") == []
+
+
+def test_a_reward_model_has_no_adapter_on_the_other_head(problems):
+    given = ("stages=[rm]", "rm.from=null", "peft=lora")
+    assert "`lm_head`" in one(problems(*given, "peft.target_modules=[lm_head]", recipe="sft_rm_quickstart"))
+    assert "`scroe`" in one(problems(*given, "peft.modules_to_save=[scroe]", recipe="sft_rm_quickstart"))
 
 
 def test_the_typo_is_what_is_answered(problems):

@@ -56,15 +56,43 @@ def test_of_an_adapter_of_ours_the_merged_model_is_named(tmp_path):
     assert problem.hint == f"name the model that it is merged into, `model.path={tmp_path / 'dpo' / 'model'}`"
 
 
-def test_an_adapter_in_the_local_cache_of_the_hub_is_seen(tmp_path, monkeypatch):
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Puts a checkpoint into the local cache of the Hub, which is empty but for that."""
     from huggingface_hub import constants
 
-    cache = tmp_path / "models--owner--adapter"
-    folder(cache / "snapshots" / ("a" * 40), None, {"base_model_name_or_path": "owner/base"})
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text("a" * 40)
+    def put(name: str, *files):
+        cache = tmp_path / f"models--owner--{name}"
+        folder(cache / "snapshots" / ("a" * 40), *files)
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text("a" * 40)
+
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    return put
+
+
+def test_what_is_in_the_local_cache_is_looked_at_whoever_asks(cached):
+    cached("short", LM | {"max_position_embeddings": 64})
+    found = only("sft_local", "model.path=owner/short", "sft.max_length=128")
+    assert "`sft.max_length=128` is longer than the model can see: 64 tokens" in found.message
+    cached("rm", None, {"base_model_name_or_path": "owner/other", "task_type": "SEQ_CLS"})
+    given = (
+        "stages=[ppo]",
+        "ppo.from=null",
+        "model.path=owner/base",
+        "model.scratch=null",
+        "peft=lora",
+        "eval=default",
+    )
+    found = problems("rlhf_quickstart", *given, "ppo.sharing=shared_base", "ppo.reward_model=owner/rm")
+    assert any("is an adapter of owner/other, but `ppo` starts from `owner/base`" in one.message for one in found), (
+        found
+    )
+
+
+def test_an_adapter_in_the_local_cache_of_the_hub_is_seen(cached):
+    cached("adapter", None, {"base_model_name_or_path": "owner/base"})
     assert "owner/adapter` is an adapter of owner/base" in only("sft_local", "model.path=owner/adapter").message
     assert problems("sft_local", "model.path=owner/other") == []
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shlex
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from alignctl.config.schema import ModelSettings
 from alignctl.errors import RequestError
+from alignctl.models.loading import load_model
 
 pytestmark = pytest.mark.train
 
@@ -209,6 +212,15 @@ def test_an_adapter_on_four_bits_is_kept_alone(tmp_path, rows, in_four_bits):
     stage = run(tmp_path / "run", rows, "sft", *given, "model.merge=false")
     assert (stage / "adapter" / "adapter_model.safetensors").is_file()
     assert not (stage / "model").exists()
+
+
+def test_what_is_not_quantized_is_not_merged_into_another(base):
+    """As the worker sees a Hub id whose files were not here when the run was checked."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    load = partial(load_model, role="policy", start=str(base), tokenizer=tokenizer, peft={"type": "lora"}, seed=0)
+    with pytest.raises(RequestError, match=r"`model.merge_into=.*` would have no effect"):
+        load(ModelSettings(path=str(base), merge_into=str(base)), trained=True)
+    load(ModelSettings(path="owner/first", merge_into=str(base)), trained=True)  # a later stage goes on from another
 
 
 def mixture(base, folder, kind):

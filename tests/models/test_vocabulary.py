@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from support.files import read, write_rows
 from support.in_process import run_stages
 from support.rewards import REWARDS
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from alignctl.config.schema import ModelSettings
 from alignctl.errors import RequestError
+from alignctl.models.loading import build_peft_config, load_model
+from alignctl.models.vocabulary import check_same_tokens, rows_to_train
 
 pytestmark = pytest.mark.train
 
@@ -59,11 +63,11 @@ def rows_of(model):
     return loaded.get_input_embeddings().weight.detach(), loaded.get_output_embeddings().weight.detach()
 
 
-def with_tokens(model, folder, *tokens, pad=None):
+def with_tokens(model, folder, *tokens, pad=None, special=False):
     """A copy of a checkpoint whose tokenizer has more tokens than there are embeddings."""
     shutil.copytree(model, folder)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.add_tokens(list(tokens))
+    tokenizer.add_tokens(list(tokens), special_tokens=special)
     if pad:
         tokenizer.add_special_tokens({"pad_token": pad})
         config = folder / "config.json"
@@ -89,6 +93,24 @@ def test_more_tokens_than_embeddings_are_refused_or_resized(tmp_path, tied, pair
     torch.testing.assert_close(new[512:], old.mean(0).expand(count - 512, -1), rtol=0, atol=1e-6)
     tokenizer = AutoTokenizer.from_pretrained(stage / "model")
     assert (len(tokenizer), tokenizer.pad_token) == (count, pad or "<unk>")
+
+
+def test_a_special_token_that_nothing_writes_needs_no_embeddings(tmp_path, tied):
+    """As Gemma 3 has one for images, transformers#37011."""
+    folder, said = with_tokens(tied, tmp_path / "model", "<image>", special=True), []
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    load = partial(load_model, ModelSettings(), "policy", str(folder), peft={}, seed=0, notice=said.append)
+    model = load(tokenizer)
+    assert "has 513 tokens, and" in said[0]
+    assert "none for `<image>`" in said[0]
+    model(torch.tensor([tokenizer("An image")["input_ids"]]))
+    with pytest.raises(RequestError, match=r"a row has the token `<image>`, for which .* has no embeddings"):
+        model(torch.tensor([tokenizer("An <image>")["input_ids"]]))
+    for key in ("chat_template", "eos_token", "pad_token"):
+        other = AutoTokenizer.from_pretrained(folder)
+        setattr(other, key, "{{ '<image>' + messages[0]['content'] }}" if key == "chat_template" else "<image>")
+        with pytest.raises(RequestError, match=r"there is none for `<image>`"):
+            load(other)
 
 
 def test_another_tokenizer_with_more_tokens_is_refused(tmp_path, tied, pairs):
@@ -122,6 +144,36 @@ def test_an_adapter_learns_added_tokens_and_no_others(tmp_path, request, pairs, 
     later = stage.parent / "ipo" / "model"
     assert len(AutoTokenizer.from_pretrained(later)) == 514
     assert rows_of(later)[0].shape[0] == 514
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"embed_tokens": [512], "lm_head": [512]}),
+        ({"trainable_token_indices": None}, {"embed_tokens": [512], "lm_head": [512]}),
+        ({"trainable_token_indices": [5]}, {"embed_tokens": [5, 512], "lm_head": [512]}),
+        (
+            {"trainable_token_indices": {"model.embed_tokens": [5]}},
+            {"model.embed_tokens": [5, 512], "lm_head": [512]},
+        ),
+        ({"target_modules": ["model.embed_tokens", "q_proj"]}, {"lm_head": [512]}),
+        ({"target_modules": ".*(embed_tokens|q_proj)"}, {"lm_head": [512]}),
+        (
+            {"target_modules": ["embed_tokens", "q_proj"], "exclude_modules": ["embed_tokens"]},
+            {"embed_tokens": [512], "lm_head": [512]},
+        ),
+        ({"modules_to_save": ["model.embed_tokens", "lm_head"]}, None),
+    ],
+)
+def test_added_tokens_are_trained_beside_what_settings_name(untied, given, expected):
+    model = AutoModelForCausalLM.from_pretrained(untied)
+    model.resize_token_embeddings(513, mean_resizing=False)
+    rows = rows_to_train(model, [512], given)
+    assert rows == expected
+    adapter = build_peft_config({"type": "lora", "target_modules": ["q_proj"]} | given, "policy", rows)
+    learns = [name for name, one in get_peft_model(model, adapter).named_parameters() if one.requires_grad]
+    for layer in ("embed_tokens", "lm_head"):
+        assert any(layer in name for name in learns)
 
 
 def test_added_tokens_take_embeddings_that_have_no_token(tmp_path, untied, pairs):
@@ -161,6 +213,21 @@ def test_a_reference_reads_the_same_tokens(tmp_path, tied, pairs):
         RequestError, match="vocabulary than the policy: 513 tokens and 512; `ough` is number 512 there"
     ):
         dpo(tmp_path / "run", tied, pairs, f"dpo.reference={other}")
+
+
+def test_a_reference_may_lack_what_rows_are_filled_up_with(tied):
+    """An SFT model with a pad token of its own, and the base it was made from; the order of both does not matter."""
+    base, padded, moved, chat = (AutoTokenizer.from_pretrained(tied) for _ in range(4))
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    check_same_tokens(padded, base, "base")
+    check_same_tokens(base, padded, "sft")
+    moved.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    moved.add_special_tokens({"pad_token": "[PAD]"})
+    with pytest.raises(RequestError, match=r"`\[PAD\]` is number 513 there and 512 here"):
+        check_same_tokens(padded, moved, "moved")
+    chat.add_special_tokens({"eos_token": "<|im_end|>"})
+    with pytest.raises(RequestError, match=r"`<\|im_end\|>` is number none there and 512 here"):
+        check_same_tokens(chat, base, "base")
 
 
 def test_a_reference_without_a_tokenizer(tmp_path, tied, pairs):
