@@ -45,7 +45,8 @@ def make(tmp_path_factory, tokenizer):
     def checkpoint(model_type: str = "llama", **options) -> str:
         folder = tmp_path_factory.mktemp(model_type)
         torch.manual_seed(0)
-        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **options)
+        # The tokenizers of some kinds of models add a token of their own when they are loaded.
+        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer) + 8, **options)
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

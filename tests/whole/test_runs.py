@@ -232,17 +232,17 @@ def test_a_stage_that_was_trained_but_not_saved_takes_no_step_more(tmp_path, ali
     assert json.loads((stage / "result.json").read_text())["steps"] == 9
 
 
-def test_what_nobody_foresaw_keeps_its_traceback_and_names_the_log(tmp_path, alignctl, shared_data):
-    broken = tmp_path / "broken"
-    shutil.copytree(shared_data / "models" / "stories260K", broken)
-    for path in (broken, *broken.iterdir()):
-        path.chmod(0o755)
-    (broken / "model.safetensors").write_bytes(b"not weights at all")
-    pairs = shared_data / "preference" / "hh_harmless_base" / "test.jsonl"
-    failed = alignctl("train", "recipe=dpo_local", f"model.path={broken}", f"data.path={pairs}", "run_dir=run")
+def test_what_nobody_foresaw_keeps_its_traceback_and_names_the_log(tmp_path, alignctl):
+    (tmp_path / "rewards.py").write_text("def unforeseen(prompts, completions):\n    return [1 / 0]\n")
+    failed = alignctl(
+        "train", "recipe=rlhf_quickstart", *TINY, "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null",
+        "ppo.normalize_rewards=none", "ppo.reward_funcs=[rewards.py:unforeseen]", "ppo.max_steps=1", "data.limit=16",
+        "ppo.per_device_train_batch_size=8", "ppo.response_length=4", "data.eval_limit=8", "eval.prompts=0",
+        "run_dir=run",
+    )  # fmt: skip
     assert failed.code == 1
     assert "Traceback" in failed.err
-    assert "safetensor" in failed.err.lower()
+    assert "ZeroDivisionError" in failed.err
     assert "attempt_1" in failed.err
 
 
