@@ -66,6 +66,12 @@ def check_losses(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
         )
     if stage.get("use_weighting") and {"aot", "aot_unpaired"} & set(losses):
         yield Problem(f"`{name}.use_weighting` and the loss `aot` exclude each other: it sorts what would be weighted")
+    if stage.get("use_weighting") and "sft" in losses:
+        yield Problem(
+            f"`{name}.use_weighting` and the loss `sft` exclude each other: its weights are of pairs, and that "
+            "loss is a mean over the tokens of all",
+            f"take `sft` out of `{name}.loss_type` and `{name}.loss_weights`, or set `{name}.use_weighting=false`",
+        )
     divergence = stage.get("f_divergence_type", "reverse_kl")
     if divergence != "reverse_kl" and (others := sorted(set(losses) - _DIFFERENCE_LOSSES)):
         yield Problem(

@@ -65,6 +65,10 @@ BAD = [
         + ["dpo.max_steps=2"],
         ["`dpo.lr_scheduler_kwargs.num_decay_steps=50` takes the whole training", "2 optimizer steps"],
     ),
+    (
+        [DPO, "dpo.use_weighting=true", "dpo.loss_type=[sigmoid,sft]"],
+        ["`dpo.use_weighting` and the loss `sft` exclude each other"],
+    ),
     ([DPO, "dpo.save_strategy=best"], ["needs to know what is best", "`dpo.metric_for_best_model=loss`"]),
     ([DPO, "model.add_tokens=['']"], ["`model.add_tokens` has a token without a character"]),
     ([DPO, "dpo.lr_scheduler_kwargs=x"], ["`dpo.lr_scheduler_kwargs` must be a mapping"]),
