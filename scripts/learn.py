@@ -43,7 +43,7 @@ ORPO_AFTER_SFT = ("orpo.learning_rate=1e-3", "orpo.num_train_epochs=2")
 REAL = {
     "dpo": ("dpo.learning_rate=2e-3", "dpo.beta=0.05"),
     "ipo": ("ipo.learning_rate=2e-3", "ipo.beta=0.05"),
-    "kto": ("kto.learning_rate=3e-3", "kto.beta=0.03"),
+    "kto": ("kto.learning_rate=1e-3", "kto.beta=0.03"),
     "orpo": ("orpo.learning_rate=2e-3", "orpo.beta=2.0"),
     "simpo": ("simpo.learning_rate=2e-3",),
 }
