@@ -137,3 +137,14 @@ def test_who_imports_whom(part):
 def test_only_compose_imports_hydra():
     users = {f.name for f in PACKAGE.rglob("*.py") if any(m.split(".")[0] == "hydra" for m in imports_of(f))}
     assert users == {"compose.py"}
+
+
+def test_an_empty_folder_that_run_dir_names_stays(tmp_path):
+    """Though the run does not begin: a user may have made it."""
+    (tmp_path / "mine").mkdir()
+    command = ["train", "recipe=dpo_llama3", "launcher=slurm", "launcher.nodes=2", "distributed=zero3", "run_dir=mine"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "alignctl", *command], cwd=tmp_path, env={"PATH": "/nowhere"}, capture_output=True
+    )
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "mine").is_dir()

@@ -112,14 +112,14 @@ def _strategies(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
             f"set `{name}.save_strategy={evaluates}`",
         )
     elif saves == "steps":
-        every = {key: stage.get(key, stage.get("logging_steps", 500)) for key in ("eval_steps", "save_steps")}
-        every["save_steps"] = stage.get("save_steps", 500)
-        whole = all(isinstance(value, int) and value > 0 for value in every.values())
-        if whole and every["save_steps"] % every["eval_steps"]:
+        save_every = stage.get("save_steps", 500)
+        eval_every = stage.get("eval_steps", stage.get("logging_steps", 500))
+        whole = all(isinstance(steps, int) and steps > 0 for steps in (save_every, eval_every))
+        if whole and save_every % eval_every:
             yield Problem(
-                f"`{name}.load_best_model_at_end` compares what is saved: `{name}.save_steps={every['save_steps']}` is "
-                f"no multiple of `{name}.eval_steps={every['eval_steps']}`",
-                f"set `{name}.save_steps={every['eval_steps']}`",
+                f"`{name}.load_best_model_at_end` compares what is saved: `{name}.save_steps={save_every}` is no "
+                f"multiple of `{name}.eval_steps={eval_every}`",
+                f"set `{name}.save_steps={eval_every}`",
             )
 
 

@@ -109,13 +109,14 @@ def _start(prepared: Sequence[Prepared], multirun: bool, as_json: bool) -> None:
 
 @contextmanager
 def _unused_folders_removed(prepared: Sequence[Prepared]) -> Iterator[None]:
-    """Leaves no folder behind that was made for a run which did not begin."""
+    """Leaves no folder behind that was made for a run which did not begin; one that `run_dir` names may be a user's."""
     try:
         yield
     finally:
         for point in prepared:
-            with suppress(OSError):  # it is not empty, or gone
-                point.plan.paths.root.rmdir()
+            if not point.config.get("run_dir"):
+                with suppress(OSError):  # it is not empty, or gone
+                    point.plan.paths.root.rmdir()
 
 
 def _prepare(request: Request, points: Sequence[Request], new: bool, make: bool) -> list[Prepared]:

@@ -33,7 +33,8 @@ _POLL_S = 0.1
 _PATIENCE_S = 10  # from the second request to stop until everything is killed, from the first before training
 _LAST_WORDS_S = 15  # from the first worker's end until everything is killed; torchrun waits 10 for the others
 _FIRST_S = 15 * 60  # how long the first of several machines may take to begin; torchrun waits as long
-_ON_GPUS = ("tf32", "bf16_full_eval", "fp16_full_eval", "activation_offloading")  # settings that CPUs cannot do
+# Settings that CPUs cannot do.
+_ON_GPUS = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "activation_offloading")
 _STATES: dict[int, State] = {EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
 
 
@@ -73,8 +74,7 @@ def check_machine(plan: RunPlan) -> None:
         if trainer.get("use_cpu") or (gpus and not stage.config.launcher.processes):
             continue
         kind = stage.config.peft.get("type")
-        wants = {f"{name}.{key}=true": f"{name}.{key}=false" for key in ("bf16", "fp16") if trainer.get(key)}
-        wants |= {f"{name}.{key}=true": f"{name}.{key}=false" for key in _ON_GPUS if trainer.get(key)}
+        wants = {f"{name}.{key}=true": f"{name}.{key}=false" for key in _ON_GPUS if trainer.get(key)}
         wants |= {f"peft.type={kind}": "peft=lora"} if kind in QUANTIZED else {}
         if stage.config.model.attn_implementation == "flex_attention":
             wants["model.attn_implementation=flex_attention"] = "model.attn_implementation=null"

@@ -123,7 +123,7 @@ class FunctionReward:
         if len(rewards) != (count := len(episodes.completions)):
             raise AlignctlError(f"the reward function {self.name} gave {len(rewards)} numbers for {count} completions")
         try:
-            return at_the_end(list(map(float, rewards)), episodes)
+            return at_the_end(map(float, rewards), episodes)
         except (TypeError, ValueError) as error:
             raise AlignctlError(
                 f"the reward function {self.name} gave what is no number: {error}",

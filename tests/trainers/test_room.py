@@ -93,14 +93,18 @@ def test_too_much_is_refused_before_anything_is_done(tmp_path):
     assert not (tmp_path / "sft" / "evaluation_before.json").exists()  # so that other settings may be given
 
 
-@pytest.mark.parametrize("peft", [False, True])
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
-def test_the_finished_model_is_counted_in_the_type_it_is_saved_in(small, peft, dtype):
+def wide(small, peft):
+    """A model whose numbers weigh more than the headers of its files."""
     config = small.config()
     config.hidden_size, config.intermediate_size = 256, 512
     model = LlamaForCausalLM(config)
-    if peft:
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=64))
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=64)) if peft else model
+
+
+@pytest.mark.parametrize("peft", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_the_finished_model_is_counted_in_the_type_it_is_saved_in(small, peft, dtype):
+    model = wide(small, peft)
     trainer = small.trainer("sft", model=model, max_steps=1)
     writes = writes_of(trainer, 1, trainer.model, dtype)
     alone = writes_of(trainer, 1, trainer.model, dtype, merge=False)
@@ -144,11 +148,7 @@ def test_the_type_that_is_wanted_is_what_room_is_needed_for(tmp_path, wanted, si
 @pytest.mark.parametrize("settings", [{}, {"save_only_model": True}], ids=str)
 def test_what_is_computed_is_what_is_written(small, peft, settings):
     """Files of weights and of the optimizer's state, to a twentieth: their headers are beside the numbers."""
-    config = small.config()
-    config.hidden_size, config.intermediate_size = 256, 512
-    model = LlamaForCausalLM(config)
-    if peft:
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=64))
+    model = wide(small, peft)
     trainer = small.trainer("sft", model=model, max_steps=1, save_steps=1, **settings)
     writes = writes_of(trainer, 1, trainer.model)
     trainer.train()
