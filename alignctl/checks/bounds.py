@@ -48,7 +48,7 @@ TRAINER = dict.fromkeys(
     NOT_NEGATIVE,
 ) | dict.fromkeys(
     ("save_total_limit", "dataloader_prefetch_factor", "dataset_num_proc", "eval_accumulation_steps",
-     "pad_to_multiple_of", "torch_empty_cache_steps"),
+     "pad_to_multiple_of", "torch_empty_cache_steps", "pass_tokens"),
     _AT_LEAST_1,
 ) | dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Bound(least=0, below=1)) | {
     "early_stopping_patience": _AT_LEAST_1, "early_stopping_threshold": NOT_NEGATIVE,

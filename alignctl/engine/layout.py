@@ -213,6 +213,26 @@ def bins(sizes: Sequence[int], budget: int, padded: bool) -> Iterator[list[int]]
         yield part
 
 
+def balanced(sizes: Sequence[int], budget: int, padded: bool) -> list[list[int]]:
+    """Divides items among as few passes of at most `budget` tokens as `bins` finds, and these evenly.
+
+    Args:
+        sizes: Of each item, in tokens; one that is larger than the budget has a pass to itself.
+        padded: As for `bins`, whose passes hold items of about one size; those are left as they are.
+    """
+    parts = list(bins(sizes, budget, padded))
+    if padded:
+        return parts
+    # Largest first, each into the emptiest pass; seldom a pass gets too full so that bins fills without being even.
+    even: list[list[int]] = [[] for _ in parts]
+    full = [0] * len(parts)
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        least = full.index(min(full))
+        even[least].append(index)
+        full[least] += sizes[index]
+    return even if max(full) <= max(budget, max(sizes)) else parts
+
+
 @cache
 def _compiled_block_mask() -> Callable[..., BlockMask]:
     return torch.compile(create_block_mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignctl.methods.preferences import BETA, OWNED_FIELDS, REFERENCE, SMOOTHING, check_losses
+from alignctl.methods.preferences import BETA, OWNED_FIELDS, REFERENCE, SMOOTHING, check_losses, mixed_losses
 from alignctl.methods.registry import Method
 
 METHOD = Method(
@@ -19,6 +19,7 @@ METHOD = Method(
     config_class="alignctl.trainers.preference.dpo:DPOConfig",
     trainer="alignctl.trainers.preference.dpo:DPOTrainer",
     stage_function="alignctl.stage.run:run_stage",
+    mixes_rows=mixed_losses,
     owned_fields=OWNED_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
     renamed={},

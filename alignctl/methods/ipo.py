@@ -19,6 +19,7 @@ METHOD = Method(
     config_class="alignctl.trainers.preference.ipo:IPOConfig",
     trainer="alignctl.trainers.preference.ipo:IPOTrainer",
     stage_function="alignctl.stage.run:run_stage",
+    mixes_rows=None,
     owned_fields=OWNED_FIELDS | LOSS_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
     renamed={},

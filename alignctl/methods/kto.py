@@ -21,6 +21,12 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     yield from check_reference(name, stage)
 
 
+def _mixes_rows(stage: Mapping[str, Any]) -> str | None:
+    if stage["loss_type"] == "apo_zero_unpaired":
+        return None
+    return "the KL divergence is estimated from the rows of a batch"
+
+
 METHOD = Method(
     name="kto",
     summary="Kahneman-Tversky optimization: labels of single completions, wanted or not",
@@ -35,6 +41,7 @@ METHOD = Method(
     config_class="alignctl.trainers.preference.kto:KTOConfig",
     trainer="alignctl.trainers.preference.kto:KTOTrainer",
     stage_function="alignctl.stage.run:run_stage",
+    mixes_rows=_mixes_rows,
     owned_fields=RUN_OWNED_FIELDS
     | {"train_sampling_strategy": "KTO shuffles once: its KL estimate needs batches of a fixed order"},
     key_metrics=("rewards/margins", "kl"),

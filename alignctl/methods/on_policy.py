@@ -11,7 +11,7 @@ from alignctl.errors import Problem
 from alignctl.methods.registry import NOT_NEGATIVE, POSITIVE, RUN_OWNED_FIELDS
 
 OWNED_FIELDS = RUN_OWNED_FIELDS | {
-    "gradient_accumulation_steps": "set `update_tokens`: a mini-batch is divided into passes of so many tokens",
+    "gradient_accumulation_steps": "set `pass_tokens`: a mini-batch is divided into passes of so many tokens",
     "remove_unused_columns": "only prompts are taken from the rows",
     "train_sampling_strategy": "prompts are drawn in a random order",
     "neftune_noise_alpha": "the policy's own log-probabilities are needed",
@@ -27,7 +27,7 @@ OWNED_FIELDS = RUN_OWNED_FIELDS | {
 BOUNDS = {
     **dict.fromkeys(
         ("temperature", "response_length", "max_prompt_length", "num_generations", "num_mini_batches",
-         "update_tokens", "rollout_tokens", "reward_clip"),
+         "rollout_tokens", "reward_clip"),
         POSITIVE,
     ),
     "num_sample_completions": NOT_NEGATIVE,

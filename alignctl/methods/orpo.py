@@ -19,6 +19,7 @@ METHOD = Method(
     config_class="alignctl.trainers.preference.orpo:ORPOConfig",
     trainer="alignctl.trainers.preference.orpo:ORPOTrainer",
     stage_function="alignctl.stage.run:run_stage",
+    mixes_rows=None,
     owned_fields=OWNED_FIELDS | LOSS_FIELDS | REFERENCE_FIELDS,
     key_metrics=("rewards/accuracies", "log_odds"),
     renamed={},

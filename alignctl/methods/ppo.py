@@ -27,9 +27,10 @@ METHOD = Method(
     config_class="alignctl.trainers.on_policy.ppo.config:PPOConfig",
     trainer="alignctl.trainers.on_policy.ppo.trainer:PPOTrainer",
     stage_function="alignctl.stage.run:run_stage",
+    mixes_rows=None,
     owned_fields=OWNED_FIELDS,
     key_metrics=("score", "kl/k1"),
-    renamed={"roles": "sharing"},
+    renamed={"roles": "sharing", "update_tokens": "pass_tokens"},
     bounds=BOUNDS | _BOUNDS,
     check=check_on_policy,
 )

@@ -37,6 +37,15 @@ _SMOOTHED = {"aot", "aot_unpaired", "exo_pair", "robust"}
 _DIFFERENCE_LOSSES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 
 
+def mixed_losses(stage: Mapping[str, Any]) -> str | None:
+    """Why a loss of `trl.DPOTrainer` looks at all pairs of a batch; None where it does not."""
+    if sorting := {"aot", "aot_unpaired"} & set(stage["loss_type"]):
+        return f"the loss {sorting.pop()} sorts the pairs of a batch"
+    if stage["use_weighting"] and "sft" in stage["loss_type"]:
+        return "`use_weighting` weighs the likelihood of a whole batch"
+    return None
+
+
 def check_reference(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     """A reference that follows the policy cannot be computed beforehand, nor be the adapter switched off."""
     if not stage.get("sync_ref_model"):

@@ -80,6 +80,9 @@ class Method:
     """`"module:Class"` of the trainer: TRL's, or one that takes the same keyword arguments. None where none is used."""
     stage_function: str
     """`"module:function"` that runs one stage to its result, with the arguments of stage/run.py's `run_stage`."""
+    mixes_rows: Callable[[Mapping[str, Any]], str | None] | None
+    """Why the loss, given all fields of a stage, looks at the rows of a batch together, so that an optimizer step is
+    not divided otherwise; None where it never does."""
     owned_fields: Mapping[str, str]
     """Fields of the config class that a stage may not set, each with what to set instead."""
     key_metrics: tuple[str, ...]

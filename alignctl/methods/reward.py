@@ -18,6 +18,7 @@ METHOD = Method(
     config_class="alignctl.trainers.reward:RewardConfig",
     trainer="alignctl.trainers.reward:RewardTrainer",
     stage_function="alignctl.stage.run:run_stage",
+    mixes_rows=None,
     owned_fields=RUN_OWNED_FIELDS
     | {"chat_template_path": "use `model.chat_template`", "eos_token": "use `model.eos_token`"},
     key_metrics=("accuracy", "margin"),

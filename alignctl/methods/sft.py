@@ -39,6 +39,7 @@ METHOD = Method(
     config_class="alignctl.trainers.sft:SFTConfig",
     trainer="alignctl.trainers.sft:SFTTrainer",
     stage_function="alignctl.stage.run:run_stage",
+    mixes_rows=None,
     owned_fields=RUN_OWNED_FIELDS
     | {
         "chat_template_path": "use `model.chat_template`",

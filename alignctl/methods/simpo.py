@@ -22,6 +22,7 @@ METHOD = Method(
     config_class="alignctl.trainers.preference.simpo:SimPOConfig",
     trainer="alignctl.trainers.preference.simpo:SimPOTrainer",
     stage_function="alignctl.stage.run:run_stage",
+    mixes_rows=None,
     owned_fields=OWNED_FIELDS | _OWN_LOSS_FIELDS | REFERENCE_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
     renamed={},

@@ -17,7 +17,7 @@ VERSION = 3
 """Of what a stage's settings mean and its checkpoints hold. One that was begun under another version cannot be
 continued: raise it where a change of the code would go on with an old stage otherwise, or could not."""
 _CHUNK = 2**20
-_DIVIDES = ("per_device_train_batch_size", "gradient_accumulation_steps")
+_DIVIDES = ("per_device_train_batch_size", "gradient_accumulation_steps", "pass_tokens")
 
 
 def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_size: int) -> str:

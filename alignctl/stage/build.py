@@ -91,6 +91,8 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
         if role in method.roles[1:]:
             others |= take(job, others)
     make = resolve(method.trainer)
+    if method.mixes_rows and (reason := method.mixes_rows(vars(job.args))):
+        others["keeps_batches"] = reason
     with refused("`peft`"):
         adapter = build_peft_config(stage.peft, method.trained, _token_rows(job, trained))
     with refused(f"the settings of `{stage.name}`"):

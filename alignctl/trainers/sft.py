@@ -33,6 +33,8 @@ class SFTConfig(EngineConfig, TRLSFTConfig):
 class SFTTrainer(Managed, OnEngine, trl.SFTTrainer):
     """Supervised fine-tuning."""
 
+    means = {"entropy": "tokens", "mean_token_accuracy": "tokens"}
+
     def __init__(self, *, train_dataset: Dataset, **kwargs: Any):
         try:
             super().__init__(train_dataset=train_dataset, **kwargs)
@@ -51,6 +53,13 @@ class SFTTrainer(Managed, OnEngine, trl.SFTTrainer):
         whole = [labels for labels in rows if packing or longest is None or len(labels) < longest]
         model = self.accelerator.unwrap_model(self.model)
         check_end_is_trained(model, self.processing_class, whole, anywhere=packing)
+
+    def counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        return super().counts(batch) | {"tokens": int((batch["labels"][:, 1:] != -100).sum())}
+
+    def shared(self, loss: Tensor, name: str) -> Tensor:
+        """TRL divides by the tokens of the step, so a pass has its share."""
+        return loss
 
     def held_out_parts(self, model: nn.Module, loss: Tensor, inputs: dict[str, Any]) -> list[Part]:
         """A mean over the tokens that are trained on."""

@@ -244,7 +244,7 @@ BAD = [
     ([PPO, "ppo.generation=fast"], ["`ppo.generation` must be one of transformers, continuous, vllm"]),
     ([PPO, "ppo.kl_estimator=k4"], ["`ppo.kl_estimator` must be one of k1, k2, k3"]),
     ([PPO, "ppo.reward_model=sft"], ["`ppo.reward_model=sft`"]),
-    ([PPO, "ppo.gradient_accumulation_steps=2"], ["is not a stage's to set", "set `update_tokens`"]),
+    ([PPO, "ppo.gradient_accumulation_steps=2"], ["is not a stage's to set", "set `pass_tokens`"]),
     ([PPO, "ppo.sharing=shared_base"], ["needs an adapter", "`peft=lora`", "`rm` trains all weights"]),
     (
         [*SHARED, "rm.peft.type=none"],

@@ -24,7 +24,7 @@ class Compared:
     within: Mapping[str, float] = field(default_factory=lambda: {"abs": 1e-6})
 
 
-ROWS, MICRO_BATCH, PROCESSES = "rows", "micro_batch", "processes"
+ROWS, PROCESSES = "rows", "processes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,8 @@ class Same:
     """How a batch may be divided among passes and processes without another loss."""
 
     over: str = ROWS
-    """What the loss is the same over: all rows of an optimizer step, however they are divided; the rows of a
-    micro-batch, of which it takes a mean over tokens; the rows that all processes hold at once, as KTO's KL estimate
-    and PPO's rollout."""
+    """What the loss is the same over: all rows of an optimizer step, however they are divided; the rows that all
+    processes hold at once, as KTO's KL estimate and PPO's rollout."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the stage; None takes one out."""
 
@@ -81,9 +80,7 @@ METHODS = {
         passes=2,
         same={
             "": Same(),
-            " and sft": Same(
-                over=MICRO_BATCH, settings={"loss_type": "[sigmoid,sft]", "loss_weights": "[1.0,0.5]"}
-            ),
+            " and sft": Same(settings={"loss_type": "[sigmoid,sft]", "loss_weights": "[1.0,0.5]"}),
         },
         memory={"loss_type": ["sigmoid", "sft"]},
     ),
@@ -115,7 +112,7 @@ METHODS = {
         local="orpo_local",
         trl=("trl.experimental.orpo:ORPOTrainer", "trl.experimental.orpo:ORPOConfig"),
         compared=(Compared(ours=("orpo.beta=0.25",), theirs={"beta": 0.25}),),
-        same={"": Same(over=MICRO_BATCH)},
+        same={"": Same()},
         memory={},
     ),
     "ppo": Row(
@@ -133,7 +130,7 @@ METHODS = {
                 over=PROCESSES,
                 settings={
                     "reward_funcs": f"[{REWARDS}:length]", "response_length": 8, "max_prompt_length": 256,
-                    "update_tokens": 256, "max_length": None, "gradient_accumulation_steps": None,
+                    "pass_tokens": 256, "max_length": None, "gradient_accumulation_steps": None,
                 },
             ),
         },
@@ -179,7 +176,7 @@ METHODS = {
                 | {"label_smoothing": 0.1},
             ),
         ),
-        same={"": Same(), " and sft": Same(over=MICRO_BATCH, settings={"sft_weight": 1.0})},
+        same={"": Same(), " and sft": Same(settings={"sft_weight": 1.0})},
     ),
 }  # fmt: skip
 

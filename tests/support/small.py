@@ -58,7 +58,7 @@ class Small:
         return config_class(output_dir=str(self.folder), **defaults | settings)
 
     def trainer(self, name: str, trainer: Any = None, model: Any = None, rows: Dataset | None = None,
-                held: Dataset | None = None, **settings: Any):  # fmt: skip
+                held: Dataset | None = None, keeps_batches: str | None = None, **settings: Any):  # fmt: skip
         """The trainer of a method, or another that takes the same arguments; `held` are held-out rows."""
         method = methods()[name]
         model = model or (self.model if method.trained == "policy" else self.reward_model())
@@ -69,5 +69,6 @@ class Small:
             train_dataset=rows or self.rows(method.data_kind),
             eval_dataset=held,
             processing_class=self.tokenizer,
+            **({"keeps_batches": keeps_batches} if keeps_batches else {}),
             **roles,
         )

@@ -77,7 +77,7 @@ class Watched(per_row_beta.PerRowBetaTrainer):
     "settings",
     [
         {},
-        {"gradient_accumulation_steps": 2, "train_sampling_strategy": "group_by_length"},
+        {"gradient_accumulation_steps": 2, "train_sampling_strategy": "group_by_length", "pass_tokens": 150},
         {"precompute_ref_log_probs": "true"},
     ],
     ids=["plain", "accumulated, by length", "reference beforehand"],
@@ -101,8 +101,10 @@ def test_the_loss_is_that_of_each_row_s_beta(tmp_path, monkeypatch, settings):
     assert ledger["train"]["too_long"] + ledger["eval"]["too_long"] == 1
     training = [(numbers, losses) for trained, numbers, losses in Watched.batches if trained]
     held_out = [(numbers, losses) for trained, numbers, losses in Watched.batches if not trained]
-    means = [sum(losses) / len(losses) for _, losses in training]
-    expected = [sum(means[at : at + passes]) / passes for at in range(0, len(means), passes)]
+    flat, size = [loss for _, losses in training for loss in losses], 4 * passes
+    of_steps = [flat[at : at + size] for at in range(0, len(flat), size)]
+    expected = [sum(losses) / len(losses) for losses in of_steps]
+    assert (len(training) > steps) == (passes > 1), "an accumulated step is divided, too"
     logged = metrics(run / "ipo")
     assert [row["loss"] for row in logged if "loss" in row] == pytest.approx(expected, abs=1e-5)
     assert len(expected) == steps

@@ -191,5 +191,5 @@ def test_a_classifier_that_scores_otherwise_keeps_its_padded_rows(tmp_path, real
 
     monkeypatch.setattr(LlamaForSequenceClassification, "forward", of_the_mean)
     trainer = real(tmp_path, "reward")
-    assert trainer.notices == ["engine: padded rows, because models of type `llama` score rows in another way"]
+    assert trainer.notices[0] == "engine: padded rows, because models of type `llama` score rows in another way"
     assert not takes_packed_rows(trainer.model)

@@ -64,7 +64,7 @@ TRIED: Mapping[str, Tries] = {
             "reward_clip": 2.0, "missing_eos_penalty": 0.5, "whiten_rewards": True, "bootstrap_truncated": True,
         },
         "objective": {
-            "num_ppo_epochs": 2, "num_mini_batches": 2, "update_tokens": 96, "cliprange": 0.1, "cliprange_value": None,
+            "num_ppo_epochs": 2, "num_mini_batches": 2, "pass_tokens": 96, "cliprange": 0.1, "cliprange_value": None,
             "dual_clip": 3.0, "vf_coef": 0.5, "entropy_coef": 0.1, "gamma": 0.9, "lam": 0.8, "whiten_advantages": False,
         },
         "penalty": {"kl_coef": 0.3, "kl_estimator": "k3", "target_kl": 1.0, "kl_horizon": 50},

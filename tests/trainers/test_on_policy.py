@@ -102,7 +102,7 @@ def build_trainer(small, **given):
     )
 
 
-@pytest.mark.parametrize("other", [{"engine": "padded"}, {"update_tokens": 120}])
+@pytest.mark.parametrize("other", [{"engine": "padded"}, {"pass_tokens": 120}])
 def test_a_prompt_lies_once_in_the_layout_and_numbers_stay(small, other):
     first, second = build_trainer(small), build_trainer(small, **other)
     rows = next(iter(first.get_train_dataloader()))

@@ -236,7 +236,7 @@ def test_with_adapters_the_policy_without_its_own_is_the_reference(tmp_path):
     assert LlamaForCausalLM.from_pretrained(run / "ppo" / "model").num_parameters() > 0
 
 
-@pytest.mark.parametrize("other", [{"update_tokens": 40}, {"engine": "padded"}, {"rollout_tokens": 1000}])
+@pytest.mark.parametrize("other", [{"pass_tokens": 40}, {"engine": "padded"}, {"rollout_tokens": 1000}])
 def test_how_the_work_is_divided_changes_nothing(small, other):
     """Passes of the update, and padding; batches of the rollout draw other completions, so there only one fits all."""
     first, second = build(small, num_mini_batches=2), build(small, num_mini_batches=2, **other)

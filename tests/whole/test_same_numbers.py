@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.cells import CASES, STEPS, job
 from support.many import differ, outcome, run_many
-from support.methods import MICRO_BATCH, ROWS
+from support.methods import ROWS
 
 from alignctl.methods.registry import methods
 
@@ -38,8 +38,6 @@ def reference_of(case: str, division: tuple) -> tuple:
     per_device, accumulation, _ = division
     if same_over == ROWS:
         return ALONE
-    if same_over == MICRO_BATCH:
-        return per_device, 8 // per_device, "none"
     return per_device, accumulation, "ddp"
 
 

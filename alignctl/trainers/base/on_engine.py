@@ -12,12 +12,15 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from alignctl.engine.forward import bare
+from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.errors import RequestError
 from alignctl.models.dropout import disable_dropout
 from alignctl.models.packing import put_packed_attention_on
 from alignctl.trainers.base.heads import check_head_of_trl, put_head_on, put_score_on, why_not_scored_packed
+from alignctl.trainers.base.passes import DividesSteps
 
+_PASS_TOKENS = {True: 2048, False: 16384}
+"""Of a pass, on a CPU and elsewhere."""
 _MIXTURE = "the loss of a mixture of experts comes from padded rows"
 
 
@@ -29,6 +32,9 @@ class EngineConfig:
     """How batches are computed. shared_prefix: what rows begin with in common once, and without padding; padded: as in
     TRL; auto: the first where the model can. The numbers are the same to rounding."""
 
+    pass_tokens: int | Literal["auto"] = "auto"
+    """Most tokens of a forward and backward pass, those that rows begin with in common once: how an optimizer step is
+    divided, which changes no number. auto: what suits the device."""
     early_stopping_patience: int | None = None
     """Ends training once `metric_for_best_model`, of the held-out rows, has not got better for so many evaluations in
     turn."""
@@ -46,7 +52,12 @@ class EngineConfig:
         return warm_up if self.warmup_steps >= 1 else min(warm_up, num_training_steps - 1)
 
 
-class OnEngine:
+def pass_tokens(args: EngineConfig) -> int:
+    """Most tokens of a pass."""
+    return args.pass_tokens if args.pass_tokens != "auto" else _PASS_TOKENS[args.device.type == "cpu"]
+
+
+class OnEngine(DividesSteps):
     """A mixin for TRL's trainers. `notices` says for people how batches are computed."""
 
     blocks = 1
@@ -55,13 +66,37 @@ class OnEngine:
     notices: list[str]
     row_columns: Mapping[str, bool]
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, keeps_batches: str | None = None, **kwargs: Any):
+        """`keeps_batches` says why the rows of a batch have to stay together; None where they need not."""
+        self.keeps_batches = keeps_batches
         super().__init__(*args, **kwargs)
+        if getattr(self, "aux_loss_enabled", False):
+            self.keeps_batches = "the load of a mixture of experts is balanced over the tokens of a batch"
         self._put_engine_on()
+        self.notices.append(self._how_divided())
 
     def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
         self._put_engine_on()  # TRL calls this while it is being built
         return super()._precompute_ref_logps(*args, **kwargs)
+
+    def _how_divided(self) -> str:
+        if self.keeps_batches:
+            if self.args.pass_tokens != "auto":
+                raise RequestError(
+                    f"`pass_tokens` would have no effect: {self.keeps_batches}", "take the stage's `pass_tokens` out"
+                )
+            return f"passes: a batch each, because {self.keeps_batches}"
+        notice = f"passes: at most {self._pass_tokens():,} tokens each, however a step's rows are batched"
+        longest = max(_lengths(self.train_dataset))
+        if longest > self._pass_tokens():
+            notice += f"; the longest row has {longest:,}, and a pass to itself"
+        return notice
+
+    def _packed(self) -> bool:
+        return takes_packed_rows(self.accelerator.unwrap_model(self.model))
+
+    def _pass_tokens(self) -> int:
+        return pass_tokens(self.args)
 
     def _put_engine_on(self) -> None:
         for model in (self.model, getattr(self, "ref_model", None)):
@@ -136,8 +171,7 @@ class ByLength(Sampler):
     """
 
     def __init__(self, rows: Dataset, batch_size: int, seed: int, epoch: Callable[[], int]):
-        tokens = [column for column in rows.column_names if column.endswith("_ids")]
-        self._lengths = [sum(map(len, row.values())) for row in rows.select_columns(tokens)]
+        self._lengths = _lengths(rows)
         self._batch_size, self._seed, self._epoch = batch_size, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -146,6 +180,12 @@ class ByLength(Sampler):
 
     def __len__(self) -> int:
         return len(self._lengths)
+
+
+def _lengths(rows: Dataset) -> list[int]:
+    """Tokens of each row; of one with several sequences those of all."""
+    columns = [column for column in rows.column_names if column.endswith("_ids")]
+    return [sum(map(len, row.values())) for row in rows.select_columns(columns)]
 
 
 def _describe(model: PreTrainedModel, blocks: int) -> str:

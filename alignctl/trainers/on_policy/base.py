@@ -37,6 +37,7 @@ from alignctl.rollout.episodes import Episodes, episodes_of
 from alignctl.rollout.rewards import Score
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
+from alignctl.trainers.base.on_engine import pass_tokens
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.experience import Experience
 from alignctl.trainers.on_policy.log import RolloutLog
@@ -196,7 +197,7 @@ class OnPolicyTrainer(Trainer):
         return experience
 
     def outputs_of(self, episodes: Episodes) -> Outputs:
-        """What the trained models, and the reference where there is one, say of all completions, `update_tokens` at a
+        """What the trained models, and the reference where there is one, say of all completions, `pass_tokens` at a
         time: in the order of the completions.
 
         Where the first step of the update goes through the same completions at once, with the same weights, its forward
@@ -206,7 +207,7 @@ class OnPolicyTrainer(Trainer):
         parts: dict[int, tuple[Tensor | None, ...]] = {}
         kept = self._first_pass_is_scoring(episodes)
         with whole_weights(self.ref_model):
-            for members in passes_of(episodes, range(len(episodes.groups)), args.update_tokens, self._packed):
+            for members in passes_of(episodes, range(len(episodes.groups)), pass_tokens(args), self._packed):
                 batch = self._batch(episodes, members)
                 counts = [len(episodes.completion_ids[member]) for member in members]
                 with self.accelerator.autocast():
@@ -232,7 +233,7 @@ class OnPolicyTrainer(Trainer):
         activations are checkpointed in training mode only."""
         args = self.args
         tokens = sum(episodes.tokens_of(group, self._packed) for group in episodes.groups)
-        whole = args.num_mini_batches == 1 and tokens <= args.update_tokens
+        whole = args.num_mini_batches == 1 and tokens <= pass_tokens(args)
         by_itself = self.accelerator.distributed_type == DistributedType.NO
         return whole and by_itself and args.disable_dropout and not args.gradient_checkpointing
 
@@ -269,14 +270,14 @@ class OnPolicyTrainer(Trainer):
     def _backward(
         self, model: nn.Module, episodes: Episodes, experience: Experience, groups: list[int]
     ) -> dict[str, Tensor]:
-        """Adds the gradient of a mini-batch to the model's, in passes of at most `update_tokens` tokens; returns the
+        """Adds the gradient of a mini-batch to the model's, in passes of at most `pass_tokens` tokens; returns the
         sums of what is logged."""
         accelerator, known = self.accelerator, None
         if self._first_pass is not None:
             (members, known), self._first_pass = self._first_pass, None
             passes = [members]
         else:
-            passes = list(passes_of(episodes, groups, self.args.update_tokens, self._packed))
+            passes = list(passes_of(episodes, groups, pass_tokens(self.args), self._packed))
         everyone = [member for part in passes for member in part]
         own = self.counted(experience, everyone)
         counted = accelerator.reduce(own, "sum")

@@ -30,8 +30,6 @@ class OnPolicyConfig(RolloutSettings, EngineConfig, TrainingArguments):
     """Taken off the score of a completion that does not end by itself, arXiv:2403.17031, Sec. 3."""
     num_mini_batches: int = 1
     """Optimizer steps per time that a rollout is gone through."""
-    update_tokens: int = 16384
-    """Most tokens that a pass of the update holds; gradients of a mini-batch are summed over its passes."""
     disable_dropout: bool = True
     """Switches dropout off, so that the first ratio of every rollout is 1."""
     num_sample_completions: int = 4

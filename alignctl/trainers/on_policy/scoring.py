@@ -27,6 +27,7 @@ from alignctl.rollout.rewards import (
 )
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.paths import REWARD_STATISTICS, StagePaths
+from alignctl.trainers.base.on_engine import pass_tokens
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.setup import check_length
 
@@ -54,7 +55,7 @@ def build_sources(
     """
     sources: list[RewardSource] = []
     if reward_model is not None:
-        source = RewardModel(reward_model, reward_tokenizer or tokenizer, tokenizer, args.update_tokens)
+        source = RewardModel(reward_model, reward_tokenizer or tokenizer, tokenizer, pass_tokens(args))
         if conversations and source.tokenizer.chat_template is None:
             raise RequestError(
                 f"the rows are conversations, and the reward model {source.tokenizer.name_or_path} has no chat "

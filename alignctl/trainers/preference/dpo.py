@@ -14,6 +14,7 @@ from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
+from alignctl.trainers.base.passes import PAIR_MEANS, ROWS, pair_counts
 from alignctl.trainers.preference.reference_logps import CachedReferenceLogps
 
 _LIKELIHOOD = "sft"
@@ -28,6 +29,20 @@ class DPOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.DPOTrainer):
     """Direct preference optimization, arXiv:2305.18290."""
 
     blocks = 2
+    means = PAIR_MEANS
+
+    def counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        return super().counts(batch) | pair_counts(batch)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self.shares is None or _LIKELIHOOD not in self.loss_types:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        kept, more = self.loss_weights, self.shares["chosen"] / self.shares[ROWS]
+        self.loss_weights = [w * more if t == _LIKELIHOOD else w for t, w in zip(self.loss_types, kept, strict=True)]
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            self.loss_weights = kept
 
     def held_out_parts(self, model: nn.Module, loss: Tensor, inputs: dict[str, Any]) -> list[Part]:
         """The loss `sft` is a mean over tokens, the others over pairs."""

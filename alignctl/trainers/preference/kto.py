@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import trl
 from datasets import Dataset
 from trl.trainer.kto_config import KTOConfig as TRLKTOConfig
@@ -31,6 +32,21 @@ class KTOConfig(EngineConfig, TRLKTOConfig):
 
 class KTOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.KTOTrainer):
     """Kahneman-Tversky optimization, arXiv:2402.01306."""
+
+    means = {"entropy": "tokens"} | {
+        f"{name}/{side}": f"{side} tokens" if name == "logits" else side
+        for name in ("rewards", "logps", "logits")
+        for side in ("chosen", "rejected")
+    }
+
+    def counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        chosen = torch.as_tensor(batch["label"]).bool().tolist()
+        tokens = batch["completion_mask"][:, 1:].sum(1).tolist()
+        wanted = sum(count for count, is_so in zip(tokens, chosen, strict=True) if is_so)
+        return super().counts(batch) | {
+            "chosen": sum(chosen), "rejected": len(chosen) - sum(chosen), "tokens": sum(tokens),
+            "chosen tokens": wanted, "rejected tokens": sum(tokens) - wanted,
+        }  # fmt: skip
 
     def __init__(self, *, args: KTOConfig, train_dataset: Dataset, **kwargs: Any):
         given = args.desirable_weight, args.undesirable_weight

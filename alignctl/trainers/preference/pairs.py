@@ -20,6 +20,7 @@ from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import OnEngine
+from alignctl.trainers.base.passes import ROWS
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
     """A DPOTrainer whose loss a subclass gives."""
 
     blocks = 2
+    means = {"nll_loss": "scored"}
 
     has_reference: bool
     """Without one no reference is loaded or computed."""
@@ -81,6 +83,14 @@ class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
     def scored(self, inputs: dict[str, Tensor]) -> Tensor:
         """Mask `[2 * batch, length]` of the tokens that count for `Completions.nll`: those of the completions."""
         return inputs["completion_mask"]
+
+    def counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        return super().counts(batch) | {"scored": int(self.scored(batch).chunk(2)[0][:, 1:].sum())}
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        return self._compute_loss(model, inputs, return_outputs)  # which has its share already
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         return super()._precompute_ref_logps(dataset, name, batch_size) if self.has_reference else dataset
@@ -113,9 +123,10 @@ class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
         result = self.pair_loss(chosen, rejected, row)
         self._record(result, chosen, rejected, inputs["attention_mask"])
         self._likelihood = (result.likelihood_weight * chosen.nll, chosen.scored_tokens)
-        loss = result.loss + self._likelihood[0]
+        loss = result.loss
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        loss = self.shared(loss, ROWS) + self.shared(self._likelihood[0], "scored")
         return (loss, outputs) if return_outputs else loss
 
     def held_out_parts(self, model: nn.Module, loss: Tensor, inputs: dict[str, Any]) -> list[Part]:

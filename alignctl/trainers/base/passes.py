@@ -1,0 +1,236 @@
+"""Divides an optimizer step into forward and backward passes of about so many tokens, however its rows are batched.
+
+What a step means is all of its rows: of all accumulation steps and all processes. A pass adds its share of them: of a
+loss that is a mean over rows its rows, of a mean over tokens its tokens. So loss, gradient and what is logged do not
+depend on how the step is divided.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from alignctl.engine.layout import balanced
+from alignctl.trainers.base.columns import ROW
+
+Batch = dict[str, Any]
+ROWS = "rows"
+"""Name of the count that a mean is over, unless a trainer says otherwise."""
+PAIR_MEANS = {
+    "entropy": "tokens", "mean_token_accuracy": "chosen", "logits/chosen": "chosen", "logits/rejected": "rejected",
+}  # fmt: skip
+"""Metrics of `trl.DPOTrainer` that are means over tokens."""
+_PADDING = {"labels": -100}
+_ENDS = {"min_reward": min, "max_reward": max}
+
+
+class DividesSteps:
+    """Mixin before one of TRL's trainers, after what looks at a step's loss and batches.
+
+    transformers calls `training_step` once for each of the batches of a step; here all but the last call do nothing,
+    and the last one makes the passes.
+    """
+
+    blocks: int
+    keeps_batches: str | None = None
+    """Why the rows of a batch have to stay together; None where they need not."""
+    means: Mapping[str, str] = {}
+    """Metrics that are means over something else than rows: the name of its count."""
+    shares: Mapping[str, float] | None = None
+    """While a pass is computed, which part of the step it has, by the names of counts; times the processes, over which
+    gradients are averaged."""
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Of a batch, how many rows it has and whatever else means are over."""
+        return {ROWS: len(batch["input_ids"]) // self.blocks}
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        self._step, self._calls = batches, 0
+        return batches, count
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        if self.keeps_batches or not all(can_be_divided(batch, self.blocks) for batch in self._step or [inputs]):
+            return super().training_step(model, inputs, num_items_in_batch)
+        self._calls += 1
+        if self._calls < len(self._step):
+            return torch.zeros((), device=self.args.device)
+        batches, self._step = self._step, []
+        accelerator = self.accelerator
+        by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        passes = self._passes(batches)
+        counts = [self.counts(one) for one in passes]
+        totals = self._added_up({name: sum(one[name] for one in counts) for name in counts[0]})
+        found: list[dict[str, list[float]]] = []
+        trained_tokens, loss = self._total_train_tokens, torch.zeros((), device=self.args.device)
+        self.current_gradient_accumulation_steps = 1  # a pass has its share already
+        for number, (part, own) in enumerate(zip(passes, counts, strict=True)):
+            last = number == len(passes) - 1
+            accelerator.sync_gradients = last  # and DeepSpeed takes its step there
+            self.shares = {
+                name: own[name] * accelerator.num_processes / max(total, 1) for name, total in totals.items()
+            }
+            with (
+                nullcontext() if last or by_deepspeed else accelerator.no_sync(model),
+                self._metrics_apart() as metrics,
+                _of_this_process(accelerator),
+            ):
+                loss = loss + super().training_step(model, part, num_items_in_batch)
+            found.append(metrics)
+        self.shares = None
+        tokens = self._added_up({"tokens": self._total_train_tokens - trained_tokens})["tokens"]
+        self._total_train_tokens = trained_tokens + tokens
+        self._log_step(found, counts)
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        return self.shared(super().compute_loss(model, inputs, *args, **kwargs), ROWS)
+
+    def shared(self, loss: Tensor, name: str) -> Tensor:
+        """What the mean of a pass adds to that of the step."""
+        return loss if self.shares is None else loss * self.shares[name]
+
+    def _passes(self, batches: Sequence[Batch]) -> list[Batch]:
+        rows = [row for batch in batches for row in rows_of(batch, self.blocks)]
+        packed = self._packed()
+        parts = balanced([_cost(row, packed) for row in rows], self._pass_tokens(), padded=not packed)
+        most = self._most(len(parts))
+        while len(parts) < most:  # processes wait for each other in every pass
+            longest = max(parts, key=len)
+            parts.remove(longest)
+            parts += [longest[::2], longest[1::2]]
+        return [together([rows[index] for index in sorted(part)]) for part in parts]
+
+    def _most(self, count: int) -> int:
+        """The largest number of all processes."""
+        if self.accelerator.num_processes == 1:
+            return count
+        return int(self.accelerator.gather(torch.tensor([count], device=self.args.device)).max())
+
+    def _added_up(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Over all processes."""
+        if self.accelerator.num_processes == 1:
+            return dict(numbers)
+        values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.args.device)
+        return dict(zip(numbers, self.accelerator.reduce(values, "sum").tolist(), strict=True))
+
+    @contextmanager
+    def _metrics_apart(self) -> Iterator[dict[str, list[float]]]:
+        """The metrics of a pass by themselves."""
+        kept, self._metrics["train"] = self._metrics["train"], defaultdict(list)
+        try:
+            yield self._metrics["train"]
+        finally:
+            self._metrics["train"] = kept
+
+    def _log_step(self, found: list[dict[str, list[float]]], counts: list[dict[str, int]]) -> None:
+        """Adds what the passes of a step found to the metrics: one number a step, of all processes."""
+        # What is left out here is made of the others below, and of single completions not every pass has it.
+        names = {name for metrics in found for name in metrics} - {"num_tokens", "rewards/margins"}
+        sums: dict[str, float] = {}
+        for name in sorted(names - _ENDS.keys() | self.means.keys()):  # the same in every process
+            seen = [
+                (one[name][-1], own[self.means.get(name, ROWS)])
+                for one, own in zip(found, counts, strict=True)
+                if name in one
+            ]
+            sums[name], sums[f"{name} of"] = (
+                sum(value * count for value, count in seen),
+                sum(count for _, count in seen),
+            )
+        sums = self._added_up(sums)
+        values = {name: sums[name] / of for name in sums if (of := sums.get(f"{name} of"))}
+        for name in sorted(names & _ENDS.keys()):
+            own = torch.tensor([_ENDS[name](one[name][-1] for one in found)], device=self.args.device)
+            values[name] = _ENDS[name](self.accelerator.gather(own).tolist())
+        if {"rewards/chosen", "rewards/rejected"} <= values.keys():
+            values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+        for name, value in values.items():
+            self._metrics["train"][name].append(value)
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+
+def pair_counts(batch: Batch) -> dict[str, int]:
+    """Tokens of the completions of pairs: chosen, rejected, both."""
+    chosen, rejected = (int(part[:, 1:].sum()) for part in batch["completion_mask"].chunk(2))
+    return {"chosen": chosen, "rejected": rejected, "tokens": chosen + rejected}
+
+
+def can_be_divided(batch: Batch, blocks: int) -> bool:
+    """Whether everything in a batch belongs to single rows of it."""
+    size = len(batch["input_ids"]) // blocks
+    lies = (isinstance(value, list | Tensor) and len(value) in (size, blocks * size) for key, value in batch.items())
+    return "attention_mask" in batch and all(key == ROW or is_so for key, is_so in zip(batch, lies, strict=True))
+
+
+def rows_of(batch: Batch, blocks: int) -> Iterator[Batch]:
+    """The rows of a batch: its sequences as `[blocks, length]`, numbers and whatever else by itself.
+
+    Args:
+        blocks: The batch is so many blocks of rows, of which the first ones are a row, the second ones, and so on.
+    """
+    size = len(batch["input_ids"]) // blocks
+    sequences = {key: value.unflatten(0, (blocks, size)) for key, value in batch.items() if _are_sequences(value)}
+    others = {key: value for key, value in batch.items() if key not in sequences and key != ROW}
+    for index in range(size):
+        row = {key: value[:, index] for key, value in sequences.items()}
+        row |= {key: value[index] for key, value in others.items()}
+        yield row | ({ROW: {key: value[index] for key, value in batch[ROW].items()}} if ROW in batch else {})
+
+
+def together(rows: Sequence[Batch]) -> Batch:
+    """Rows as a batch, padded on the right to the longest of them."""
+    longest = max(int(row["attention_mask"].any(0).nonzero().max()) + 1 for row in rows)
+    batch: Batch = {}
+    for key, first in rows[0].items():
+        values = [row[key] for row in rows]
+        if key == ROW:
+            batch[ROW] = {name: _stacked([value[name] for value in values]) for name in first}
+        elif _are_sequences(first):
+            batch[key] = torch.stack([_padded(value, longest, _PADDING.get(key, 0)) for value in values], 1).flatten(
+                0, 1
+            )
+        else:
+            batch[key] = _stacked(values)
+    return batch
+
+
+def _are_sequences(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2
+
+
+def _padded(sequences: Tensor, length: int, padding: int) -> Tensor:
+    return F.pad(sequences[:, :length], (0, max(length - sequences.size(1), 0)), value=padding)
+
+
+def _stacked(values: list[Any]) -> Any:
+    return torch.stack(values) if isinstance(values[0], Tensor) else values
+
+
+def _cost(row: Batch, packed: bool) -> int:
+    """Tokens that a row takes: packed, those that its sequences begin with in common once."""
+    lengths = row["attention_mask"].sum(1)
+    if not packed:
+        return int(lengths.max()) * len(lengths)
+    least, ids = int(lengths.min()), row["input_ids"]
+    shared = int((ids[:1, :least] == ids[:, :least]).all(0).long().cumprod(0).sum())
+    return int(lengths.sum()) - shared * (len(lengths) - 1)
+
+
+@contextmanager
+def _of_this_process(accelerator: Accelerator) -> Iterator[None]:
+    """With what TRL gathers for its metrics left where it is: processes have passes of other sizes, and the metrics of
+    a step are put together once."""
+    accelerator.gather = accelerator.gather_for_metrics = lambda values, *args, **kwargs: values
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics
