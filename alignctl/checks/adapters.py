@@ -185,11 +185,10 @@ def _reentrant(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     stage = config[name]
     method = method_of(config, name)
     assert method is not None
-    field = config_fields(method.config_class).get("gradient_checkpointing")
-    used = stage.get("gradient_checkpointing", field.default if field else False)
-    options = stage.get("gradient_checkpointing_kwargs")
+    used = stage.get("activation_checkpointing", "auto")  # which may come to it
+    options = stage.get("activation_checkpointing_kwargs")
     if distributed_type(config) == "ddp" and used and isinstance(options, Mapping) and options.get("use_reentrant"):
-        where = f"{name}.gradient_checkpointing_kwargs.use_reentrant"
+        where = f"{name}.activation_checkpointing_kwargs.use_reentrant"
         yield Problem(
             f"`{where}=true` and `distributed=ddp` exclude each other where an adapter is trained: DDP would count its "
             "weights twice",

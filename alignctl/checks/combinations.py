@@ -58,6 +58,13 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
             f"`{name}.loss_weights` has {len(weights)} values for {len(losses)} in `{name}.loss_type`",
             f"set `{name}.loss_weights=null`, or a weight for each",
         )
+    if stage.get("pass_tokens", "auto") != "auto" and method.mixes_rows is not None:
+        fields = {key: field.default for key, field in config_fields(method.config_class).items()}
+        if reason := method.mixes_rows(fields | stage):
+            yield Problem(
+                f"`{name}.pass_tokens` would have no effect: {reason}",
+                f"take it out: each batch is a pass, so `{name}.per_device_train_batch_size` decides",
+            )
     if method.check is not None:
         yield from method.check(name, dict(stage) | {"peft": peft})
     if merged_section(config, name, "data").get("margin") is not None and not method.declares("margin"):

@@ -23,9 +23,9 @@ def check_shared_base(config: Mapping[str, Any], name: str, peft: Mapping[str, A
             f"set `peft=lora`, or `{name}.sharing=separate`",
         )
     yield from _changed(layout, "peft", peft)
-    if (stage.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant"):
+    if (stage.get("activation_checkpointing_kwargs") or {}).get("use_reentrant"):
         yield Problem(
-            f"{layout} and `{name}.gradient_checkpointing_kwargs.use_reentrant=true` exclude each other",
+            f"{layout} and `{name}.activation_checkpointing_kwargs.use_reentrant=true` exclude each other",
             "take `use_reentrant` out",
         )
     source = stage.get("reward_model")

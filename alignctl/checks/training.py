@@ -28,7 +28,10 @@ _KERNELS = {
     "flash_attention_2": ("flash_attn", "kernels"), "flash_attention_3": ("flash_attn_interface", "kernels"),
     "flash_attention_4": ("flash_attn", "kernels"),
 }  # fmt: skip
-_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
+_CHECKPOINTING = (
+    "use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop",
+    "every_n_layers", "offload",
+)  # fmt: skip
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -46,11 +49,11 @@ def check_training(name: str, stage: Mapping[str, Any], processes: bool) -> Iter
     yield from _loading(name, stage)
     if stage.get("ddp_backend") and not processes:
         yield Problem(f"`{name}.ddp_backend` would have no effect: one process trains", "set `distributed=ddp`")
-    for key in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        given = stage.get(key)
-        for argument in given if isinstance(given, Mapping) else ():
-            if argument not in _CHECKPOINTING:
-                yield Problem(f"`{name}.{key}` has no `{argument}`", did_you_mean(argument, _CHECKPOINTING))
+    given = stage.get("activation_checkpointing_kwargs")
+    for argument in given if isinstance(given, Mapping) else ():
+        if argument not in _CHECKPOINTING:
+            key = f"{name}.activation_checkpointing_kwargs"
+            yield Problem(f"`{key}` has no `{argument}`", did_you_mean(argument, _CHECKPOINTING))
     mode = stage.get("torch_compile_mode")
     if mode is not None and mode not in _COMPILE_MODES:
         yield Problem(f"`{name}.torch_compile_mode` has no value `{mode}`", did_you_mean(mode, _COMPILE_MODES))

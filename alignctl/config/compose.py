@@ -255,18 +255,28 @@ def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> d
 def _given_last(
     request: Request, loader: ConfigLoaderImpl, overrides: list[str], stage: str, names: tuple[str, str]
 ) -> str:
-    """Of two names of one field of a stage that which the last file or override that has one gives it by."""
-    layers: list[dict[str, str]] = []
-    for loaded, place, _ in _files(request, loader, overrides):
-        layers.append({})
-        _assign(layers[-1], place, loaded.config, "")
+    """Of two names of one field of a stage, the former one first, that by which the last file gives it that has one, or
+    the command line.
+
+    Raises:
+        RequestError: One of them has both.
+    """
+    layers: list[tuple[str, dict[str, str]]] = []
+    for loaded, place, file in _files(request, loader, overrides):
+        layers.append((file, {}))
+        _assign(layers[-1][1], place, loaded.config, "")
+    layers.append(("the command line", {}))
     for override in _parse(overrides, []):
-        layers.append({})
         if not override.is_delete():
-            _assign(layers[-1], override.key_or_group, OmegaConf.create([override.value()])[0], "")
-    return max(
-        names, key=lambda name: max((i for i, keys in enumerate(layers) if f"{stage}.{name}" in keys), default=-1)
-    )
+            _assign(layers[-1][1], override.key_or_group, OmegaConf.create([override.value()])[0], "")
+    for where, keys in reversed(layers):
+        given = [name for name in names if f"{stage}.{name}" in keys]
+        if len(given) > 1:
+            former, name = (f"`{stage}.{one}`" for one in names)
+            raise RequestError(f"{former} is the former name of {name}, and {where} has both", f"take {former} out")
+        if given:
+            return given[0]
+    raise AssertionError("one of them is there")
 
 
 def _files(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> Iterator[tuple[ConfigResult, str, str]]:

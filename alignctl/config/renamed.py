@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignctl.methods.registry import methods
+from alignctl.methods.registry import RENAMED, methods
 
 
 def former_names(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -13,7 +13,7 @@ def former_names(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for stage, settings in config.items():
         method = settings.get("method") if isinstance(settings, Mapping) else None
         if isinstance(method, str) and method in methods():
-            for former, name in methods()[method].renamed.items():
+            for former, name in {**RENAMED, **methods()[method].renamed}.items():
                 yield stage, former, name
 
 

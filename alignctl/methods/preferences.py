@@ -39,11 +39,9 @@ _DIFFERENCE_LOSSES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "ro
 
 def mixed_losses(stage: Mapping[str, Any]) -> str | None:
     """Why a loss of `trl.DPOTrainer` looks at all pairs of a batch; None where it does not."""
-    if sorting := {"aot", "aot_unpaired"} & set(stage["loss_type"]):
-        return f"the loss {sorting.pop()} sorts the pairs of a batch"
-    if stage["use_weighting"] and "sft" in stage["loss_type"]:
-        return "`use_weighting` weighs the likelihood of a whole batch"
-    return None
+    losses = [stage["loss_type"]] if isinstance(stage["loss_type"], str) else stage["loss_type"] or []
+    sorting = sorted({"aot", "aot_unpaired"} & set(losses))
+    return f"the loss {sorting[0]} sorts the pairs of a batch" if sorting else None
 
 
 def check_reference(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:

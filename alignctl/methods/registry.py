@@ -128,6 +128,13 @@ RUN_OWNED_FIELDS = {
 }
 
 
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Former names of fields of all methods."""
+
+
 @cache
 def methods() -> dict[str, Method]:
     """All methods by name, in alphabetical order."""

@@ -13,11 +13,14 @@ from typing import Any
 from alignctl.config.schema import SECTIONS
 from alignctl.config.stages import StageConfig
 
-VERSION = 3
+VERSION = 4
 """Of what a stage's settings mean and its checkpoints hold. One that was begun under another version cannot be
 continued: raise it where a change of the code would go on with an old stage otherwise, or could not."""
 _CHUNK = 2**20
-_DIVIDES = ("per_device_train_batch_size", "gradient_accumulation_steps", "pass_tokens")
+_DIVIDES = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "pass_tokens", "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+)  # fmt: skip
 
 
 def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_size: int) -> str:
@@ -25,8 +28,8 @@ def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_
 
     Data files count by content; checkpoint folders by the names, sizes and times of their files, because weights are
     too many bytes to read for this. How a global batch is divided among processes and passes changes nothing but the
-    rounding, nor does where they run. A setting of a section at its default is left out, so that one that is new in
-    alignctl changes no stage that was begun before.
+    rounding, nor do what is kept of a pass and where it runs. A setting of a section at its default is left out, so
+    that one that is new in alignctl changes no stage that was begun before.
     """
     settings = stage.to_dict()
     for key in ("report_to", "rehearse", "distributed", "launcher", "taken_by"):

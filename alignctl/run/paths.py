@@ -121,6 +121,11 @@ class StagePaths:
         return self.root / "not_finite.json"
 
     @property
+    def halved(self) -> Path:
+        """Steps whose passes were halved, because the device's memory did not suffice."""
+        return self.root / "halved.json"
+
+    @property
     def ranks(self) -> Path:
         """What each process of the attempt is doing, and why it ended."""
         return self.root / "ranks"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,25 @@ from alignctl.trainers.base.managed import StageTrainer
 _WAIT_S = 24 * 3600
 
 
+def left_to_rehearsal(stage: StageConfig) -> set[str]:
+    """Fields of a stage that say how a step is computed, and are not given."""
+    return {key for key in ("pass_tokens", "activation_checkpointing") if stage.trainer.get(key, "auto") == "auto"}
+
+
 def sees_gpu() -> bool:
     return torch.accelerator.is_available()
 
 
-def build_arguments(stage: StageConfig, paths: StagePaths) -> TrainingArguments:
-    """The trainer's settings: the stage's, and what the run and the machine decide."""
+def build_arguments(stage: StageConfig, paths: StagePaths, found: Mapping[str, Any]) -> TrainingArguments:
+    """The trainer's settings: the stage's, and what the run and the machine decide.
+
+    Args:
+        found: Fields that the stage leaves to its rehearsal, as far as that found any.
+    """
     on_cpu = bool(stage.launcher.processes)
     gpu = torch.cuda.is_available() and not on_cpu
-    kind, given = stage.distributed.type, stage.trainer
+    kind = stage.distributed.type
+    given = stage.trainer | {key: value for key, value in found.items() if key in left_to_rehearsal(stage)}
     decided: dict[str, Any] = {
         "output_dir": str(paths.checkpoints),
         "report_to": stage.report_to,
@@ -109,7 +120,7 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
         )
     if has_adapter(stage.peft) and not stage.leaves_adapter:
         check_merges(trainer.trained_model)
-    trainer.show_samples = job.progress.samples
+    trainer.show_samples, trainer.tell = job.progress.samples, job.progress.notice
     for notice in trainer.notices:
         job.progress.notice(notice)
     return trainer

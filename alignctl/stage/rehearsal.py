@@ -7,23 +7,24 @@ Used by run.py.
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.run.checkpoints import newest_checkpoint
+from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
 from alignctl.stage.job import Job
+from alignctl.trainers.base.device import let_go
 from alignctl.trainers.base.room import optimizer_steps
 
 STEPS = 2  # the second is the first with the optimizer's state in memory
@@ -36,6 +37,11 @@ def wants_rehearsal(job: Job) -> bool:
     """Whether a stage begins with a rehearsal: one that is short, or was begun before, does not."""
     begun = job.paths.rehearsal.exists() or newest_checkpoint(job.paths.checkpoints) is not None
     return job.stage.rehearse and not begun and optimizer_steps(job.args, len(job.rows.dataset)) >= _LEAST_STEPS
+
+
+def found_before(paths: StagePaths) -> dict[str, Any]:
+    """Fields of the stage that its rehearsal found, if it had one."""
+    return (read_json(paths.rehearsal) or {}).get("found", {})
 
 
 def rehearsed(stage: StageConfig) -> StageConfig:
@@ -99,11 +105,4 @@ def scratch(paths: StagePaths) -> Iterator[StagePaths]:
             if folder.not_finite.exists():
                 folder.not_finite.replace(paths.not_finite)
             shutil.rmtree(folder.root, ignore_errors=True)
-        _free_memory()
-
-
-def _free_memory() -> None:
-    """Lets go of models that nobody holds any more; they are held by circles."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        let_go()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 from accelerate import PartialState
 
@@ -17,13 +18,14 @@ from alignctl.monitor.heartbeat import Heartbeat, RehearsalHeartbeat
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.files import write_json
 from alignctl.run.paths import StagePaths
-from alignctl.stage.build import build_arguments, build_trainer, rows_to_train_on, sees_gpu
+from alignctl.stage.build import build_arguments, build_trainer, left_to_rehearsal, rows_to_train_on, sees_gpu
 from alignctl.stage.job import Job, Weights, rank
 from alignctl.stage.measure import Measuring, random_state_kept
-from alignctl.stage.rehearsal import STEPS, longest, rehearsed, scratch, wants_rehearsal
+from alignctl.stage.rehearsal import STEPS, found_before, longest, rehearsed, scratch, wants_rehearsal
 from alignctl.stage.rows import as_written, texts_of, write_ledgers
 from alignctl.stage.save import save
 from alignctl.stage.training import check_room, check_warm_up, full_disk_explained, train
+from alignctl.trainers.base.fitting import Fitting
 
 
 def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSignal) -> None:
@@ -42,8 +44,8 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         heartbeat = Heartbeat(paths, rank())
         job = prepare(stage, weights, paths, heartbeat, signal)
         if wants_rehearsal(job):
-            _rehearse(job, heartbeat, signal)
-            job = replace(job, args=build_arguments(stage, paths))
+            found = _rehearse(job, heartbeat, signal)
+            job = replace(job, args=build_arguments(stage, paths, found))
         _work(job)
 
 
@@ -70,12 +72,15 @@ def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: 
     start = weights[method.trained]
     tokenizer, new_tokens = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
     rows, held_rows = (part and as_written(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
-    args = build_arguments(stage, paths)
+    args = build_arguments(stage, paths, found_before(paths))
     return Job(stage, weights, paths, progress, StopOnRequest(signal), tokenizer, rows, held_rows, new_tokens, args)
 
 
-def _rehearse(job: Job, heartbeat: Heartbeat, signal: StopSignal) -> None:
+def _rehearse(job: Job, heartbeat: Heartbeat, signal: StopSignal) -> dict[str, Any]:
     """Does the whole stage in small, and says what that took.
+
+    Returns:
+        Fields of the stage that were left to it.
 
     Raises:
         KeyboardInterrupt: A stop was requested; there is nothing to continue from.
@@ -95,24 +100,28 @@ def _rehearse(job: Job, heartbeat: Heartbeat, signal: StopSignal) -> None:
             stop=StopOnRequest(signal),
             rows=some,
             held_rows=held,
-            args=build_arguments(stage, there),
+            args=build_arguments(stage, there, {}),
         )
+        left = left_to_rehearsal(job.stage)
+        fitting = Fitting(tokens="pass_tokens" in left, checkpointing="activation_checkpointing" in left)
         try:
-            _work(small, twice=True)
+            _work(small, fitting)
         except Stopped as error:
             raise KeyboardInterrupt from error
     seconds = round(time.monotonic() - began, 1)
     done = f"rehearsed in {seconds:g} s: {STEPS} steps on the longest rows, measured, saved and loaded back"
-    job.progress.notice(done)
+    job.progress.notice(done + fitting.said())
     if PartialState().is_main_process:
-        write_json(job.paths.rehearsal, {"seconds": seconds})
+        write_json(job.paths.rehearsal, {"seconds": seconds} | fitting.to_dict())
+    return fitting.found
 
 
-def _work(job: Job, twice: bool = False) -> None:
+def _work(job: Job, rehearsal: Fitting | None = None) -> None:
     """The stage on rows as its tokenizer can write them.
 
     Args:
-        twice: Goes to the end of training a second time, which loads the last checkpoint.
+        rehearsal: Finds out how much memory is needed. The end of training is gone to a second time, which loads the
+            last checkpoint.
     """
     rows, held_rows = rows_to_train_on(job)
     trainer = build_trainer(job, rows, held_rows)
@@ -121,7 +130,10 @@ def _work(job: Job, twice: bool = False) -> None:
     check_room(job, trainer)  # before anything is written that other settings would spoil
     measuring = Measuring(job, trainer)
     before = measuring.before()
-    for _ in range(2 if twice else 1):
+    trainer.fitting = rehearsal
+    for _ in range(2 if rehearsal else 1):
         train(job, trainer)
     after = measuring.after()
     save(job, trainer, measuring, before, after)
+    if rehearsal:
+        rehearsal.look(trainer.args.device)

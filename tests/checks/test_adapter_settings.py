@@ -167,8 +167,8 @@ def test_an_adapter_of_random_weights_is_not_kept_alone(problems):
 
 def test_reentrant_checkpointing_of_an_adapter_under_ddp(problems):
     given = ("stages=[sft]", "sft.gradient_checkpointing=true", "launcher.processes=2", "distributed=ddp")
-    kwargs = "sft.gradient_checkpointing_kwargs={use_reentrant: true}"
-    assert "`sft.gradient_checkpointing_kwargs.use_reentrant=false`" in one(problems(*given, "peft=lora", kwargs))
+    kwargs = "sft.activation_checkpointing_kwargs={use_reentrant: true}"
+    assert "`sft.activation_checkpointing_kwargs.use_reentrant=false`" in one(problems(*given, "peft=lora", kwargs))
     assert problems(*given, "peft=none", kwargs) == []
     assert problems(*given, "peft=lora", kwargs.replace("true", "false")) == []
 

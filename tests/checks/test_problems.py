@@ -90,7 +90,18 @@ BAD = [
     ),
     ([DPO, "dpo.use_liger_kernel=true"], ["needs the package `liger-kernel`"]),
     ([DPO, "dpo.torch_compile_mode=fast"], ["`dpo.torch_compile_mode` has no value `fast`"]),
-    ([DPO, "dpo.gradient_checkpointing_kwargs={use_reentrent: false}"], ["has no `use_reentrent`", "use_reentrant"]),
+    (
+        [DPO, "dpo.gradient_checkpointing_kwargs={use_reentrent: false}"],
+        ["activation_checkpointing_kwargs` has no `use_r", "use_reentrant"],
+    ),
+    (
+        [DPO, "dpo.pass_tokens=64", "dpo.loss_type=aot"],
+        ["`dpo.pass_tokens` would have no effect: the loss aot sorts the pairs"],
+    ),
+    (
+        ["recipe=kto_local", "data.path=x", "kto.pass_tokens=64"],
+        ["`kto.pass_tokens` would have no effect: the KL divergence"],
+    ),
     ([DPO, "dpo.parallelism_config={tp_size: 2}"], ["`dpo.parallelism_config` is not a stage's to set"]),
     ([DPO, "model.attn_implementation=flash_attention_2"], ["needs the package `flash-attn`"]),
     ([DPO, "model.attn_implementation=owner/kernel"], ["needs the package `kernels`"]),

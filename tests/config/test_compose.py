@@ -235,6 +235,18 @@ def test_a_field_may_be_given_by_its_former_name(tmp_path):
     derived = tmp_path / "derived.yaml"
     derived.write_text("defaults: [own, _self_]\nppo: {sharing: separate}\n")
     assert sharing(recipe=derived) == ("separate", str(derived))
-    assert sharing("ppo.sharing=separate", "ppo.roles=shared_base")[0] == "shared_base"
-    assert sharing("ppo.roles=shared_base", "ppo.sharing=separate")[0] == "separate"
     assert sharing("ppo={roles: shared_value}") == ("shared_value", "command line")
+
+
+def test_both_names_of_a_field_in_one_place(tmp_path):
+    overrides = ["dpo.gradient_checkpointing=true", "dpo.activation_checkpointing=false"]
+    _, [problem] = compose(read_request(["recipe=dpo_local", *overrides]))
+    assert "`dpo.gradient_checkpointing` is the former name of `dpo.activation_checkpointing`" in problem.message
+    assert "the command line has both" in problem.message
+    own = tmp_path / "own.yaml"
+    own.write_text("defaults: [dpo_local, _self_]\ndpo: {gradient_checkpointing: true}\n")
+    config, problems = compose(read_request([f"recipe={own}", "dpo.activation_checkpointing=false"]))
+    assert (problems, config["dpo"]["activation_checkpointing"]) == ([], False)
+    own.write_text(own.read_text().replace("true}", "true, activation_checkpointing: true}"))
+    with pytest.raises(RequestError, match=r"own.yaml has both"):
+        compose(read_request([f"recipe={own}"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
@@ -21,10 +22,13 @@ from transformers import (
 from alignctl.errors import RequestError, refused
 from alignctl.models.saving import Configs
 from alignctl.run.checkpoints import Checkpoint
+from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.averages import KeepsAverages
 from alignctl.trainers.base.checkpointing import CompleteCheckpoints
 from alignctl.trainers.base.columns import CarriesRowColumns
 from alignctl.trainers.base.early_stopping import StopsEarly
+from alignctl.trainers.base.fitting import Fitting
+from alignctl.trainers.base.halving import Halving
 from alignctl.trainers.base.held_out import HeldOutLoss
 from alignctl.trainers.base.moving_reference import KeepsReference
 from alignctl.trainers.base.not_finite import StopsWhenNotFinite
@@ -63,6 +67,10 @@ class StageTrainer(Protocol):
     """Whether training left the weights as they were."""
     stops_early: StopsEarly | None
     """What ends training early, where that is wanted."""
+    fitting: Fitting | None
+    """Finds in the first step, which is then a rehearsal's, how much of a GPU's memory may be used."""
+    tell: Callable[[str], None]
+    """Tells people something while it is training."""
 
     @property
     def trained_model(self) -> PreTrainedModel: ...
@@ -91,9 +99,12 @@ class Managed(
     start: Configs
     notices: list[str]
     show_samples: Callable[[list[dict[str, Any]]], None] | None = None
+    fitting: Fitting | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.notices = []
+        self.tell = self.notices.append
+        self.halving = Halving(StagePaths(Path(kwargs["args"].output_dir).parent).halved)
         model = getattr(kwargs["model"], "policy", kwargs["model"])
         self.start = copy.deepcopy(Configs(model.config, getattr(model, "generation_config", None)))
         super().__init__(*args, **kwargs)

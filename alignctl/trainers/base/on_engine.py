@@ -34,7 +34,13 @@ class EngineConfig:
 
     pass_tokens: int | Literal["auto"] = "auto"
     """Most tokens of a forward and backward pass, those that rows begin with in common once: how an optimizer step is
-    divided, which changes no number. auto: what suits the device."""
+    divided, which changes no number. auto: on a GPU what the rehearsal finds to fit, else a number that suits the
+    device."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Whether the backward pass computes activations again: less memory, a third more time. auto: on a GPU where the
+    rehearsal finds that they do not fit, or finds nothing."""
+    gradient_checkpointing: bool | None = None
+    """Former name of `activation_checkpointing`."""
     early_stopping_patience: int | None = None
     """Ends training once `metric_for_best_model`, of the held-out rows, has not got better for so many evaluations in
     turn."""
@@ -44,7 +50,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.early_stopping_patience and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
+        if self.gradient_checkpointing is not None and self.activation_checkpointing == "auto":
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
+        if self.activation_checkpointing == "auto":
+            self.activation_checkpointing = self.gradient_checkpointing = self.device.type != "cpu"
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Steps of the warm-up; a share of all steps leaves at least one with the whole learning rate."""
@@ -73,6 +83,8 @@ class OnEngine(DividesSteps):
         if getattr(self, "aux_loss_enabled", False):
             self.keeps_batches = "the load of a mixture of experts is balanced over the tokens of a batch"
         self._put_engine_on()
+        longest, cut = max(_lengths(self.train_dataset), default=0), getattr(self.args, "max_length", None)
+        self._longest = min(longest, self.blocks * cut) if cut else longest
         self.notices.append(self._how_divided())
 
     def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
@@ -81,22 +93,17 @@ class OnEngine(DividesSteps):
 
     def _how_divided(self) -> str:
         if self.keeps_batches:
-            if self.args.pass_tokens != "auto":
-                raise RequestError(
-                    f"`pass_tokens` would have no effect: {self.keeps_batches}", "take the stage's `pass_tokens` out"
-                )
             return f"passes: a batch each, because {self.keeps_batches}"
-        notice = f"passes: at most {self._pass_tokens():,} tokens each, however a step's rows are batched"
-        longest = max(_lengths(self.train_dataset))
-        if longest > self._pass_tokens():
-            notice += f"; the longest row has {longest:,}, and a pass to itself"
-        return notice
+        how = f"passes: at most {self._pass_tokens():,} tokens each"
+        if self._pass_tokens() > pass_tokens(self.args):
+            how += f" (not {pass_tokens(self.args):,}: the longest row has more)"
+        return how + ", however a step's rows are batched"
 
     def _packed(self) -> bool:
         return takes_packed_rows(self.accelerator.unwrap_model(self.model))
 
     def _pass_tokens(self) -> int:
-        return pass_tokens(self.args)
+        return max(pass_tokens(self.args), self._longest)
 
     def _put_engine_on(self) -> None:
         for model in (self.model, getattr(self, "ref_model", None)):

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from alignctl.engine.layout import balanced
 from alignctl.trainers.base.columns import ROW
+from alignctl.trainers.base.fitting import Fitting, try_pass
+from alignctl.trainers.base.halving import Halving
 
 Batch = dict[str, Any]
 ROWS = "rows"
@@ -47,6 +48,8 @@ class DividesSteps:
     shares: Mapping[str, float] | None = None
     """While a pass is computed, which part of the step it has, by the names of counts; times the processes, over which
     gradients are averaged."""
+    fitting: Fitting | None
+    halving: Halving
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Of a batch, how many rows it has and whatever else means are over."""
@@ -59,18 +62,30 @@ class DividesSteps:
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         if self.keeps_batches or not all(can_be_divided(batch, self.blocks) for batch in self._step or [inputs]):
+            self._fit(model, [inputs], None)
             return super().training_step(model, inputs, num_items_in_batch)
         self._calls += 1
         if self._calls < len(self._step):
             return torch.zeros((), device=self.args.device)
-        batches, self._step = self._step, []
+        rows = [row for batch in self._step for row in rows_of(batch, self.blocks)]
+        self._step = []
+        packed = self._packed()
+        costs = [_cost(row, packed) for row in rows]
+        self._fit(model, rows, costs)
+        return self.halving.compute(
+            self,
+            str(self.state.global_step + 1),
+            self._pass_tokens(),
+            lambda tokens: self._take_step(model, self._passes(rows, costs, tokens), num_items_in_batch),
+        )
+
+    def _take_step(self, model: nn.Module, passes: list[Batch], num_items_in_batch: Any) -> Tensor:
         accelerator = self.accelerator
         by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        passes = self._passes(batches)
         counts = [self.counts(one) for one in passes]
         totals = self._added_up({name: sum(one[name] for one in counts) for name in counts[0]})
         found: list[dict[str, list[float]]] = []
-        trained_tokens, loss = self._total_train_tokens, torch.zeros((), device=self.args.device)
+        loss = torch.zeros((), device=self.args.device)
         self.current_gradient_accumulation_steps = 1  # a pass has its share already
         for number, (part, own) in enumerate(zip(passes, counts, strict=True)):
             last = number == len(passes) - 1
@@ -78,18 +93,33 @@ class DividesSteps:
             self.shares = {
                 name: own[name] * accelerator.num_processes / max(total, 1) for name, total in totals.items()
             }
-            with (
-                nullcontext() if last or by_deepspeed else accelerator.no_sync(model),
-                self._metrics_apart() as metrics,
-                _of_this_process(accelerator),
-            ):
+            at_once = last or by_deepspeed
+            with nullcontext() if at_once else accelerator.no_sync(model), self._metrics_apart() as metrics:
                 loss = loss + super().training_step(model, part, num_items_in_batch)
             found.append(metrics)
-        self.shares = None
-        tokens = self._added_up({"tokens": self._total_train_tokens - trained_tokens})["tokens"]
-        self._total_train_tokens = trained_tokens + tokens
         self._log_step(found, counts)
         return loss
+
+    def _fit(self, model: nn.Module, rows: list[Batch], costs: list[int] | None) -> None:
+        """Finds in a rehearsal what fits.
+
+        Args:
+            rows: Of the step; a batch where it stays together, and has no `costs`.
+        """
+        fitting, self.fitting = self.fitting, None
+        if fitting is None:
+            return
+        bare = self.accelerator.unwrap_model(model)
+
+        def compute(tokens: int | None) -> None:
+            parts = [[0]] if costs is None else self._divided(costs, tokens)
+            largest = max(parts, key=lambda part: sum(costs[index] for index in part) if costs else 0)
+            batch = rows[0] if costs is None else together([rows[index] for index in largest])
+            batch = self._prepare_inputs(batch)
+            with self._metrics_apart():
+                try_pass(bare, lambda model: self.compute_loss(model, batch))
+
+        fitting.find(self, costs and sum(costs), max(costs or [0]), compute)
 
     def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         return self.shared(super().compute_loss(model, inputs, *args, **kwargs), ROWS)
@@ -98,10 +128,11 @@ class DividesSteps:
         """What the mean of a pass adds to that of the step."""
         return loss if self.shares is None else loss * self.shares[name]
 
-    def _passes(self, batches: Sequence[Batch]) -> list[Batch]:
-        rows = [row for batch in batches for row in rows_of(batch, self.blocks)]
-        packed = self._packed()
-        parts = balanced([_cost(row, packed) for row in rows], self._pass_tokens(), padded=not packed)
+    def _divided(self, costs: list[int], tokens: int) -> list[list[int]]:
+        return balanced(costs, tokens, padded=not self._packed())
+
+    def _passes(self, rows: Sequence[Batch], costs: list[int], tokens: int) -> list[Batch]:
+        parts = self._divided(costs, tokens)
         most = self._most(len(parts))
         while len(parts) < most:  # processes wait for each other in every pass
             longest = max(parts, key=len)
@@ -124,12 +155,17 @@ class DividesSteps:
 
     @contextmanager
     def _metrics_apart(self) -> Iterator[dict[str, list[float]]]:
-        """The metrics of a pass by themselves."""
+        """The metrics of a pass by themselves, of this process alone: others have passes of other sizes, and what a
+        step came to is put together once."""
+        accelerator, tokens = self.accelerator, self._total_train_tokens
+        accelerator.gather = accelerator.gather_for_metrics = lambda values, *args, **kwargs: values
         kept, self._metrics["train"] = self._metrics["train"], defaultdict(list)
         try:
             yield self._metrics["train"]
         finally:
-            self._metrics["train"] = kept
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens - tokens]
+            self._metrics["train"], self._total_train_tokens, self.shares = kept, tokens, None
+            del accelerator.gather, accelerator.gather_for_metrics
 
     def _log_step(self, found: list[dict[str, list[float]]], counts: list[dict[str, int]]) -> None:
         """Adds what the passes of a step found to the metrics: one number a step, of all processes."""
@@ -146,7 +182,9 @@ class DividesSteps:
                 sum(value * count for value, count in seen),
                 sum(count for _, count in seen),
             )
+        sums["num_tokens"] = sum(one["num_tokens"][0] for one in found)
         sums = self._added_up(sums)
+        self._total_train_tokens += sums["num_tokens"]
         values = {name: sums[name] / of for name in sums if (of := sums.get(f"{name} of"))}
         for name in sorted(names & _ENDS.keys()):
             own = torch.tensor([_ENDS[name](one[name][-1] for one in found)], device=self.args.device)
@@ -223,14 +261,3 @@ def _cost(row: Batch, packed: bool) -> int:
     least, ids = int(lengths.min()), row["input_ids"]
     shared = int((ids[:1, :least] == ids[:, :least]).all(0).long().cumprod(0).sum())
     return int(lengths.sum()) - shared * (len(lengths) - 1)
-
-
-@contextmanager
-def _of_this_process(accelerator: Accelerator) -> Iterator[None]:
-    """With what TRL gathers for its metrics left where it is: processes have passes of other sizes, and the metrics of
-    a step are put together once."""
-    accelerator.gather = accelerator.gather_for_metrics = lambda values, *args, **kwargs: values
-    try:
-        yield
-    finally:
-        del accelerator.gather, accelerator.gather_for_metrics

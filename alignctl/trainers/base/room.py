@@ -53,7 +53,7 @@ def writes_of(
     trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     checkpoint = _bytes(trained)
     if not trainer.args.save_only_model:
-        checkpoint += _state_bytes(trainer, trained)
+        checkpoint += state_bytes(trainer, trained)
         if moves(trainer.args):
             checkpoint += _bytes(trainer.ref_model.parameters())
     return Writes(
@@ -92,8 +92,9 @@ def _count(weight: nn.Parameter) -> int:
     return weight.quant_state.shape.numel() if _in_4_bits(weight) else getattr(weight, "ds_numel", weight.numel())
 
 
-def _state_bytes(trainer: Trainer, trained: list[nn.Parameter]) -> int:
-    """Of AdamW, which most optimizers need no more than: two numbers of the weight's type for each trained weight."""
+def state_bytes(trainer: Trainer, trained: list[nn.Parameter]) -> int:
+    """What an optimizer keeps. Of AdamW, which most need no more than: two numbers of the weight's type for each
+    trained weight."""
     if trainer.is_deepspeed_enabled:
         again = _bytes(trained) if trainer.accelerator.state.deepspeed_plugin.zero_stage < 3 else 0  # in its own file
         return _DEEPSPEED_STATE * sum(map(_count, trained)) + again

@@ -37,6 +37,7 @@ from alignctl.rollout.episodes import Episodes, episodes_of
 from alignctl.rollout.rewards import Score
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
+from alignctl.trainers.base.fitting import try_pass
 from alignctl.trainers.base.on_engine import pass_tokens
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.experience import Experience
@@ -235,7 +236,7 @@ class OnPolicyTrainer(Trainer):
         tokens = sum(episodes.tokens_of(group, self._packed) for group in episodes.groups)
         whole = args.num_mini_batches == 1 and tokens <= pass_tokens(args)
         by_itself = self.accelerator.distributed_type == DistributedType.NO
-        return whole and by_itself and args.disable_dropout and not args.gradient_checkpointing
+        return whole and by_itself and args.disable_dropout and not args.activation_checkpointing
 
     def _reference_logps(self, model: PolicyModel, batch: Batch) -> Tensor | None:
         if not self.has_reference:
@@ -254,9 +255,17 @@ class OnPolicyTrainer(Trainer):
             for part in mini_batches(len(episodes.groups), args.num_mini_batches, generator)
         ]
         model.train()
+        self._fit(episodes, experience, parts[0])
         for number, part in enumerate(parts):
             with self.compute_loss_context_manager():
-                sums.append(self._backward(model, episodes, experience, part))
+                sums.append(
+                    self.halving.compute(
+                        self,
+                        f"{self.state.global_step + 1}.{number}",
+                        pass_tokens(args),
+                        lambda tokens, part=part: self._backward(model, episodes, experience, part, tokens),
+                    )
+                )
             if not self.policy_learns:  # a gradient of 0 would still decay weights and count for the optimizer's means
                 for parameter in self.accelerator.unwrap_model(self.model).policy_parameters:
                     parameter.grad = None
@@ -267,17 +276,43 @@ class OnPolicyTrainer(Trainer):
                 model.zero_grad()
         return self._log_update(sums)
 
+    def _fit(self, episodes: Episodes, experience: Experience, groups: list[int]) -> None:
+        """Finds in a rehearsal what fits."""
+        fitting, self.fitting = self.fitting, None
+        if fitting is None:
+            return
+        self._first_pass = None
+
+        def compute(tokens: int | None) -> None:
+            passes = passes_of(episodes, groups, tokens, self._packed)
+            largest = max(passes, key=lambda part: episodes.tokens_of(part, self._packed))
+            batch = self._batch(episodes, largest)
+            try_pass(
+                self.accelerator.unwrap_model(self.model),
+                lambda model: (
+                    self.losses(
+                        model(batch, self.args.temperature, self.policy_learns, self.entropy_learns),
+                        experience.of(largest),
+                    ).loss
+                ),
+            )
+
+        of_groups = [episodes.groups[group] for group in groups]
+        tokens = sum(episodes.tokens_of(group, self._packed) for group in of_groups)
+        longest = max(episodes.tokens_of([member], self._packed) for group in of_groups for member in group)
+        fitting.find(self, tokens, longest, compute)
+
     def _backward(
-        self, model: nn.Module, episodes: Episodes, experience: Experience, groups: list[int]
+        self, model: nn.Module, episodes: Episodes, experience: Experience, groups: list[int], tokens: int
     ) -> dict[str, Tensor]:
-        """Adds the gradient of a mini-batch to the model's, in passes of at most `pass_tokens` tokens; returns the
-        sums of what is logged."""
+        """Adds the gradient of a mini-batch to the model's, in passes of at most so many tokens; returns the sums of
+        what is logged."""
         accelerator, known = self.accelerator, None
         if self._first_pass is not None:
             (members, known), self._first_pass = self._first_pass, None
             passes = [members]
         else:
-            passes = list(passes_of(episodes, groups, pass_tokens(self.args), self._packed))
+            passes = list(passes_of(episodes, groups, tokens, self._packed))
         everyone = [member for part in passes for member in part]
         own = self.counted(experience, everyone)
         counted = accelerator.reduce(own, "sum")
