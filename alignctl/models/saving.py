@@ -59,6 +59,8 @@ class Trained:
     """Of the finished model; None for that of the weights."""
     merge: bool = True
     """Whether an adapter is merged, or kept alone."""
+    wholly: bool = True
+    """Whether all of it is written; else it is not looked at again."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,9 @@ def save_finished(
     in_memory, in_4_bits = _type_of(model, state), bool(getattr(model, "is_loaded_in_4bit", False))
     on_gpu = model.device.type != "cpu"
     if isinstance(model, PeftModel):
-        with _publishing(paths.adapter, model, tokenizer, facts, made | {"product": "adapter"}, state):
-            pass
+        with _publishing(paths.adapter, model, tokenizer, facts, made | {"product": "adapter"}, state) as staged:
+            if trained.wholly:
+                check_saved(staged, model)
         if not trained.merge:
             return None
         if state is not None or in_4_bits:
@@ -120,7 +123,10 @@ def save_finished(
     narrower = in_memory.itemsize < 4 or kind.itemsize < in_memory.itemsize
     rounded = in_4_bits or narrower or trained.computed_in_16_bits
     with _publishing(paths.model, model, tokenizer, facts, made | {"product": "model"}, state) as staged:
-        said = said_once_saved(staged, type(model), trained.rows)
+        said = None
+        if trained.wholly:
+            check_saved(staged, model)
+            said = said_once_saved(staged, type(model), trained.rows)
         apart = None if said is None else difference(said, trained.said)
         if apart and not (in_4_bits or is_same(said, trained.said, gives_scores(model), rounded, on_gpu)):
             raise _saved_otherwise(apart, narrower and kind != torch.float32)
@@ -178,7 +184,6 @@ def _publishing(
         options["selected_adapters"] = ["default"]  # others may have been trained beside it
     try:
         model.save_pretrained(staged, **options)
-        check_saved(staged, model)
         yield staged
         if isinstance(model, PeftModel):
             write_readme(staged, model)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of system errors that say there is no room: on the disk, for this user, for one file."""
 
 _PROBE = b"\0" * 2**20
+_TRIAL, _TRIAL_S = 2**28, 3.0  # bytes, and seconds after which it is enough
 
 
 def free_bytes(folder: Path) -> int:
@@ -19,6 +22,24 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def seconds_to_write(count: int, folder: Path) -> float:
+    """How long so many bytes take to be written into an existing folder, synced, and hashed, by a trial."""
+    trial = folder / ".trial"
+    began = time.monotonic()
+    try:
+        with trial.open("wb") as file:
+            block = os.urandom(2**24)
+            while file.tell() < min(count, _TRIAL) and time.monotonic() - began < _TRIAL_S:
+                file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+        with trial.open("rb") as file:
+            hashlib.file_digest(file, "sha256")
+        return (time.monotonic() - began) * count / max(trial.stat().st_size, 1)
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def lack_of_room(error: BaseException, staging: Path) -> str | None:

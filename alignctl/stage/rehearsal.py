@@ -10,27 +10,131 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.run.checkpoints import newest_checkpoint
+from alignctl.run.disk import seconds_to_write, shown_bytes
 from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
+from alignctl.stage.build import left_to_rehearsal
 from alignctl.stage.job import Job
+from alignctl.stage.proof import only_beginnings
+from alignctl.stage.training import check_room
 from alignctl.trainers.base.device import let_go
-from alignctl.trainers.base.room import optimizer_steps
+from alignctl.trainers.base.fitting import Fitting
+from alignctl.trainers.base.managed import StageTrainer
+from alignctl.trainers.base.room import optimizer_steps, steps_between_saves
 
 STEPS = 2  # the second is the first with the optimizer's state in memory
 _LEAST_STEPS = 20
 _PACKED = 16  # rows for each packed one
 _PROMPTS = 4
+_LITTLE = 500_000_000  # bytes that are saved without further thought
+_SAVING_S = 30  # seconds that saving all and loading it may take
+_SHARE = 0.05  # of the time of a stage, that may go to checkpoints
+_MINUTES_FROM = 120  # seconds
+
+
+@dataclass
+class Rehearsal:
+    """What a rehearsal finds out, for the stage that it is of."""
+
+    job: Job
+    """The stage as it will be run."""
+    fitting: Fitting
+    seconds: float = 0.0
+    saved_wholly: bool = True
+    """Whether all that would be saved is, and is loaded back."""
+    _saving: tuple[int, float] | None = None  # bytes and seconds of a checkpoint
+    _times: StepTimes = field(default_factory=lambda: StepTimes())
+
+    @classmethod
+    def of(cls, job: Job) -> Rehearsal:
+        left = left_to_rehearsal(job.stage)
+        return cls(job, Fitting(tokens="pass_tokens" in left, checkpointing="activation_checkpointing" in left))
+
+    def begins(self, trainer: StageTrainer) -> None:
+        """Looks at the room for the stage itself, and at how long it takes to save.
+
+        Raises:
+            LaunchError: The disk has less free than the stage is going to write.
+        """
+        writes = check_room(self.job, trainer, self._rows())
+        trainer.fitting = self.fitting
+        trainer.add_callback(self._times)
+        if writes.checkpoint + writes.finished > _LITTLE:
+            folder, count = Path(trainer.args.output_dir), writes.checkpoint
+            folder.mkdir(parents=True, exist_ok=True)
+            seconds = seconds_to_write(count, folder) if trainer.is_world_process_zero() else 0.0
+            [seconds] = broadcast_object_list([seconds])
+            self._saving = count, seconds
+            self.saved_wholly = 2 * seconds * (count + writes.finished) / count < _SAVING_S  # it is read, too
+        if not self.saved_wholly:
+            trainer.args.load_best_model_at_end = False  # of which there is the beginning of each tensor
+
+    def saving(self) -> AbstractContextManager[None]:
+        """To train and save in."""
+        return nullcontext() if self.saved_wholly else only_beginnings()
+
+    def notices(self) -> Iterator[str]:
+        """What people should know of it."""
+        saved = "saved and loaded back" if self.saved_wholly else "saved as far as the beginning of each tensor"
+        yield (
+            f"rehearsed in {self.seconds:g} s: {STEPS} steps on the longest rows, measured, {saved}"
+            + self.fitting.said()
+        )
+        if self._saving is None:
+            return
+        count, seconds = self._saving
+        said = f"a checkpoint is of {shown_bytes(count)}, and takes about {_shown_seconds(seconds)}"
+        every = steps_between_saves(self.job.args, self._rows())
+        if every and self._times.last:
+            share = seconds / (seconds + every * self._times.last)
+            if share > 2 * _SHARE:
+                fewer = math.ceil(seconds * (1 / _SHARE - 1) / self._times.last)
+                name = f"{self.job.stage.name}.save_steps"
+                said += f": every {every:,} steps that is {share:.0%} of the time, with `{name}={fewer}` {_SHARE:.0%}"
+        yield said
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the record."""
+        count, seconds = self._saving or (None, None)
+        saving = {"checkpoint_bytes": count, "checkpoint_s": seconds and round(seconds, 1)} if count else {}
+        return {"seconds": self.seconds} | saving | self.fitting.to_dict()
+
+    def _rows(self) -> int:
+        """That the stage is trained on, or fewer: packed ones are not known yet."""
+        rows = len(self.job.rows.dataset)
+        return max(1, rows // _PACKED) if getattr(self.job.args, "packing", False) else rows
+
+
+class StepTimes(TrainerCallback):
+    """Seconds that the last optimizer step took."""
+
+    def __init__(self) -> None:
+        self.last = self._began = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._began = time.monotonic()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.last = time.monotonic() - self._began
+
+
+def _shown_seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < _MINUTES_FROM else f"{seconds / 60:.0f} min"
 
 
 def wants_rehearsal(job: Job) -> bool:

@@ -18,14 +18,14 @@ from alignctl.monitor.heartbeat import Heartbeat, RehearsalHeartbeat
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.files import write_json
 from alignctl.run.paths import StagePaths
-from alignctl.stage.build import build_arguments, build_trainer, left_to_rehearsal, rows_to_train_on, sees_gpu
+from alignctl.stage.build import build_arguments, build_trainer, rows_to_train_on, sees_gpu
 from alignctl.stage.job import Job, Weights, rank
 from alignctl.stage.measure import Measuring, random_state_kept
-from alignctl.stage.rehearsal import STEPS, found_before, longest, rehearsed, scratch, wants_rehearsal
+from alignctl.stage.rehearsal import Rehearsal, found_before, longest, rehearsed, scratch, wants_rehearsal
 from alignctl.stage.rows import as_written, texts_of, write_ledgers
 from alignctl.stage.save import save
-from alignctl.stage.training import check_room, check_warm_up, full_disk_explained, train
-from alignctl.trainers.base.fitting import Fitting
+from alignctl.stage.training import check_room, check_warm_up, full_disk_explained, out_of_memory_explained, train
+from alignctl.trainers.base.managed import StageTrainer
 
 
 def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: StopSignal) -> None:
@@ -39,7 +39,7 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         Stopped: Training was stopped on request; its checkpoint continues it.
         AlignctlError: Something the user can mend.
     """
-    with full_disk_explained(paths):
+    with full_disk_explained(paths), out_of_memory_explained():
         _check_gpus(stage)
         heartbeat = Heartbeat(paths, rank())
         job = prepare(stage, weights, paths, heartbeat, signal)
@@ -88,7 +88,7 @@ def _rehearse(job: Job, heartbeat: Heartbeat, signal: StopSignal) -> dict[str, A
     """
     job.progress.phase("rehearsing")
     began = time.monotonic()
-    some = longest(job.rows, job)
+    some, rehearsal = longest(job.rows, job), Rehearsal.of(job)
     held = job.held_rows and longest(job.held_rows, job, count=2 * job.stage.eval.batch_size)
     with scratch(job.paths) as there, full_disk_explained(there), random_state_kept():
         stage = rehearsed(job.stage)
@@ -102,38 +102,46 @@ def _rehearse(job: Job, heartbeat: Heartbeat, signal: StopSignal) -> dict[str, A
             held_rows=held,
             args=build_arguments(stage, there, {}),
         )
-        left = left_to_rehearsal(job.stage)
-        fitting = Fitting(tokens="pass_tokens" in left, checkpointing="activation_checkpointing" in left)
         try:
-            _work(small, fitting)
+            _work_in_small(small, rehearsal)
         except Stopped as error:
             raise KeyboardInterrupt from error
-    seconds = round(time.monotonic() - began, 1)
-    done = f"rehearsed in {seconds:g} s: {STEPS} steps on the longest rows, measured, saved and loaded back"
-    job.progress.notice(done + fitting.said())
+    rehearsal.seconds = round(time.monotonic() - began, 1)
+    for notice in rehearsal.notices():
+        job.progress.notice(notice)
     if PartialState().is_main_process:
-        write_json(job.paths.rehearsal, {"seconds": seconds} | fitting.to_dict())
-    return fitting.found
+        write_json(job.paths.rehearsal, rehearsal.to_dict())
+    return rehearsal.fitting.found
 
 
-def _work(job: Job, rehearsal: Fitting | None = None) -> None:
-    """The stage on rows as its tokenizer can write them.
+def _work_in_small(job: Job, rehearsal: Rehearsal) -> None:
+    """What `_work` does, and the end of training once more, which loads the last checkpoint."""
+    trainer = _begin(job)
+    rehearsal.begins(trainer)
+    measuring = Measuring(job, trainer)
+    before = measuring.before()
+    with rehearsal.saving():
+        train(job, trainer)
+        if rehearsal.saved_wholly:
+            train(job, trainer)
+        save(job, trainer, measuring, before, measuring.after(), rehearsal.saved_wholly)
+    rehearsal.fitting.look(trainer.args.device)
 
-    Args:
-        rehearsal: Finds out how much memory is needed. The end of training is gone to a second time, which loads the
-            last checkpoint.
-    """
+
+def _work(job: Job) -> None:
+    """The stage on rows as its tokenizer can write them."""
+    trainer = _begin(job)
+    check_room(job, trainer, len(trainer.train_dataset))  # before anything is written that other settings would spoil
+    measuring = Measuring(job, trainer)
+    before = measuring.before()
+    train(job, trainer)
+    save(job, trainer, measuring, before, measuring.after())
+
+
+def _begin(job: Job) -> StageTrainer:
+    """The trainer of the stage, and what is written of its rows."""
     rows, held_rows = rows_to_train_on(job)
     trainer = build_trainer(job, rows, held_rows)
     write_ledgers(job, trainer, rows, held_rows)
     check_warm_up(job, trainer)
-    check_room(job, trainer)  # before anything is written that other settings would spoil
-    measuring = Measuring(job, trainer)
-    before = measuring.before()
-    trainer.fitting = rehearsal
-    for _ in range(2 if rehearsal else 1):
-        train(job, trainer)
-    after = measuring.after()
-    save(job, trainer, measuring, before, after)
-    if rehearsal:
-        rehearsal.look(trainer.args.device)
+    return trainer

@@ -22,8 +22,19 @@ from alignctl.stage.rows import texts_of
 from alignctl.trainers.base.managed import StageTrainer
 
 
-def save(job: Job, trainer: StageTrainer, measuring: Measuring, before: Evaluation | None, after: Evaluation) -> None:
-    """Saves the trained model, then samples and result; all processes call it together."""
+def save(
+    job: Job,
+    trainer: StageTrainer,
+    measuring: Measuring,
+    before: Evaluation | None,
+    after: Evaluation,
+    wholly: bool = True,
+) -> None:
+    """Saves the trained model, then samples and result; all processes call it together.
+
+    Args:
+        wholly: Whether all of it is written, so that it can be compared with what was trained.
+    """
     job.progress.phase("saving model")
     stage, trained = job.stage, trainer.trained_model
     texts = texts_of((job.held_rows or job.rows).dataset)
@@ -45,6 +56,7 @@ def save(job: Job, trainer: StageTrainer, measuring: Measuring, before: Evaluati
                     computed_in_16_bits=trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no",
                     dtype=finished_type(job),
                     merge=stage.model.merge,
+                    wholly=wholly,
                 ),
                 job.tokenizer,
                 job.paths,

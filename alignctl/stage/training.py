@@ -20,10 +20,13 @@ from alignctl.run.paths import StagePaths
 from alignctl.run.shares import must_convert, shares
 from alignctl.stage.finished_type import finished_type
 from alignctl.stage.job import Job
+from alignctl.trainers.base.device import ran_out
 from alignctl.trainers.base.managed import StageTrainer
 from alignctl.trainers.base.not_finite import NotFinite
-from alignctl.trainers.base.room import optimizer_steps, writes_of
+from alignctl.trainers.base.room import Writes, checkpoints_at_a_time, optimizer_steps, writes_of
 from alignctl.trainers.base.universal import converted
+
+_SAID = 200  # characters of what torch says
 
 
 def train(job: Job, trainer: StageTrainer) -> None:
@@ -90,7 +93,7 @@ def _for_these_processes(job: Job, trainer: StageTrainer, checkpoint: Checkpoint
     now = trainer.checkpoint_kind()
     if not must_convert(checkpoint, now):
         return checkpoint.path
-    needed, free = writes_of(trainer, trainer.keep_last, trainer.trained_model).conversion, free_bytes(checkpoint.path)
+    needed, free = writes_of(trainer, 1, trainer.trained_model).conversion, free_bytes(checkpoint.path)
     if needed > free:
         raise LaunchError(
             f"the disk of {checkpoint.path} has {shown_bytes(free)} free, and {shown_bytes(needed)} are needed to "
@@ -183,20 +186,25 @@ def check_warm_up(job: Job, trainer: StageTrainer) -> None:
         raise RequestError(problem.message, problem.hint)
 
 
-def check_room(job: Job, trainer: StageTrainer) -> None:
+def check_room(job: Job, trainer: StageTrainer, rows: int) -> Writes:
     """Refuses what would fill the disk, before the first step.
+
+    Args:
+        trainer: The stage's, or one that rehearses it.
+        rows: That the stage is trained on.
 
     Raises:
         LaunchError: The disk has less free than the stage is going to write.
     """
-    if not trainer.is_world_process_zero():
-        return
     stage, paths = job.stage, job.paths
-    writes = writes_of(trainer, trainer.keep_last, trainer.trained_model, finished_type(job), stage.model.merge)
+    checkpoints = checkpoints_at_a_time(job.args, rows, keep_last := stage.trainer.get("save_total_limit"))
+    writes = writes_of(trainer, checkpoints, trainer.trained_model, finished_type(job), stage.model.merge)
+    if not trainer.is_world_process_zero():
+        return writes
     there = sum(file.stat().st_size for file in paths.checkpoints.rglob("*") if file.is_file())
     needed, free = writes.total - there, free_bytes(paths.root)
     if needed > free:
-        fewer = "" if trainer.keep_last == 1 else f"`{stage.name}.save_total_limit=1`, or "
+        fewer = "" if keep_last == 1 else f"`{stage.name}.save_total_limit=1`, or "
         raise LaunchError(
             f"the disk of {paths.root} has {shown_bytes(free)} free, and {shown_bytes(needed)} are needed: "
             f"{writes.checkpoints:,} checkpoints of {shown_bytes(writes.checkpoint)} at a time, and "
@@ -204,6 +212,23 @@ def check_room(job: Job, trainer: StageTrainer) -> None:
             f"set {fewer}`{stage.name}.save_only_model=true` (which cannot be continued from), or give another "
             "`run_dir`",
         )
+    return writes
+
+
+@contextmanager
+def out_of_memory_explained() -> Iterator[None]:
+    """Ends a stage for which the device's memory did not suffice with a few words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        said = " ".join(str(error).split())[:_SAID]
+        raise AlignctlError(
+            f"the device has no memory left: {said}",
+            "set the stage's `pass_tokens` lower or `activation_checkpointing=true`, for what is drawn `rollout_tokens`"
+            " or `eval.batch_size` lower: these change no number, and the same command continues",
+        ) from error
 
 
 @contextmanager

@@ -72,7 +72,9 @@ CASES = {"sft": (), "dpo": ("peft=lora",), "kto": (), "ppo": (f"ppo.reward_funcs
 BEGINS = 3  # looks that a signal has in a rehearsal
 
 
-@pytest.mark.parametrize(("name", "gigabytes"), [("sft", 300), pytest.param("dpo", 300, marks=pytest.mark.night), ("ppo", 150)])
+@pytest.mark.parametrize(
+    ("name", "gigabytes"), [("sft", 300), pytest.param("dpo", 300, marks=pytest.mark.night), ("ppo", 150)]
+)
 def test_what_fits_is_taken_and_kept(tmp_path, monkeypatch, name, gigabytes):
     device, stage = Device(monkeypatch, gigabytes), METHODS[name].stage
     with pytest.raises(Stopped):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 
 import pytest
 from support.files import read, weights
@@ -12,7 +13,9 @@ from support.rewards import REWARDS
 from transformers import PreTrainedModel
 
 from alignctl.data.quickstart import demonstrations
-from alignctl.errors import AlignctlError, Stopped
+from alignctl.errors import AlignctlError, LaunchError, Stopped
+from alignctl.stage import proof, rehearsal, training
+from alignctl.trainers.base import checkpointing
 
 pytestmark = pytest.mark.train
 
@@ -122,3 +125,53 @@ def test_a_stop_in_the_rehearsal_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_stages(tmp_path, *given, signal=StopsAfter(1))
     assert {path.name for path in (tmp_path / "sft").iterdir()} == {"progress.json", "ranks"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_large_tensors_are_saved_in_part(tmp_path, monkeypatch, name):
+    """As where a checkpoint would take minutes: all files are written, none is loaded, and nothing of that is left."""
+    monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
+    given = arguments(name)
+    without = run_stages(tmp_path / "without", *given, "rehearse=false") / name
+    monkeypatch.setattr(rehearsal, "_LITTLE", 0)
+    monkeypatch.setattr(rehearsal, "_SAVING_S", 0)
+    monkeypatch.setattr(proof, "_WHOLE", 256)
+    sizes = []
+    publish = checkpointing.publish
+
+    def published(staged, *others):
+        sizes.append({file.name: file.stat().st_size for file in staged.rglob("*") if file.is_file()})
+        publish(staged, *others)
+
+    monkeypatch.setattr(checkpointing, "publish", published)
+    with_it = run_stages(tmp_path / "with", *given, "rehearse=true") / name
+    assert what_came_out(with_it) == what_came_out(without)
+    small, *whole = sizes
+    assert small.keys() == whole[0].keys()
+    weights_of = next(file for file in small if file.endswith(".safetensors"))
+    assert small[weights_of] < whole[0][weights_of] / 2
+    assert small["optimizer.pt"] < whole[0]["optimizer.pt"] / 2
+    said = read(with_it / "progress.json")["notices"]
+    assert any("measured, saved as far as the beginning of each tensor" in one for one in said)
+    assert any(one.startswith("a checkpoint is of ") and "and takes about " in one for one in said)
+    record = read(with_it / "rehearsal.json")
+    assert record["checkpoint_bytes"] > 10_000
+    assert record["checkpoint_s"] >= 0
+
+
+def test_room_is_looked_at_before(tmp_path, monkeypatch):
+    """Not after two steps and a checkpoint."""
+    monkeypatch.setattr(training, "free_bytes", lambda folder: 1000)
+    with pytest.raises(LaunchError, match=r"has 1.0 kB free, and .* are needed: 2 checkpoints of"):
+        run_stages(tmp_path, *arguments("sft"), "rehearse=true")
+    assert not (tmp_path / "sft" / "metrics.jsonl").exists()
+    assert not (tmp_path / "sft" / "rehearsal.json").exists()
+
+
+def test_how_often_to_save_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal, "_LITTLE", 0)
+    monkeypatch.setattr(rehearsal, "seconds_to_write", lambda count, folder: 1000.0)
+    stage = run_stages(tmp_path, *arguments("sft", "sft.save_steps=10"), "rehearse=true") / "sft"
+    (said,) = [one for one in read(stage / "progress.json")["notices"] if one.startswith("a checkpoint is of ")]
+    assert "takes about 17 min: every 10 steps that is " in said
+    assert re.search(r"with `sft.save_steps=\d{4,}` 5%", said)

@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from alignctl.errors import AlignctlError, LaunchError
 from alignctl.run.checkpoints import STAGING, complete_checkpoints
-from alignctl.trainers.base.room import writes_of
+from alignctl.trainers.base.room import checkpoints_at_a_time, writes_of
 
 pytestmark = pytest.mark.train
 
@@ -188,4 +188,4 @@ def test_room_for_a_conversion(small):
 )
 def test_checkpoints_at_a_time(small, settings, keep_last, checkpoints):
     trainer = small.trainer("sft", rows=small.rows("demonstrations", 16), **settings)
-    assert writes_of(trainer, keep_last, trainer.model).checkpoints == checkpoints
+    assert checkpoints_at_a_time(trainer.args, len(trainer.train_dataset), keep_last) == checkpoints

@@ -40,13 +40,13 @@ class Writes:
 
 
 def writes_of(
-    trainer: Trainer, keep_last: int | None, model: nn.Module, dtype: torch.dtype | None = None, merge: bool = True
+    trainer: Trainer, checkpoints: int, model: nn.Module, dtype: torch.dtype | None = None, merge: bool = True
 ) -> Writes:
     """What training and saving `model` writes.
 
     Args:
+        checkpoints: Most that are there at a time.
         model: The trained one without what a trainer has around it, an adapter included.
-        keep_last: `save_total_limit`, which the trainer itself no longer knows.
         dtype: Of the finished model; None for that of the weights.
         merge: Whether an adapter is merged, or kept alone.
     """
@@ -58,7 +58,7 @@ def writes_of(
             checkpoint += _bytes(trainer.ref_model.parameters())
     return Writes(
         checkpoint,
-        _checkpoints(trainer, keep_last),
+        checkpoints,
         finished=_finished(model, dtype, merge),
         conversion=_conversion(trained),
     )
@@ -110,18 +110,28 @@ def _conversion(trained: list[nn.Parameter]) -> int:
     return (2 * _DEEPSPEED_STATE + 4) * sum(map(_count, trained)) + _FILES * _BLOCK * len(trained)
 
 
-def _checkpoints(trainer: Trainer, keep_last: int | None) -> int:
-    args = trainer.args
-    if args.save_strategy == SaveStrategy.NO:
+def checkpoints_at_a_time(args: TrainingArguments, rows: int, keep_last: int | None) -> int:
+    """Most checkpoints that are there while so many rows are trained on: a new one is complete before an old one goes.
+
+    Args:
+        keep_last: `save_total_limit`, which a trainer's own settings no longer have.
+    """
+    every = steps_between_saves(args, rows)
+    if every is None:
         return 1  # the one that a request to stop saves
-    rows = len(trainer.train_dataset)
-    steps = optimizer_steps(args, rows)
-    every = float(_steps_per_epoch(args, rows))
-    if args.save_strategy == SaveStrategy.STEPS:
-        every = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps)
-    saves = math.ceil(steps / every)
+    saves = math.ceil(optimizer_steps(args, rows) / every)
     best = 1 if args.load_best_model_at_end else 0
     return min(saves, keep_last + 1 + best) if keep_last else saves
+
+
+def steps_between_saves(args: TrainingArguments, rows: int) -> int | None:
+    """Optimizer steps between two checkpoints; None where none are saved."""
+    if args.save_strategy == SaveStrategy.NO:
+        return None
+    if args.save_strategy != SaveStrategy.STEPS:
+        return _steps_per_epoch(args, rows)
+    every = args.save_steps if args.save_steps >= 1 else args.save_steps * optimizer_steps(args, rows)
+    return math.ceil(every)
 
 
 def optimizer_steps(args: TrainingArguments, rows: int) -> int:
