@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +115,39 @@ def load_trained(trainer: Trainer, checkpoint: str) -> None:
     with to_write(trainer.accelerator.unwrap_model(trainer.model)) as writes:
         if writes:
             trainer._load_from_checkpoint(checkpoint)
+
+
+@contextmanager
+def saved_without_weights(model: nn.Module) -> Iterator[None]:
+    """DeepSpeed's engine saves what its optimizer keeps, and not the weights, which are in a file of their own; under
+    ZeRO-3 each process has but its share of them, and saves that."""
+    if getattr(model, "zero_optimization_stage", int)() not in (1, 2):
+        yield
+        return
+    model.module_state_dict = lambda *args, **options: {}
+    model.save_checkpoint = partial(model.save_checkpoint, exclude_frozen_parameters=True)
+    try:
+        yield
+    finally:
+        del model.module_state_dict, model.save_checkpoint
+
+
+@contextmanager
+def loaded_without_weights() -> Iterator[None]:
+    """DeepSpeed's engines load a checkpoint that was saved without weights, and leave those they have."""
+    from deepspeed import DeepSpeedEngine
+
+    usual = DeepSpeedEngine.load_module_state_dict
+
+    def load(engine: Any, checkpoint: dict[str, Any], *args: Any, **options: Any) -> None:
+        if checkpoint["module"]:
+            usual(engine, checkpoint, *args, **options)
+
+    DeepSpeedEngine.load_module_state_dict = load
+    try:
+        yield
+    finally:
+        DeepSpeedEngine.load_module_state_dict = usual
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from alignctl.models.sharding import load_trained
+from alignctl.models.sharding import load_trained, loaded_without_weights, saved_without_weights
 from alignctl.run.checkpoints import PREFIX, STAGING, Checkpoint, complete_checkpoints, publish, remove_old
 from alignctl.trainers.base.universal import mend_loaded
 
@@ -51,6 +51,15 @@ class CompleteCheckpoints:
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         load_trained(self, best or str(checkpoint.path))
         return True
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        checkpoint = kwargs.get("resume_from_checkpoint")
+        if not (checkpoint and self.checkpoint_kind()["zero_stage"] in (1, 2)):
+            return super()._inner_training_loop(*args, **kwargs)
+        if not any(Path(checkpoint).glob("*_universal")):  # which has all in a form of its own
+            load_trained(self, checkpoint)
+        with loaded_without_weights():
+            return super()._inner_training_loop(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _types_kept():
@@ -91,7 +100,8 @@ class CompleteCheckpoints:
 
         self._staging = True
         try:
-            super()._save_checkpoint(model, trial)
+            with saved_without_weights(self.model_wrapped):
+                super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
 

@@ -96,8 +96,7 @@ def state_bytes(trainer: Trainer, trained: list[nn.Parameter]) -> int:
     """What an optimizer keeps. Of AdamW, which most need no more than: two numbers of the weight's type for each
     trained weight."""
     if trainer.is_deepspeed_enabled:
-        again = _bytes(trained) if trainer.accelerator.state.deepspeed_plugin.zero_stage < 3 else 0  # in its own file
-        return _DEEPSPEED_STATE * sum(map(_count, trained)) + again
+        return _DEEPSPEED_STATE * sum(map(_count, trained))
     optimizer = str(trainer.args.optim.value)
     if "8bit" in optimizer:
         return 2 * sum(map(_count, trained))
