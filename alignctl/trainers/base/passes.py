@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, send_to_device
 from torch import Tensor, nn
 
 from alignctl.engine.layout import balanced
@@ -67,7 +67,8 @@ class DividesSteps:
         self._calls += 1
         if self._calls < len(self._step):
             return torch.zeros((), device=self.args.device)
-        rows = [row for batch in self._step for row in rows_of(batch, self.blocks)]
+        # On the CPU, where looking at each row does not wait for the device.
+        rows = [row for batch in self._step for row in rows_of(send_to_device(batch, "cpu"), self.blocks)]
         self._step = []
         packed = self._packed()
         costs = [_cost(row, packed) for row in rows]
