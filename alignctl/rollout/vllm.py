@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.generation.vllm_generation import VLLMGeneration
 
 from alignctl.errors import LaunchError, RequestError
+from alignctl.models.merging import bytes_kept
 from alignctl.models.template import end_tokens
 from alignctl.models.vocabulary import ids_without_token, rows_before
 from alignctl.rollout.drawing import Drawn, as_drawn
@@ -56,7 +57,7 @@ class VLLM:
                 f"`generation=vllm` starts from the checkpoint, which has {rows:,} embeddings; the policy got more",
                 "train the new tokens in a stage before, or set `generation=transformers`",
             )
-        self._ends = end_tokens(policy, tokenizer)
+        self._policy, self._ends = policy, end_tokens(policy, tokenizer)
         never = ids_without_token(policy, tokenizer)
         try:
             self._helper = VLLMGeneration(
@@ -73,7 +74,8 @@ class VLLM:
 
     def draw(self, prompts: Sequence[Sequence[int]]) -> Drawn:
         """One completion for each prompt, after the policy's weights were handed over."""
-        self._helper.sync_weights()
+        with bytes_kept(self._policy):  # adapters are merged for it, and taken back with rounding
+            self._helper.sync_weights()
         _, completions, _, _ = self._helper.generate(prompts=list(map(list, prompts)), images=None, num_generations=1)
         return as_drawn(completions, self._ends)
 
