@@ -20,13 +20,14 @@ from transformers import (
 from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.engine.layout import bins
 from alignctl.errors import NotANumber
+from alignctl.models.merging import merged_meanwhile
 from alignctl.models.template import end_tokens
 from alignctl.models.vocabulary import ids_without_token
+from alignctl.rollout.decoding import NOT_DRAWN, Sampling, decode, why_not_fixed
 from alignctl.rollout.settings import RolloutSettings
 
 # Of continuous batching: tokens of the cache that are given out together, and the most of a forward pass.
 _PAGE, _STEP_TOKENS = 32, 1024
-_NOT_DRAWN = "the model's logits are not finite, so no answer can be drawn from it"
 
 
 class Drawn(NamedTuple):
@@ -51,21 +52,27 @@ def draw_completions(
     Args:
         prompts: Token ids.
     """
-    ends = end_tokens(policy, tokenizer)
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=settings.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=settings.response_length,
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        suppress_tokens=ids_without_token(policy, tokenizer) or None,
+    model = bare(policy)
+    sampling = Sampling(
+        settings.temperature,
+        settings.response_length,
+        end_tokens(policy, tokenizer),
+        ids_without_token(policy, tokenizer),
+        tokenizer.pad_token_id,
     )
-    with _nothing_else(bare(policy)):
-        draw = _continuously if settings.generation == "continuous" else _in_batches
-        return as_drawn(draw(policy, prompts, config, settings.rollout_tokens), ends)
+    with _nothing_else(model), merged_meanwhile(policy):
+        if settings.generation == "continuous":
+            generated = _continuously(model, prompts, _config(sampling), settings.rollout_tokens)
+        else:
+            generated = _in_batches(model, prompts, sampling, settings.rollout_tokens)
+    return as_drawn(generated, sampling.ends)
+
+
+def why_cache_grows(policy: PreTrainedModel) -> str | None:
+    """Why completions are drawn by transformers' own loop, whose cache grows with them; None where decoding.py does."""
+    model = bare(policy)
+    with _nothing_else(model), _plain_attention(model):
+        return why_not_fixed(model)
 
 
 def as_drawn(generated: Sequence[Sequence[int]], ends: Sequence[int]) -> Drawn:
@@ -74,29 +81,50 @@ def as_drawn(generated: Sequence[Sequence[int]], ends: Sequence[int]) -> Drawn:
     return Drawn(completions, [bool(tokens) and tokens[-1] in ends for tokens in completions])
 
 
+def _config(sampling: Sampling) -> GenerationConfig:
+    """As transformers wants to be told."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=sampling.length,
+        eos_token_id=list(sampling.ends),
+        pad_token_id=sampling.pad_id,
+        suppress_tokens=list(sampling.never) or None,
+    )
+
+
 def _in_batches(
-    policy: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, max_tokens: int
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: int
 ) -> list[list[int]]:
-    """Completions, made together with those of prompts of about the same length until the last one has ended."""
+    """Completions, made together with those of prompts of about the same length."""
     generated: list[list[int]] = [[]] * len(prompts)
-    sizes = [len(prompt) + config.max_new_tokens for prompt in prompts]
-    for batch in bins(sizes, max_tokens, padded=True):
-        longest = max(len(prompts[index]) for index in batch)
-        # Padded on the left, so that every completion starts at the same position.
-        input_ids = torch.full((len(batch), longest), config.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for i, index in enumerate(batch):
-            input_ids[i, longest - len(prompts[index]) :] = torch.tensor(list(prompts[index]))
-            attention_mask[i, longest - len(prompts[index]) :] = 1
-        output = policy.generate(
-            input_ids=input_ids.to(policy.device),
-            attention_mask=attention_mask.to(policy.device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([_OnlyNumbers()]),
-        )
-        for i, index in enumerate(batch):
-            generated[index] = output[i, longest:].tolist()
+    sizes = [len(prompt) + sampling.length for prompt in prompts]
+    with _plain_attention(model):
+        draw = _by_generate if why_not_fixed(model) else decode
+        for batch in bins(sizes, max_tokens, padded=True):
+            for index, tokens in zip(batch, draw(model, [prompts[i] for i in batch], sampling), strict=True):
+                generated[index] = tokens
     return generated
+
+
+def _by_generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    """Completions by transformers' own loop, for models that know no cache of a fixed size."""
+    longest = max(map(len, prompts))
+    # Padded on the left, so that every completion starts at the same position.
+    input_ids = torch.full((len(prompts), longest), sampling.pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+        attention_mask[row, longest - len(prompt) :] = 1
+    output = model.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        generation_config=_config(sampling),
+        logits_processor=LogitsProcessorList([_OnlyNumbers()]),
+    )
+    return output[:, longest:].tolist()
 
 
 class _OnlyNumbers(LogitsProcessor):
@@ -104,15 +132,14 @@ class _OnlyNumbers(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if not scores.max().isfinite():  # NaN is the largest of all
-            raise NotANumber(_NOT_DRAWN)
+            raise NotANumber(NOT_DRAWN)
         return scores
 
 
 def _continuously(
-    policy: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, max_tokens: int
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, max_tokens: int
 ) -> list[list[int]]:
     """Completions by transformers' continuous batching, with a cache of `max_tokens` tokens, or what is needed."""
-    model = bare(policy)
     cuda = model.device.type == "cuda"
     blocks = [-(-(len(prompt) + config.max_new_tokens) // _PAGE) for prompt in prompts]
     settings = ContinuousBatchingConfig(
@@ -135,7 +162,7 @@ def _continuously(
                 result = manager.get_result(timeout=1)
                 if result is not None and result.error is not None:
                     if "probability tensor" in str(result.error):
-                        raise NotANumber(_NOT_DRAWN)
+                        raise NotANumber(NOT_DRAWN)
                     raise RuntimeError(f"continuous batching failed: {result.error}")
                 if result is not None:
                     found[result.request_id] = result.generated_tokens
@@ -149,7 +176,7 @@ def _continuously(
 
 @contextmanager
 def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """With attention that continuous batching knows, where the model's is one for packed rows."""
+    """With attention as transformers has it, where the model's is one for packed rows."""
     own, packed = model.config._attn_implementation, takes_packed_rows(model)
     if packed:
         model.set_attn_implementation("sdpa")

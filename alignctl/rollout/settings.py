@@ -21,8 +21,10 @@ class RolloutSettings:
     rollout_tokens: int = 65536
     """Most tokens of a batch that is generated, prompts padded and completions at their longest; with continuous
     batching, of all that are held at a time."""
-    generation: Literal["transformers", "continuous", "vllm"] = "transformers"
-    """What draws completions: transformers, batch by batch or with continuous batching, or vLLM."""
+    generation: Literal["auto", "transformers", "continuous", "vllm"] = "auto"
+    """What draws completions: transformers' models, batch by batch or with transformers' continuous batching, or vLLM.
+    `auto` is vLLM where it is installed, there is a GPU, and it can begin from the policy's checkpoint; else
+    `transformers`."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
     """Whether vLLM runs beside the training or is a server (`vllm serve`). This and what follows has TRL's
     names and defaults."""

@@ -106,6 +106,11 @@ class StagePaths:
         return self.root / "result.json"
 
     @property
+    def generation(self) -> Path:
+        """What `generation=auto` chose, for a run that is continued."""
+        return self.root / "generation.json"
+
+    @property
     def rehearsal(self) -> Path:
         """What the rehearsal took; a stage that has it does not rehearse again."""
         return self.root / "rehearsal.json"

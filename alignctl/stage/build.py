@@ -23,6 +23,7 @@ from alignctl.models.vocabulary import check_same_tokens, rows_to_train
 from alignctl.monitor.callbacks import MetricsFile
 from alignctl.run.files import read_json
 from alignctl.run.paths import REWARD_STATISTICS, RunPaths, StagePaths
+from alignctl.stage.generation import settle_generation
 from alignctl.stage.job import Job
 from alignctl.stage.models import load
 from alignctl.trainers.base.columns import ROW_NUMBER
@@ -97,6 +98,7 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
     if has_adapter(stage.peft):
         check_names(trained, stage.peft)
     _check_length(stage, trained)
+    settle_generation(job, trained)
     others: dict[str, Any] = {}
     for role, take in _TAKEN.items():
         if role in method.roles[1:]:

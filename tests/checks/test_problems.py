@@ -252,7 +252,7 @@ BAD = [
         [PPO, "ppo.generation=vllm", "ppo.vllm_mode=server", "ppo.vllm_gpu_memory_utilization=0.5"],
         ["`ppo.vllm_gpu_memory_utilization` would have no effect", "`ppo.vllm_mode=colocate`"],
     ),
-    ([PPO, "ppo.generation=fast"], ["`ppo.generation` must be one of transformers, continuous, vllm"]),
+    ([PPO, "ppo.generation=fast"], ["`ppo.generation` must be one of auto, transformers, continuous, vllm"]),
     ([PPO, "ppo.kl_estimator=k4"], ["`ppo.kl_estimator` must be one of k1, k2, k3"]),
     ([PPO, "ppo.reward_model=sft"], ["`ppo.reward_model=sft`"]),
     ([PPO, "ppo.gradient_accumulation_steps=2"], ["is not a stage's to set", "set `pass_tokens`"]),

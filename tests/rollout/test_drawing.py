@@ -11,19 +11,25 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support.files import read
-from support.in_process import run_stages
+from support.in_process import StopsAfter, run_stages
+from support.models import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignctl.engine.forward import takes_packed_rows
-from alignctl.errors import NotANumber
+from alignctl.errors import NotANumber, Stopped
 from alignctl.models.packing import put_packed_attention_on
 from alignctl.rollout.drawing import draw_completions
 from alignctl.rollout.settings import RolloutSettings
+from alignctl.run.files import read_json, write_json
+from alignctl.run.paths import StagePaths
+from alignctl.trainers.on_policy.choosing import why_not_vllm
 from alignctl.trainers.on_policy.ppo.config import PPOConfig
 
 pytestmark = pytest.mark.train
@@ -143,18 +149,58 @@ def test_continuous_batching_draws_from_the_policy_s_distribution(stories, devic
     assert expected < 0.5 * (probs - (probs * 1.5).softmax(-1)).abs().sum()  # another distribution would be seen
 
 
+STAGE = (
+    "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null", "ppo.max_steps=2",
+    "ppo.normalize_rewards=none", "ppo.reward_funcs=[alignctl.data.quickstart:reward]", "data.limit=32",
+    "data.eval_limit=4", "eval.prompts=0", "ppo.per_device_train_batch_size=8", "ppo.response_length=8",
+    "ppo.num_ppo_epochs=1", "model.scratch.vocab_size=400",
+)  # fmt: skip
+
+
 def test_a_stage_with_continuous_batching_is_ppo_and_repeats_itself(tmp_path):
-    arguments = (
-        "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null", "ppo.max_steps=2",
-        "ppo.normalize_rewards=none", "ppo.reward_funcs=[alignctl.data.quickstart:reward]", "data.limit=32",
-        "data.eval_limit=4", "eval.prompts=0", "ppo.per_device_train_batch_size=8", "ppo.response_length=8",
-        "ppo.generation=continuous", "ppo.num_ppo_epochs=1", "model.scratch.vocab_size=400",
-    )  # fmt: skip
+    arguments = (*STAGE, "ppo.generation=continuous")
     first, second = (read(run_stages(tmp_path / name, *arguments) / "ppo" / "metrics.jsonl") for name in "ab")
     facts = ("ratio", "kl/k1", "score", "entropy", "completion_length", "loss")
     assert [[row[fact] for fact in facts] for row in first] == [[row[fact] for fact in facts] for row in second]
     assert first[0]["ratio"] == pytest.approx(1.0, abs=1e-6)
     assert first[0]["kl/k3"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_stage_goes_on_drawing_as_it_was_begun(tmp_path):
+    """Whatever has been installed since."""
+    stage = StagePaths(tmp_path / "run" / "ppo")
+    with pytest.raises(Stopped):
+        run_stages(tmp_path / "run", *STAGE, signal=StopsAfter(1))
+    assert read_json(stage.generation) == {"generation": "transformers"}
+    (why,) = (notice for notice in read_json(stage.progress)["notices"] if "are drawn" in notice)
+    assert why.removeprefix("completions are drawn by transformers: ") in ("vLLM is not installed", "there is no GPU")
+    write_json(stage.generation, {"generation": "continuous"})
+    run_stages(tmp_path / "run", *STAGE)
+    assert "completions are drawn by continuous: as it was begun" in read_json(stage.progress)["notices"]
+    assert [row["step"] for row in read(stage.metrics)] == [1, 2]
+
+
+def test_a_stage_that_was_begun_without_a_choice_goes_on_with_transformers(tmp_path):
+    stage = StagePaths(tmp_path / "run" / "ppo")
+    with pytest.raises(Stopped):
+        run_stages(tmp_path / "run", *STAGE, signal=StopsAfter(1))
+    stage.generation.unlink()
+    run_stages(tmp_path / "run", *STAGE)
+    assert "completions are drawn by transformers: as it was begun" in read_json(stage.progress)["notices"]
+
+
+def test_vllm_is_chosen_where_it_can_draw(monkeypatch, stories):
+    """As far as that can be said without a GPU and vLLM, which stand in for themselves."""
+    model, settings = stories[0], RolloutSettings()
+    gpu, memory = torch.device("cuda"), 100 * sum(weight.nbytes for weight in model.parameters())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
+    assert why_not_vllm(model, settings, gpu) is None
+    assert why_not_vllm(model, settings, torch.device("cpu")) == "there is no GPU"
+    assert "too little for the weights" in why_not_vllm(model, replace(settings, vllm_gpu_memory_utilization=6e-3), gpu)
+    model.rows_of_checkpoint = 500
+    assert "no checkpoint with all" in why_not_vllm(model, settings, gpu)
+    assert "no checkpoint with all" in why_not_vllm(tiny(), settings, gpu)
 
 
 @pytest.fixture

@@ -119,8 +119,10 @@ def test_the_numbers_are_those_of_models_by_themselves(small, base, reward, engi
     assert trainer.scoring.sources[0](episodes) == rewards
 
 
-def test_only_the_adapters_of_policy_and_value_model_learn(small, base, reward):
-    trainer = build(small, base, reward)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_only_the_adapters_of_policy_and_value_model_learn(small, base, reward, kind):
+    """While completions are drawn the policy's is in the weights of the base, and leaves no rounding behind."""
+    trainer = build(small, base, reward, model=LlamaForCausalLM.from_pretrained(base, dtype=kind))
     before = {name: one.detach().clone() for name, one in trainer.model.named_parameters()}
     trainer.train()
     moved = {name for name, one in trainer.model.named_parameters() if not torch.equal(one, before[name])}

@@ -32,7 +32,7 @@ from alignctl.models.adapters import Adapters
 from alignctl.models.dropout import disable_dropout
 from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import whole_weights
-from alignctl.rollout.drawing import Drawn, draw_completions
+from alignctl.rollout.drawing import Drawn, draw_completions, why_cache_grows
 from alignctl.rollout.episodes import Episodes, episodes_of
 from alignctl.rollout.rewards import Score
 from alignctl.run.paths import StagePaths
@@ -132,6 +132,8 @@ class OnPolicyTrainer(Trainer):
 
             sequences = args.per_device_train_batch_size
             self._vllm = VLLM(model.policy, processing_class, self.accelerator, args, sequences)
+        elif args.generation != "continuous" and (reason := why_cache_grows(model.policy)):
+            self.notices.append(f"completions are drawn with a cache that grows, because {reason}")
         self.rollouts = RolloutLog(self.accelerator)
         self._total_tokens = 0
         self._first_pass: tuple[list[int], Outputs] | None = None
