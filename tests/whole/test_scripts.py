@@ -1,4 +1,4 @@
-"""The benchmark whose numbers README has runs, and compares what it says: the same steps of both."""
+"""The benchmarks whose numbers the docs have run: that of README compares the same steps of both."""
 
 from __future__ import annotations
 
@@ -22,3 +22,16 @@ def test_preference_benchmark_trains_the_same_rows_with_both(tmp_path, root, sha
     assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-5)  # float32
     assert theirs["useful_tokens_per_row"] == ours["useful_tokens_per_row"] > 50
     assert ours["rows_per_s"] > 0
+
+
+@pytest.mark.train
+def test_generation_benchmark_prints_a_table(root):
+    """Without data or a Hub."""
+    small = ("--prompts=2", "--length=3", "--turns=2", "--peft=lora")
+    command = [sys.executable, root / "scripts" / "bench_generation.py", *small]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=HANG_S)
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("|")]
+    measured = {row[0]: float(row[2].replace(",", "")) for row in rows[2:-1]}
+    assert list(measured) == ["transformers", "fixed cache, adapters on", "continuous", "generate(), as it comes"]
+    assert min(measured.values()) > 0
+    assert rows[-1][0] == "limit: every weight read once"
