@@ -1,15 +1,21 @@
-"""Attention over a packed row (see layout.py) with SDPA, which runs anywhere: part by part, so that nothing is spent on
-what a mask over the whole row would hide. Torch only."""
+"""Attention over a packed row (see layout.py), without spending anything on what a mask over the whole row would hide:
+part by part with SDPA, which runs anywhere, or all parts at once with a kernel for sequences of several lengths. Torch
+only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignctl.engine.layout import Layout
+from alignctl.engine.layout import Layout, Spans
+
+BySpans = Callable[[Tensor, Tensor, Tensor, Spans, float | None], Tensor]
+"""Causal attention of sequences by themselves, aligned at their ends: of queries `[queries, heads, head size]`, of keys
+and values `[keys, key heads, head size]`, where each of them lies, and a scale."""
 
 
 def sdpa_by_parts(
@@ -49,6 +55,54 @@ def sdpa_by_parts(
             else:
                 parts.append(_attend(own[0], key, value, attn_mask=mask, **options))
     return torch.cat(parts, 1).transpose(1, 2)
+
+
+def by_spans(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None, attend: BySpans) -> Tensor:
+    """Attention of a whole row in one call: what branches share stands before the keys of each of them once more.
+
+    Args:
+        query: `[1, heads, length, head size]`
+        key: `[1, key heads, length, head size]`, as `value`.
+        scale: Of the scores; None for 1 / sqrt(head size).
+
+    Returns:
+        `[1, heads, length, head size]`
+    """
+    spans = layout.spans
+    query, key, value = (one[0].transpose(0, 1) for one in (query, key, value))
+    if spans.keys is not None:
+        key, value = (_Gathered.apply(one, spans.keys) for one in (key, value))
+    return attend(query, key, value, spans, scale).transpose(0, 1)[None]
+
+
+def flash(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None) -> Tensor:
+    """`BySpans` with the flash kernel behind SDPA: CUDA, 16 bits, head sizes that 8 divides.
+
+    By the operator, which is the same from torch 2.8 to 2.14 and has a gradient, and takes fewer heads of keys;
+    `torch.nn.attention.varlen` calls it too, but is new in 2.10 and has other arguments in every version since. Its
+    causal mask is aligned at the end of each sequence (flash attention 2.1; see torch.nn.attention.bias).
+    """
+    return torch.ops.aten._flash_attention_forward(
+        query, key, value, spans.query_ends, spans.key_ends, spans.longest_query, spans.longest_key,
+        0.0, True, False, scale=scale,
+    )[0]  # fmt: skip
+
+
+class _Gathered(torch.autograd.Function):
+    """`row[index]`. The gradients of a token that is taken several times are added in float32; `index_select` would
+    round each sum to 16 bits."""
+
+    @staticmethod
+    def forward(ctx: Any, row: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.length = len(row)
+        return row.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        exact = grad if grad.dtype.itemsize >= 4 else grad.float()
+        return exact.new_zeros(ctx.length, *grad.shape[1:]).index_add_(0, index, exact).to(grad.dtype), None
 
 
 def _stacked(row: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -32,6 +32,21 @@ class Group:
     """Tokens that all of them begin with."""
     branches: tuple[int, ...]
     """Tokens that each has of its own, after the shared ones."""
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The parts of a packed row as sequences that a kernel attends to by themselves: what a group shares, and each of
+    its branches, whose keys are the shared tokens and its own. Queries lie in the row one part after the other."""
+
+    query_ends: Tensor
+    """`[parts + 1]`, int32: 0, and where each part's queries end."""
+    key_ends: Tensor
+    """The same of keys."""
+    longest_query: int
+    longest_key: int
+    keys: Tensor | None
+    """`[keys]`, of each key its index in the row; None where every token is a key once."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,29 @@ class Layout:
         # Not compiled, it makes the whole mask first.
         make = _compiled_block_mask() if groups.device.type == "cuda" else create_block_mask
         return make(may_look, None, None, length, length, groups.device)
+
+    @cached_property
+    def spans(self) -> Spans:
+        """The parts of a packed row, for kernels that take sequences of several lengths."""
+        queries, keys, index = [], [], []
+        for group in self.groups:
+            shared = torch.arange(group.start, group.start + group.shared)
+            if group.shared:
+                queries.append(group.shared)
+                keys.append(group.shared)
+                index.append(shared)
+            end = group.start + group.shared
+            for own in group.branches:
+                queries.append(own)
+                keys.append(group.shared + own)
+                index += [shared, torch.arange(end, end + own)]
+                end += own
+        device = self.input_ids.device
+        query_ends, key_ends = (
+            torch.tensor([0, *accumulate(sizes)], dtype=torch.int32).to(device) for sizes in (queries, keys)
+        )
+        gathered = torch.cat(index).to(device) if queries != keys else None
+        return Spans(query_ends, key_ends, max(queries), max(keys), gathered)
 
     def _segments(self) -> tuple[list[int], list[int]]:
         """Group and branch of each token; branch 0 is what a group shares."""

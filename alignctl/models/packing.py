@@ -11,20 +11,25 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from alignctl.engine.attention import sdpa_by_parts
+from alignctl.engine.attention import by_spans, flash, sdpa_by_parts
 from alignctl.engine.forward import evaluating, has_all_weights, last_hidden, takes_packed_rows
 from alignctl.engine.layout import Layout, pack
 from alignctl.errors import RequestError
 
 _PREFIX = "alignctl_"
 _TOLERANCE, _TOLERANCE_16 = 1e-4, 3e-2  # of hidden states, relative; 16 bits are rounded more
+_FLASH_WIDTHS = range(16, 193, 8)
+"""Head sizes whose gradient every card has from compute capability 8.0 on."""
 
 
-def put_packed_attention_on(model: PreTrainedModel, device: torch.device) -> str | None:
+def put_packed_attention_on(
+    model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None
+) -> str | None:
     """Lets a model take packed rows besides padded ones, which it computes as before.
 
     Args:
         device: Where the model will run; it may not be there yet.
+        dtype: In which it will be computed, where mixed precision makes that another one than of its weights.
 
     Returns:
         None, or why the model cannot take them; it is then left as it was.
@@ -33,9 +38,10 @@ def put_packed_attention_on(model: PreTrainedModel, device: torch.device) -> str
         return None
     reason = _why_not(model)
     before = model.config._attn_implementation
-    for kernel in [] if reason else _kernels(model, device):
+    dtype = dtype or model.dtype
+    for kernel in [] if reason else _kernels(model, device, dtype):
         model.set_attn_implementation(_PREFIX + kernel)
-        reason = _try_out(model)
+        reason = _try_out(model, dtype)
         if reason is None:
             model.packed_attention = kernel
             return None
@@ -61,24 +67,32 @@ def _why_not(model: PreTrainedModel) -> str | None:
     return None
 
 
-def _kernels(model: PreTrainedModel, device: torch.device) -> list[str]:
+def _kernels(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> list[str]:
     """Kernels that this machine and model can run, the fastest first."""
     config = model.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    flex = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and width >= 16
-    return ["flex", "sdpa"] if flex else ["sdpa"]
+    kernels = ["sdpa"]
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        if width >= 16:
+            kernels.insert(0, "flex")
+        # How AMD's kernel aligns its mask has not been tried.
+        if width in _FLASH_WIDTHS and dtype.itemsize == 2 and torch.version.hip is None:
+            kernels.insert(0, "flash")
+    return kernels
 
 
 @torch.no_grad()
-def _try_out(model: PreTrainedModel) -> str | None:
+def _try_out(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
     """Runs three short sequences, packed and by themselves; says what is wrong with the outcome."""
     if not has_all_weights(model):
         return None
     ids = torch.arange(4, 24) % model.config.get_text_config().vocab_size
     sequences = [ids[:9], torch.cat([ids[:5], ids[10:16]]), ids[12:20]]
     layout = pack(sequences, [(0, 1), (2,)], model.device)
+    mixed = model.device.type == "cuda" and dtype != model.dtype  # elsewhere it changes no kernel
+    tolerance = _TOLERANCE_16 if mixed or model.dtype.itemsize < 4 else _TOLERANCE
     try:
-        with evaluating(model):
+        with evaluating(model), torch.autocast(model.device.type, dtype, enabled=mixed):
             packed = last_hidden(model, layout)
             for number, sequence in enumerate(sequences):
                 alone = model.base_model(input_ids=sequence[None].to(model.device), use_cache=False)
@@ -88,7 +102,7 @@ def _try_out(model: PreTrainedModel) -> str | None:
                         "the model cannot be trained: what it computes is not finite", "look at its weights"
                     )
                 error = (packed[layout.where[number, : len(sequence)]] - alone).norm() / alone.norm()
-                if not error < (_TOLERANCE if alone.dtype.itemsize >= 4 else _TOLERANCE_16):
+                if not error < tolerance:
                     kind = model.config.model_type
                     return f"models of type `{kind}` do not compute packed rows as they do single ones"
     except torch.OutOfMemoryError:
@@ -136,12 +150,32 @@ def _flex(
     return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=options.get("scaling"))
 
 
+def _flash(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    if layout is None or options.get("dropout") or device != "cuda" or dtype.itemsize != 2:
+        return _flex(module, query, key, value, attention_mask, layout=layout, **options)
+    _refuse(options)
+    # Autocast does not know the kernel, and rotary embeddings of float32 leave queries and keys in float32.
+    query, key, value = (one.to(dtype) for one in (query, key, value))
+    return by_spans(query, key, value, layout, options.get("scaling"), flash).transpose(1, 2), None
+
+
 def _refuse(options: dict[str, Any]) -> None:
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise ValueError(f"`{name}` in its attention is not known")
 
 
-for _kernel, _forward in {"sdpa": _sdpa, "flex": _flex}.items():
+for _kernel, _forward in {"sdpa": _sdpa, "flex": _flex, "flash": _flash}.items():
     AttentionInterface.register(_PREFIX + _kernel, _forward)
     AttentionMaskInterface.register(_PREFIX + _kernel, sdpa_mask)

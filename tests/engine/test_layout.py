@@ -137,13 +137,95 @@ def test_flex_attention_has_the_gradient_of_padded_rows(seed):
         model = LlamaForCausalLM(config).to(device)
         if packed:
             assert put_packed_attention_on(model, device) is None
-            assert model.packed_attention == "flex"
+            assert model.packed_attention == "flex"  # the flash kernel has no float32
         layout = engine.pack(rows, groups, device) if packed else engine.pad(rows, 0, device)
         hidden = last_hidden(model, layout)
         loss = sum(hidden[where[: len(row)]].square().sum() for row, where in zip(rows, layout.where, strict=True))
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.base_model.parameters()]))
     assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[1].norm()  # float32
+
+
+def span_by_span(query, key, value, spans, scale):
+    """What a kernel for sequences of several lengths does, one after the other and in plain torch."""
+    ends = zip(spans.query_ends.tolist(), spans.key_ends.tolist(), strict=True)
+    parts, (first, first_key) = [], next(ends)
+    for end, end_key in ends:
+        queries, keys = end - first, end_key - first_key
+        assert 0 < queries <= min(spans.longest_query, keys)
+        assert keys <= spans.longest_key
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)  # aligned at the end
+        q, k, v = (
+            one[begin:until].transpose(0, 1)
+            for one, begin, until in ((query, first, end), (key, first_key, end_key), (value, first_key, end_key))
+        )
+        attention = torch.nn.functional.scaled_dot_product_attention
+        parts.append(attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True).transpose(0, 1))
+        first, first_key = end, end_key
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize(("rows", "groups"), CASES)
+def test_by_spans_a_row_and_its_gradients_are_those_part_by_part(rows, groups):
+    from alignctl.engine.attention import by_spans, sdpa_by_parts
+
+    packed = engine.pack(rows, groups)
+    assert (packed.spans.keys is None) == (not any(group.branches and group.shared for group in packed.groups))
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, heads, packed.input_ids.numel(), 16, requires_grad=True) for heads in (4, 2, 2)]
+    weights = torch.randn(1, 4, packed.input_ids.numel(), 16)
+    expected = sdpa_by_parts(*inputs, packed, 0.3, 0.0)
+    found = by_spans(*inputs, packed, 0.3, span_by_span)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad((one * weights).sum(), inputs) for one in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_the_flash_kernel_is_called_as_this_torch_has_it():
+    """Without a GPU it knows shapes alone: lengths, fewer heads of keys, and that it has a gradient."""
+    from alignctl.engine.attention import by_spans, flash
+
+    packed = engine.pack(*random_groups(7), device=torch.device("meta"))
+    length = packed.input_ids.numel()
+    inputs = [
+        torch.empty(1, heads, length, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        for heads in (4, 2, 2)
+    ]
+    found = by_spans(*inputs, packed, 0.3, flash)
+    assert found.shape == (1, 4, length, 16)
+    found.sum().backward()
+    assert [one.grad.shape for one in inputs] == [one.shape for one in inputs]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the flash kernel runs on GPUs alone")
+@pytest.mark.parametrize("head_size", [64, 128])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_flash_kernel_errs_no_more_than_flex_attention(seed, head_size):
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from alignctl.engine.attention import by_spans, flash, sdpa_by_parts
+
+    rows, groups = random_groups(seed)
+    packed = engine.pack(rows, groups, torch.device("cuda"))
+    torch.manual_seed(seed)
+    exact = [
+        torch.randn(1, heads, packed.input_ids.numel(), head_size, device="cuda", requires_grad=True)
+        for heads in (4, 2, 2)
+    ]
+    weights = torch.randn_like(exact[0])
+
+    def run(attend, dtype):
+        inputs = [one.to(dtype) for one in exact]
+        out = attend(*inputs)
+        return [out, *torch.autograd.grad((out.float() * weights).sum(), exact)]
+
+    expected = run(lambda *inputs: sdpa_by_parts(*inputs, packed, None, 0.0), torch.float64)
+    ours = run(lambda *inputs: by_spans(*inputs, packed, None, flash), torch.bfloat16)
+    options = {"block_mask": packed.block_mask, "enable_gqa": True}
+    flex = run(lambda *inputs: torch.compile(flex_attention)(*inputs, **options), torch.bfloat16)
+    for one, other, right in zip(ours, flex, expected, strict=True):
+        # a tenth more for the order of additions, of few values here
+        assert (one - right).norm() <= 1.1 * (other - right).norm()
 
 
 def test_padded_batches_are_found_in_the_row():

@@ -67,6 +67,11 @@ def pass_tokens(args: EngineConfig) -> int:
     return args.pass_tokens if args.pass_tokens != "auto" else _PASS_TOKENS[args.device.type == "cpu"]
 
 
+def mixed_dtype(args: EngineConfig) -> torch.dtype | None:
+    """What is computed in, where mixed precision says so."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+
 class OnEngine(DividesSteps):
     """A mixin for TRL's trainers. `notices` says for people how batches are computed."""
 
@@ -140,7 +145,7 @@ class OnEngine(DividesSteps):
         if self.args.neftune_noise_alpha:
             return "the noise on embeddings depends on how rows are padded"
         scored_otherwise = None if has_head else why_not_scored_packed(model)
-        return scored_otherwise or put_packed_attention_on(model, self.accelerator.device)
+        return scored_otherwise or put_packed_attention_on(model, self.accelerator.device, mixed_dtype(self.args))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         strategy = self.args.train_sampling_strategy

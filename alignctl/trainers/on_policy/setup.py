@@ -16,6 +16,7 @@ from alignctl.errors import RequestError
 from alignctl.models.loading import longest_seen
 from alignctl.models.packing import put_packed_attention_on
 from alignctl.trainers.base.heads import why_not_scored_packed
+from alignctl.trainers.base.on_engine import mixed_dtype
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 
 PROMPT_IDS = "prompt_ids"
@@ -30,7 +31,7 @@ def put_engine_under(models: Sequence[PreTrainedModel], args: OnPolicyConfig) ->
     reasons = []
     for one in models if args.engine != "padded" else ():
         scored_otherwise = why_not_scored_packed(one) if one.get_output_embeddings() is None else None
-        if reason := scored_otherwise or put_packed_attention_on(one, args.device):
+        if reason := scored_otherwise or put_packed_attention_on(one, args.device, mixed_dtype(args)):
             reasons.append(reason)
     if reasons and args.engine == "shared_prefix":
         raise RequestError(f"`engine=shared_prefix` cannot be: {reasons[0]}", "set `engine=auto`")
