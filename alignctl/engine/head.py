@@ -5,6 +5,8 @@ Knows no loss and no trainer; torch only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +42,8 @@ def score_tokens(
 ) -> TokenScores:
     """Scores tokens from the last hidden states of the positions before them.
 
-    Logits are made again in the backward pass where they do not fit into one chunk.
+    Where the head is not trained, the gradient of each log-probability is taken in the forward pass. Elsewhere logits
+    are made again in the backward pass if they do not fit into one chunk.
 
     Args:
         model: A causal language model of transformers, without a wrapper around it.
@@ -55,14 +58,23 @@ def score_tokens(
         1, (_LOGITS_CPU if hidden.device.type == "cpu" else _LOGITS_GPU) // model.config.get_text_config().vocab_size
     )
     again = torch.is_grad_enabled() and len(hidden) > chunk
+    at_once = torch.is_grad_enabled() and hidden.requires_grad and not entropy_gradient and _is_fixed(head)
     pieces = []
     for part in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        arguments = (model, head, *part, statistics, temperature, entropy_gradient)
-        if again:
-            pieces.append(checkpoint(_score, *arguments, use_reentrant=False, preserve_rng_state=False))
+        arguments = (model, head, *part, statistics, temperature)
+        if at_once:
+            pieces.append(TokenScores(*_WithSlope.apply(*arguments)))
+        elif again:
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            pieces.append(checkpoint(_score, *arguments, entropy_gradient, **options))
         else:
-            pieces.append(_score(*arguments))
+            pieces.append(_score(*arguments, entropy_gradient))
     return TokenScores(*(None if column[0] is None else torch.cat(column) for column in zip(*pieces, strict=True)))
+
+
+def _is_fixed(head: nn.Module) -> bool:
+    """Whether a head is not trained and whole: ZeRO-3 gathers its shards for a backward pass in turn."""
+    return not any(p.requires_grad or p.numel() == 0 or hasattr(p, "ds_id") for p in head.parameters())
 
 
 def _score(
@@ -74,35 +86,103 @@ def _score(
     temperature: float,
     entropy_gradient: bool,
 ) -> TokenScores:
-    logits = _scaled(model, head(hidden)).float() / temperature
-    normalizer = logits.logsumexp(-1)
-    logps = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - normalizer
+    logits = _scaled(model, head(hidden))
+    if entropy_gradient:
+        return _measure(logits, targets, True, temperature, entropy_gradient=True)
+    return _maybe_compiled(model, _measure)(logits, targets, statistics, temperature)
+
+
+class _WithSlope(torch.autograd.Function):
+    """`_score` with a head that is not trained. A log-probability depends on one hidden state alone, so what the
+    backward pass multiplies is known while the logits are there, and they need not be made again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        model: nn.Module,
+        head: nn.Module,
+        hidden: Tensor,
+        targets: Tensor,
+        statistics: bool,
+        temperature: float,
+    ) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            given = hidden.view_as(hidden)  # no leaf: FlopCounterMode's hooks on what a module is given refuse leaves
+            logits = _scaled(model, head(given))
+        measure = _maybe_compiled(model, _measure_with_slope)
+        scores, slope = measure(logits.detach(), targets, statistics, temperature)
+        ctx.save_for_backward(*torch.autograd.grad(logits, hidden, slope))
+        ctx.mark_non_differentiable(*(one for one in scores[1:] if one is not None))
+        return tuple(scores)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return None, None, (slope * grad.unsqueeze(-1)).to(slope.dtype), None, None, None
+
+
+def _measure(
+    logits: Tensor, targets: Tensor, statistics: bool, temperature: float, entropy_gradient: bool = False
+) -> TokenScores:
+    """Scores of logits `[tokens, vocabulary]`, in float32."""
+    logits = _tempered(logits, temperature)
+    log_probs = logits.log_softmax(-1)
+    logps = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     if not statistics:
         return TokenScores(logps)
     with torch.no_grad():
-        log_probs = logits - normalizer.unsqueeze(-1)
-        probs = log_probs.exp()
-        entropy = -(probs * log_probs).sum(-1)
-        others = (logits.mean(-1), logits.argmax(-1) == targets, probs.square_().sum(-1).log())
+        scores = _with_statistics(logps, logits, targets, log_probs, log_probs.exp())
     if entropy_gradient:
-        entropy = _EntropyGradient.apply(logits, normalizer.detach(), entropy)
-    return TokenScores(logps, entropy, *others)
+        scores = scores._replace(entropy=_EntropyGradient.apply(logits, log_probs.detach(), scores.entropy))
+    return scores
+
+
+def _measure_with_slope(
+    logits: Tensor, targets: Tensor, statistics: bool, temperature: float
+) -> tuple[TokenScores, Tensor]:
+    """Besides, the derivative of each log-probability by the logits given: d log p_t / dz_i = [i = t] - p_i."""
+    tempered = _tempered(logits, temperature)
+    log_probs, index = tempered.log_softmax(-1), targets.unsqueeze(-1)
+    logps, probs = log_probs.gather(-1, index).squeeze(-1), log_probs.exp()
+    scores = _with_statistics(logps, tempered, targets, log_probs, probs) if statistics else TokenScores(logps)
+    slope = probs.neg_().scatter_add_(-1, index, torch.ones_like(probs[:, :1]))
+    return scores, (slope if temperature == 1 else slope.div_(temperature)).to(logits.dtype)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1 else logits.float() / temperature
+
+
+def _with_statistics(logps: Tensor, logits: Tensor, targets: Tensor, log_probs: Tensor, probs: Tensor) -> TokenScores:
+    entropy = -(probs * log_probs).sum(-1)
+    agree = torch.linalg.vector_norm(probs, dim=-1).square().log()
+    return TokenScores(logps, entropy, logits.mean(-1), logits.argmax(-1) == targets, agree)
+
+
+def _maybe_compiled(model: nn.Module, measure: Callable[..., Any]) -> Callable[..., Any]:
+    """How logits are looked at: compiled where the model's layers are, see models/compiling.py."""
+    return _compiled(measure) if getattr(model, "compiled_head", False) else measure
+
+
+@cache
+def _compiled(measure: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(measure, dynamic=True)
 
 
 class _EntropyGradient(torch.autograd.Function):
-    """The entropy of softmax(logits) with its gradient, dH/dz_i = -p_i (log p_i + H), of which the logits alone are
-    kept; autograd would keep probabilities and their logarithms besides."""
+    """The entropy of softmax(logits) with its gradient, dH/dz_i = -p_i (log p_i + H), for which the logarithms alone
+    are kept, as their own gradient has them already; autograd would keep probabilities besides."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, normalizer: Tensor, entropy: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, normalizer, entropy)
+    def forward(ctx: Any, logits: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
+        ctx.save_for_backward(log_probs, entropy)
         return entropy.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, normalizer, entropy = ctx.saved_tensors
-        log_probs = logits - normalizer.unsqueeze(-1)
-        gradient = log_probs.exp().mul_(log_probs.add_(entropy.unsqueeze(-1))).mul_(-grad.unsqueeze(-1))
+        log_probs, entropy = ctx.saved_tensors
+        gradient = log_probs.exp().mul_(log_probs + entropy.unsqueeze(-1)).mul_(-grad.unsqueeze(-1))
         return gradient, None, None
 
 

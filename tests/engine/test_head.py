@@ -41,6 +41,46 @@ def test_numbers_and_gradients_whatever_the_chunk(monkeypatch, chunk, tied):
 
 
 @pytest.mark.parametrize("chunk", [3, 100])
+@pytest.mark.parametrize(("cap", "temperature"), [(None, 1.0), (0.5, 0.1)])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_head_that_is_not_trained_gives_the_same_gradient(monkeypatch, chunk, cap, temperature, mixed):
+    """It is taken in the forward pass. In mixed precision it is rounded, but not otherwise than by autograd."""
+    from alignctl.engine import head
+
+    monkeypatch.setattr(head, "_LOGITS_CPU", 64 * chunk)
+    model = narrow().float()
+    model.config.final_logit_softcapping = cap
+    torch.manual_seed(1)
+    hidden, targets, weights = torch.randn(10, 16, requires_grad=True), torch.randint(0, 64, (10,)), torch.randn(10)
+    found = {}
+    for trained in (True, False):
+        model.lm_head.requires_grad_(trained)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            scores = head.score_tokens(model, hidden, targets, True, temperature)
+        assert not any(one.requires_grad for one in scores[1:])
+        # not the same weight for all, as in a loss that is not a sum
+        found[trained] = [*scores, *torch.autograd.grad((scores.logps * weights).sigmoid().sum(), hidden)]
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2 if mixed else 1e-5, atol=2e-3 if mixed else 1e-6)
+
+
+@pytest.mark.parametrize(("trained", "products"), [(False, 2), (True, 4)])
+def test_logits_are_made_once_where_the_head_is_not_trained(monkeypatch, trained, products):
+    """Matrix products of the size of the head: there and back; a trained head has a gradient too, and chunks again."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from alignctl.engine import head
+
+    monkeypatch.setattr(head, "_LOGITS_CPU", 64 * 3)
+    model = narrow()
+    model.lm_head.requires_grad_(trained)
+    hidden = torch.randn(10, 16, dtype=torch.double, requires_grad=True)
+    with FlopCounterMode(display=False) as counted:
+        head.score_tokens(model, hidden, torch.arange(10), True).logps.sum().backward()
+    assert counted.get_total_flops() == products * 2 * 10 * 16 * 64
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
 @pytest.mark.parametrize("cap", [None, 0.5])
 def test_the_entropy_s_gradient_is_that_of_the_full_logits(monkeypatch, chunk, cap):
     from alignctl.engine import head
@@ -95,8 +135,7 @@ def test_the_entropy_s_gradient_in_float64():
 
     def entropy(logits):
         log_probs = logits.detach().log_softmax(-1)
-        normalizer = logits.detach().logsumexp(-1)
-        return _EntropyGradient.apply(logits, normalizer, -(log_probs.exp() * log_probs).sum(-1))
+        return _EntropyGradient.apply(logits, log_probs, -(log_probs.exp() * log_probs).sum(-1))
 
     assert torch.autograd.gradcheck(entropy, torch.randn(5, 7, dtype=torch.float64, requires_grad=True) * 3)
 

@@ -37,6 +37,25 @@ def test_the_plain_forward_stays(small):
     )
 
 
+def test_of_a_reference_nothing_but_log_probabilities_is_computed(small):
+    """A model of its own, or the policy in training without a gradient; when it is measured there are statistics."""
+    own, policy, alone = small.model, small.model, small.model
+    put_head_on(own, nullcontext, is_reference=True)
+    put_head_on(policy, nullcontext, has_reference=True)
+    put_head_on(alone, nullcontext)
+    ids = torch.randint(4, 300, (2, 7))
+
+    def entropy(model, training):
+        return model.train(training)(input_ids=ids, labels=ids, fused_lm_head=True).entropy
+
+    assert entropy(own, False) is None
+    assert entropy(policy, True) is not None
+    with torch.no_grad():
+        assert entropy(policy, True) is None
+        assert entropy(policy, False) is not None
+        assert entropy(alone, True) is not None
+
+
 def test_put_on_once(small):
     trainer = small.trainer("dpo")
     forward = copy.copy(trainer.model.forward)

@@ -33,13 +33,21 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; 16 bits are rou
 _TOLERANCE_16 = 0.1
 
 
-def put_head_on(model: nn.Module, autocast: Autocast, blocks: int = 1) -> None:
+def put_head_on(
+    model: nn.Module,
+    autocast: Autocast,
+    blocks: int = 1,
+    is_reference: bool = False,
+    has_reference: bool = False,
+) -> None:
     """Lets a causal language model answer `fused_lm_head=True`; its forward is otherwise as it was.
 
     Args:
         autocast: Mixed precision of the run. accelerate wraps it around a model's forward, a reference's before this
             takes the forward's place.
         blocks: Of rows of a batch whose first rows share a prompt, and so on: 2 for pairs.
+        is_reference: Of which nothing but log-probabilities is asked.
+        has_reference: Whether so is what it computes in training without a gradient, with its adapters switched off.
     """
     _check_head(model)
     plain = model.forward
@@ -58,12 +66,13 @@ def put_head_on(model: nn.Module, autocast: Autocast, blocks: int = 1) -> None:
             return plain(*args, **inputs, **{key: value for key, value in given.items() if value is not None})
         targets = labels[:, 1:]
         mask = targets != -100
+        refers = is_reference or (has_reference and self.training and not torch.is_grad_enabled())
         with autocast():
             hidden = _hidden_before(self, mask, blocks, *args, **inputs)
-            scores = score_tokens(self, hidden, targets[mask], statistics=True)
+            scores = score_tokens(self, hidden, targets[mask], statistics=not refers)
 
-        def spread(values: Tensor) -> Tensor:
-            return values.new_zeros(mask.shape).masked_scatter(mask, values)
+        def spread(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.new_zeros(mask.shape).masked_scatter(mask, values)
 
         fields = {name: spread(values) for name, values in scores._asdict().items()}
         logps = fields.pop("logps")

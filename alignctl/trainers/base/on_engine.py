@@ -78,6 +78,9 @@ class OnEngine(DividesSteps):
     blocks = 1
     """Of rows of a batch whose first rows begin alike, and so on: 2 where rejected rows lie below the chosen ones."""
 
+    has_reference = False
+    """Whether the loss looks at a reference's log-probabilities."""
+
     notices: list[str]
     row_columns: Mapping[str, bool]
 
@@ -135,7 +138,7 @@ class OnEngine(DividesSteps):
                 check_head_of_trl(model)
             self.notices.append(f"engine: padded rows, because {reason}" if reason else _describe(model, self.blocks))
         if has_head and not mixture:  # which keeps TRL's head, because that knows its loss
-            put_head_on(model, self.accelerator.autocast, self.blocks)
+            put_head_on(model, self.accelerator.autocast, self.blocks, not trained, self.has_reference)
         elif not has_head and not reason:
             put_score_on(model, self.accelerator.autocast, self.blocks)
 

@@ -29,6 +29,7 @@ class DPOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.DPOTrainer):
     """Direct preference optimization, arXiv:2305.18290."""
 
     blocks = 2
+    has_reference = True
     means = PAIR_MEANS
 
     def counts(self, batch: dict[str, Any]) -> dict[str, int]:

@@ -33,6 +33,7 @@ class KTOConfig(EngineConfig, TRLKTOConfig):
 class KTOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.KTOTrainer):
     """Kahneman-Tversky optimization, arXiv:2402.01306."""
 
+    has_reference = True
     means = {"entropy": "tokens"} | {
         f"{name}/{side}": f"{side} tokens" if name == "logits" else side
         for name in ("rewards", "logps", "logits")
