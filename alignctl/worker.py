@@ -26,7 +26,7 @@ from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.frozen import read_stage
-from alignctl.run.paths import RunPaths, StagePaths
+from alignctl.run.paths import RunPaths, StagePaths, cache_dir
 from alignctl.run.process import die_with_parent
 
 
@@ -48,6 +48,8 @@ def main(run_dir: str, stage_name: str) -> int:
             # peft imports it where it is installed, and it torch's compiler: a fifth of what a worker imports.
             sys.modules["bitsandbytes"] = None  # Python's way of saying that there is none
 
+        # What torch compiles is kept for later runs; /tmp, where it would lie, is emptied.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
         run_stage = resolve(methods()[stage.method].stage_function)  # imports torch: after the signals are ours
         run_stage(stage, weights, stage_paths, stop)
         return 0

@@ -51,6 +51,13 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
                 f"`{name}.engine=shared_prefix` and `{name}.{key}` exclude each other: that is defined for padded rows",
                 f"set `{name}.engine=auto`",
             )
+    theirs = [key for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode") if stage.get(key)]
+    if theirs and stage.get("compile") not in (None, False, "off"):
+        yield Problem(
+            f"`{name}.compile` and `{name}.{theirs[0]}` exclude each other: one compiles the parts of each layer, the "
+            "other the whole model",
+            f"take one of them out, `~{name}.{theirs[0]}`",
+        )
     weights, losses = stage.get("loss_weights"), stage.get("loss_type")
     losses = [losses] if isinstance(losses, str) else losses
     if isinstance(weights, list) and isinstance(losses, list) and len(weights) != len(losses):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -113,61 +114,66 @@ def _try_out(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _sdpa(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: Layout | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    if layout is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
-        )
-    _refuse(options)
-    return sdpa_by_parts(query, key, value, layout, scaling, dropout).transpose(1, 2).contiguous(), None
+def keep_out_of_graphs() -> None:
+    """Lets torch.compile leave the kernels for packed rows alone: every layout would be a graph of its own."""
+    for kernel, packed in _PACKED.items():
+        if not hasattr(packed, "_torchdynamo_orig_callable"):
+            _PACKED[kernel] = torch.compiler.disable(packed)
 
 
-def _flex(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: Layout | None = None,
-    **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+def _packed_sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None, dropout: float
+) -> Tensor:
+    return sdpa_by_parts(query, key, value, layout, scale, dropout).transpose(1, 2).contiguous()
+
+
+def _packed_flex(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None, dropout: float
+) -> Tensor:
     # FlexAttention has no dropout, and no gradient on a CPU.
-    if layout is None or options.get("dropout") or not query.is_cuda:
-        return _sdpa(module, query, key, value, attention_mask, layout=layout, **options)
-    _refuse(options)
-    return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=options.get("scaling"))
+    if dropout or not query.is_cuda:
+        return _packed_sdpa(module, query, key, value, layout, scale, dropout)
+    return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=scale)[0]
 
 
-def _flash(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: Layout | None = None,
-    **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+def _packed_flash(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None, dropout: float
+) -> Tensor:
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    if layout is None or options.get("dropout") or device != "cuda" or dtype.itemsize != 2:
-        return _flex(module, query, key, value, attention_mask, layout=layout, **options)
-    _refuse(options)
+    if dropout or device != "cuda" or dtype.itemsize != 2:
+        return _packed_flex(module, query, key, value, layout, scale, dropout)
     # Autocast does not know the kernel, and rotary embeddings of float32 leave queries and keys in float32.
     query, key, value = (one.to(dtype) for one in (query, key, value))
-    return by_spans(query, key, value, layout, options.get("scaling"), flash).transpose(1, 2), None
+    return by_spans(query, key, value, layout, scale, flash).transpose(1, 2)
+
+
+_PACKED = {"sdpa": _packed_sdpa, "flex": _packed_flex, "flash": _packed_flash}
+
+
+def _attention(kernel: str) -> Callable[..., tuple[Tensor, None]]:
+    """What transformers calls: a kernel for packed rows, and its own SDPA for the others."""
+
+    def forward(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        layout: Layout | None = None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        if layout is None:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+            )
+        _refuse(options)
+        return _PACKED[kernel](module, query, key, value, layout, scaling, dropout), None
+
+    return forward
 
 
 def _refuse(options: dict[str, Any]) -> None:
@@ -176,6 +182,6 @@ def _refuse(options: dict[str, Any]) -> None:
             raise ValueError(f"`{name}` in its attention is not known")
 
 
-for _kernel, _forward in {"sdpa": _sdpa, "flex": _flex, "flash": _flash}.items():
-    AttentionInterface.register(_PREFIX + _kernel, _forward)
+for _kernel in _PACKED:
+    AttentionInterface.register(_PREFIX + _kernel, _attention(_kernel))
     AttentionMaskInterface.register(_PREFIX + _kernel, sdpa_mask)

@@ -89,6 +89,9 @@ BAD = [
         ["`dpo.save_steps=4` is no multiple of `dpo.eval_steps=3`", "`dpo.save_steps=3`"],
     ),
     ([DPO, "dpo.use_liger_kernel=true"], ["needs the package `liger-kernel`"]),
+    ([DPO, "dpo.compile=fast"], ["`dpo.compile` must be one of auto, on, off or"]),
+    ([DPO, "dpo.compile=auto", "dpo.torch_compile=true"], ["`dpo.compile` and `dpo.torch_compile` exclude each"]),
+    ([DPO, "dpo.compile=on", "dpo.torch_compile_backend=eager"], ["and `dpo.torch_compile_backend` exclude each"]),
     ([DPO, "dpo.torch_compile_mode=fast"], ["`dpo.torch_compile_mode` has no value `fast`"]),
     (
         [DPO, "dpo.gradient_checkpointing_kwargs={use_reentrent: false}"],

@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.errors import RequestError
+from alignctl.models.compiling import compile_layers
 from alignctl.models.dropout import disable_dropout
 from alignctl.models.packing import put_packed_attention_on
 from alignctl.trainers.base.heads import check_head_of_trl, put_head_on, put_score_on, why_not_scored_packed
@@ -41,6 +42,10 @@ class EngineConfig:
     rehearsal finds that they do not fit, or finds nothing."""
     gradient_checkpointing: bool | None = None
     """Former name of `activation_checkpointing`."""
+    compile: Literal["auto", "on", "off"] | bool = "auto"
+    """Whether torch compiles what lies between the matrix products of each layer, for all layers at once. auto: on a
+    GPU, where the model and what divides it allow; on: also on a CPU, and refused where it cannot be. The numbers are
+    the same to rounding."""
     early_stopping_patience: int | None = None
     """Ends training once `metric_for_best_model`, of the held-out rows, has not got better for so many evaluations in
     turn."""
@@ -52,6 +57,8 @@ class EngineConfig:
             self.metric_for_best_model = "loss"
         if self.gradient_checkpointing is not None and self.activation_checkpointing == "auto":
             self.activation_checkpointing = self.gradient_checkpointing
+        if isinstance(self.compile, bool):  # YAML's `on` and `off`
+            self.compile = "on" if self.compile else "off"
         super().__post_init__()
         if self.activation_checkpointing == "auto":
             self.activation_checkpointing = self.gradient_checkpointing = self.device.type != "cpu"
@@ -70,6 +77,22 @@ def pass_tokens(args: EngineConfig) -> int:
 def mixed_dtype(args: EngineConfig) -> torch.dtype | None:
     """What is computed in, where mixed precision says so."""
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+
+def compile_as_wanted(model: PreTrainedModel, args: EngineConfig) -> str | None:
+    """Compiles a model's layers where its settings say so; says for people what became of it, None where nothing was
+    to be done.
+
+    Raises:
+        RequestError: They cannot be, and `compile` asks for it.
+    """
+    if args.compile == "off" or args.torch_compile or (args.compile == "auto" and args.device.type == "cpu"):
+        return None
+    reason = "`distributed=fsdp2` divides the weights of a layer" if args.fsdp else None
+    reason = reason or compile_layers(model, args.device, mixed_dtype(args))
+    if reason and args.compile == "on":
+        raise RequestError(f"`compile=on` cannot be: {reason}", "set the stage's `compile` to auto")
+    return f"compile: no, because {reason}" if reason else "compile: the parts of each layer, once for all layers"
 
 
 class OnEngine(DividesSteps):
@@ -141,6 +164,9 @@ class OnEngine(DividesSteps):
             put_head_on(model, self.accelerator.autocast, self.blocks, not trained, self.has_reference)
         elif not has_head and not reason:
             put_score_on(model, self.accelerator.autocast, self.blocks)
+        compiled = compile_as_wanted(model, self.args)
+        if trained and compiled:
+            self.notices.append(compiled)
 
     def _why_padded(self, model: PreTrainedModel, has_head: bool) -> str | None:
         if getattr(self, "label_smoother", None) is not None:

@@ -38,7 +38,7 @@ from alignctl.rollout.rewards import Score
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.base.fitting import try_pass
-from alignctl.trainers.base.on_engine import pass_tokens
+from alignctl.trainers.base.on_engine import compile_as_wanted, pass_tokens
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.experience import Experience
 from alignctl.trainers.on_policy.log import RolloutLog
@@ -115,6 +115,8 @@ class OnPolicyTrainer(Trainer):
         )
         for one in frozen:
             one.to(self.args.device)
+        compiled = [compile_as_wanted(one, args) for one in whole]
+        self.notices += compiled[:1] if compiled[0] else []
         sources = build_sources(
             args,
             processing_class,
