@@ -91,6 +91,7 @@ BAD = [
     ([DPO, "dpo.use_liger_kernel=true"], ["needs the package `liger-kernel`"]),
     ([DPO, "dpo.compile=fast"], ["`dpo.compile` must be one of auto, on, off or"]),
     ([DPO, "dpo.compile=auto", "dpo.torch_compile=true"], ["`dpo.compile` and `dpo.torch_compile` exclude each"]),
+    ([DPO, "dpo.compile=on", "distributed=zero3"], ["`dpo.compile=on` and `distributed=zero3` exclude each"]),
     ([DPO, "dpo.compile=on", "dpo.torch_compile_backend=eager"], ["and `dpo.torch_compile_backend` exclude each"]),
     ([DPO, "dpo.torch_compile_mode=fast"], ["`dpo.torch_compile_mode` has no value `fast`"]),
     (

@@ -97,7 +97,7 @@ UNTRIED = {
         assistant_only_loss""",
     "it says on what, in which precision or with which kernels is computed, whatever the rows": """
         accelerator_config activation_checkpointing activation_checkpointing_kwargs activation_offloading
-        average_tokens_across_devices bf16 bf16_full_eval ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb
+        average_tokens_across_devices bf16 bf16_full_eval compile ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb
         ddp_find_unused_parameters ddp_static_graph ddp_timeout debug fp16 fp16_full_eval full_determinism
         gradient_checkpointing gradient_checkpointing_kwargs liger_kernel_config parallelism_config tf32 torch_compile
         torch_compile_backend torch_compile_mode torch_empty_cache_steps use_cache use_cpu use_liger_kernel""",
