@@ -162,12 +162,14 @@ def _with_statistics(logps: Tensor, logits: Tensor, targets: Tensor, log_probs: 
 
 def _maybe_compiled(model: nn.Module, measure: Callable[..., Any]) -> Callable[..., Any]:
     """How logits are looked at: compiled where the model's layers are, see models/compiling.py."""
-    return _compiled(measure) if getattr(model, "compiled_head", False) else measure
+    backend = getattr(model, "compiled_by", None)
+    return measure if backend is None else compiled(measure, backend)
 
 
 @cache
-def _compiled(measure: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(measure, dynamic=True)
+def compiled(function: Callable[..., Any], backend: Any) -> Callable[..., Any]:
+    """A function compiled once for all lengths, by a backend of torch.compile."""
+    return torch.compile(function, dynamic=True, backend=backend)
 
 
 class _EntropyGradient(torch.autograd.Function):

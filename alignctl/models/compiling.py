@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignctl.engine.forward import has_all_weights, last_hidden, takes_packed_rows
-from alignctl.engine.head import score_tokens
+from alignctl.engine.head import compiled, score_tokens
 from alignctl.engine.layout import pack, pad
 from alignctl.models.packing import keep_out_of_graphs
 
@@ -41,7 +40,7 @@ def compile_layers(model: PreTrainedModel, device: torch.device, dtype: torch.dt
     Returns:
         None, or why they cannot be; the model is then left as it was.
     """
-    if getattr(model, "compiled_head", False):
+    if getattr(model, "compiled_by", None):
         return None
     parts = list(_parts(model))
     if reason := _why_not(model, parts):
@@ -53,14 +52,14 @@ def compile_layers(model: PreTrainedModel, device: torch.device, dtype: torch.dt
     failures: list[str] = []
 
     def give_up(error: Exception) -> None:
-        model.compiled_head = False
+        model.compiled_by = None
         for part in parts:
             part._compiled_call_impl = None
         what = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         failures.append(f"torch cannot compile models of type `{model.config.model_type}`: {what}")
         logging.getLogger(__name__).warning(failures[-1])
 
-    model.compiled_head = True
+    model.compiled_by = _BACKEND
     for part in parts:
         part._compiled_call_impl = _call(part, dynamo.exc.TorchDynamoException, give_up)
     if model.device.type == device.type:
@@ -92,24 +91,19 @@ def _parts(model: nn.Module) -> Iterator[nn.Module]:
 
 def _call(part: nn.Module, failure: type[Exception], give_up: Callable[[Exception], None]) -> Callable[..., Any]:
     """How a part is called: hooks, caches, and what compiles a whole model want it as it is."""
-    compiled = _compiled(type(part), _BACKEND)
+    run = compiled(type(part).forward, _BACKEND)
 
     def call(*args: Any, **options: Any) -> Any:
         as_it_is = options.get("past_key_values") is not None or torch.compiler.is_compiling()
         if as_it_is or part._forward_hooks or part._forward_pre_hooks:
             return part._call_impl(*args, **options)
         try:
-            return compiled(part, *args, **options)
+            return run(part, *args, **options)
         except failure as error:
             give_up(error)
             return part._call_impl(*args, **options)
 
     return call
-
-
-@cache
-def _compiled(part_class: type[nn.Module], backend: str) -> Callable[..., Any]:
-    return torch.compile(part_class.forward, dynamic=True, backend=backend)
 
 
 def _try_out(model: PreTrainedModel, dtype: torch.dtype) -> None:
