@@ -28,10 +28,7 @@ _KERNELS = {
     "flash_attention_2": ("flash_attn", "kernels"), "flash_attention_3": ("flash_attn_interface", "kernels"),
     "flash_attention_4": ("flash_attn", "kernels"),
 }  # fmt: skip
-_CHECKPOINTING = (
-    "use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop",
-    "every_n_layers", "offload",
-)  # fmt: skip
+_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 

@@ -92,12 +92,14 @@ def _check_sizes(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _check_generation(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     """Whether vLLM is there where it is asked for, and asked for where it is set up."""
-    wanted = stage.get("generation") == "vllm"
+    wanted, open_to_it = stage.get("generation") == "vllm", stage.get("generation", "auto") == "auto"
     if wanted and importlib.util.find_spec("vllm") is None:
         yield Problem(f"`{name}.generation=vllm` needs the package `vllm`", 'pip install "alignctl[vllm]"')
     mode = stage.get("vllm_mode", "colocate")
     for key in (key for key in stage if key.startswith("vllm_")):
         needed = "colocate" if key in _COLOCATED else "server"
+        if open_to_it and needed == "colocate":
+            continue
         if not wanted:
             yield Problem(f"`{name}.{key}` would have no effect without vLLM", f"set `{name}.generation=vllm`")
         elif key != "vllm_mode" and needed != mode:

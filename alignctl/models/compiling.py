@@ -90,12 +90,13 @@ def _parts(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _call(part: nn.Module, failure: type[Exception], give_up: Callable[[Exception], None]) -> Callable[..., Any]:
-    """How a part is called: hooks, caches, and what compiles a whole model want it as it is."""
+    """How a part is called: hooks, caches, a forward of its own, as Liger's, and what compiles a whole model want it as
+    it is."""
     run = compiled(type(part).forward, _BACKEND)
 
     def call(*args: Any, **options: Any) -> Any:
         as_it_is = options.get("past_key_values") is not None or torch.compiler.is_compiling()
-        if as_it_is or part._forward_hooks or part._forward_pre_hooks:
+        if as_it_is or part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
             return part._call_impl(*args, **options)
         try:
             return run(part, *args, **options)

@@ -18,6 +18,8 @@ from alignctl.engine.layout import Layout, pack
 from alignctl.errors import RequestError
 
 _PREFIX = "alignctl_"
+_NAMES = {"sdpa": "alignctl_sdpa", "flex": "alignctl_flex", "flash": "alignctl_spans"}
+"""For transformers (5.23), which takes every name with `flash` in it for a package of its own."""
 _TOLERANCE, _TOLERANCE_16 = 1e-4, 3e-2  # of hidden states, relative; 16 bits are rounded more
 _FLASH_WIDTHS = range(16, 193, 8)
 """Head sizes whose gradient every card has from compute capability 8.0 on."""
@@ -41,7 +43,7 @@ def put_packed_attention_on(
     before = model.config._attn_implementation
     dtype = dtype or model.dtype
     for kernel in [] if reason else _kernels(model, device, dtype):
-        model.set_attn_implementation(_PREFIX + kernel)
+        model.set_attn_implementation(_NAMES[kernel])
         reason = _try_out(model, dtype)
         if reason is None:
             model.packed_attention = kernel
@@ -182,6 +184,6 @@ def _refuse(options: dict[str, Any]) -> None:
             raise ValueError(f"`{name}` in its attention is not known")
 
 
-for _kernel in _PACKED:
-    AttentionInterface.register(_PREFIX + _kernel, _attention(_kernel))
-    AttentionMaskInterface.register(_PREFIX + _kernel, sdpa_mask)
+for _kernel, _name in _NAMES.items():
+    AttentionInterface.register(_name, _attention(_kernel))
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -106,9 +106,10 @@ def save_finished(
         with _publishing(paths.adapter, model, tokenizer, facts, made | {"product": "adapter"}, state) as staged:
             if trained.wholly:
                 check_saved(staged, model)
-        if not trained.merge:
+        loads = state is not None or in_4_bits
+        if not trained.merge or (loads and not trained.wholly):  # what was saved in part cannot be loaded
             return None
-        if state is not None or in_4_bits:
+        if loads:
             model, state = PeftModel.from_pretrained(load_whole(), paths.adapter), None
         if trained.dtype and trained.dtype.itemsize > model.dtype.itemsize:
             model.to(trained.dtype)

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ _FIRST_STEPS = 2  # before one is recorded: libraries set themselves up
 _LOOK_EVERY = 8  # steps on a GPU: to look at what was drawn is to wait for it
 _TOLERANCE, _TOLERANCE_16 = 1e-2, 1e-1  # of logits, relative; TF32 and 16 bits are rounded, what is wrong is wronger
 _tried: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
+_not_recorded: WeakSet[PreTrainedModel] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class _Batch:
         self._seen, self._place, self._positions = seen.to(model.device), longest, positions[:, -1:].contiguous()
         self._tokens = torch.zeros_like(self._positions)
         self._steps, self._graph = 0, None
-        self._captures = model.device.type == "cuda"
+        self._captures = model.device.type == "cuda" and model not in _not_recorded
         last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
         self.logits = model(
             input_ids=ids.to(model.device),
@@ -173,15 +174,20 @@ class _Batch:
         """Records a step. Models that have to look at a number in the middle of it, as some mixtures of experts do, go
         on without."""
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        generator = torch.cuda.default_generators[stream.device_index]
+        before = generator.clone_state()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may use the card meanwhile
                 self.logits = self._step()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            torch.cuda.set_stream(stream)  # torch goes back to it only where recording ended well
+            # torch goes back to its stream, and lets random numbers be drawn again, only where recording ended well.
+            torch.cuda.set_stream(stream)
+            generator.graphsafe_set_state(before)
             torch.cuda.synchronize()
             self._captures = False
+            _not_recorded.add(self._model)
             warnings.warn(f"drawing goes on without a CUDA graph: {str(error).partition(chr(10))[0]}", stacklevel=2)
         else:
             self._graph = graph

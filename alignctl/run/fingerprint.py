@@ -19,7 +19,7 @@ continued: raise it where a change of the code would go on with an old stage oth
 _CHUNK = 2**20
 _DIVIDES = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "pass_tokens", "activation_checkpointing",
-    "activation_checkpointing_kwargs",
+    "activation_checkpointing_kwargs", "compile",
 )  # fmt: skip
 
 

@@ -98,6 +98,7 @@ BAD = [
         [DPO, "dpo.gradient_checkpointing_kwargs={use_reentrent: false}"],
         ["activation_checkpointing_kwargs` has no `use_r", "use_reentrant"],
     ),
+    ([DPO, "dpo.activation_checkpointing_kwargs={every_n_layers: 2}"], ["has no `every_n_layers`"]),
     (
         [DPO, "dpo.pass_tokens=64", "dpo.loss_type=aot"],
         ["`dpo.pass_tokens` would have no effect: the loss aot sorts the pairs"],

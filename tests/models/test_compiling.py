@@ -192,3 +192,14 @@ def test_a_whole_stage_continued(traced, tmp_path, monkeypatch, name, backend):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     names = [sorted(load_file(stage / "model" / "model.safetensors")) for stage in (plain, whole)]
     assert names[0] == names[1]
+
+
+def test_a_forward_of_its_own_is_called(traced):
+    """transformers puts Liger's on the parts of a model when training begins."""
+    model, called = tiny(), []
+    assert compile_layers(model, CPU) is None
+    for part in (layer.mlp for layer in model.model.layers):
+        own = part.forward
+        part.forward = lambda x, own=own: called.append(1) or own(x)
+    model(input_ids=torch.arange(4, 24)[None])
+    assert len(called) == len(model.model.layers)

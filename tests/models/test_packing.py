@@ -1,7 +1,7 @@
 """Which models take packed rows, and that the others stay as they were."""
 
 import pytest
-from support.models import SIZE
+from support.models import SIZE, tiny
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.train
@@ -84,3 +84,14 @@ def test_generation_and_saving_do_not_notice(tmp_path):
     assert torch.equal(model.generate(ids, **options), plain.generate(ids, **options))
     model.save_pretrained(tmp_path)
     assert "alignctl" not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
+
+
+def test_every_kernel_has_a_name_that_transformers_takes():
+    """It looks for packages of its own where a name has `flash` in it; padded rows are computed as by SDPA."""
+    from alignctl.models.packing import _NAMES
+
+    model, ids = tiny(), torch.arange(4, 24)[None]
+    expected = model(input_ids=ids).logits
+    for name in _NAMES.values():
+        model.set_attn_implementation(name)
+        assert torch.equal(model(input_ids=ids).logits, expected)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from support.files import read, weights
 from support.in_process import StopsAfter, run_stages
 from support.methods import METHODS, small_run
@@ -12,6 +15,7 @@ from torch import nn
 
 from alignctl.errors import AlignctlError, Stopped
 from alignctl.run.checkpoints import newest_checkpoint
+from alignctl.trainers.base.halving import Halving
 
 pytestmark = pytest.mark.train
 
@@ -76,3 +80,50 @@ def test_not_twice(tmp_path, monkeypatch, name):
         run_stages(tmp_path / "run", *arguments(name))
     assert "`pass_tokens=100`" in error.value.problems[0].hint
     assert "`activation_checkpointing=true`" in error.value.problems[0].hint
+
+
+class Trainer:
+    """As much of one as is asked."""
+
+    def __init__(self):
+        self.args = SimpleNamespace(device=torch.device("cpu"))
+        self.accelerator = SimpleNamespace(distributed_type=DistributedType.NO)
+        self.model, self.told = nn.Linear(2, 2), []
+        self.tell = self.told.append
+
+
+def fitting(most):
+    def passes(tokens):
+        if tokens > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return tokens
+
+    return passes
+
+
+def test_not_in_every_step(tmp_path):
+    halving, trainer = Halving(tmp_path / "halved.json"), Trainer()
+    assert halving.compute(trainer, "3", 400, fitting(200)) == 200
+    assert halving.compute(trainer, "5", 400, fitting(200)) == 200, "the step between was not"
+    with pytest.raises(AlignctlError, match="no memory left at step 6, in passes of at most 400 tokens"):
+        halving.compute(trainer, "6", 400, fitting(200))
+    assert len(trainer.told) == 2
+    # A run that is continued knows it, whatever fits now.
+    assert Halving(tmp_path / "halved.json").compute(trainer, "5", 400, fitting(400)) == 200
+
+
+def test_what_is_given_then_counts(tmp_path):
+    """As the error advised: fewer tokens than a step was halved to."""
+    halving, trainer = Halving(tmp_path / "halved.json"), Trainer()
+    with pytest.raises(AlignctlError) as error:
+        halving.compute(trainer, "3", 400, fitting(100))
+    assert "`pass_tokens=100`" in error.value.problems[0].hint
+    assert Halving(tmp_path / "halved.json").compute(trainer, "3", 100, fitting(100)) == 100
+
+
+def test_others_wait(tmp_path):
+    trainer = Trainer()
+    trainer.accelerator.distributed_type = DistributedType.MULTI_CPU
+    with pytest.raises(AlignctlError, match="no memory left at step 3"):
+        Halving(tmp_path / "halved.json").compute(trainer, "3", 400, fitting(200))
+    assert not (tmp_path / "halved.json").exists()

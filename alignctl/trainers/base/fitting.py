@@ -76,14 +76,12 @@ class Fitting:
         if not _can_be_tried(trainer):
             return
         self.look(args.device)
+        most, least = _largest(trainer, most), _largest(trainer, least) or 0  # all processes try the same
         if most is not None:
             most = max(least, min(most, LARGEST)) if self._tokens else args.pass_tokens
             least = least if self._tokens else most
         layers = [one for one in model.modules() if getattr(one, "gradient_checkpointing", False)]
-        trained = [weight for weight in model.parameters() if weight.requires_grad]
-        later = sum(weight.numel() * weight.element_size() for weight in trained)  # gradients, beside activations
-        if not trainer.is_deepspeed_enabled:  # which has all of it by now
-            later += state_bytes(trainer, trained)
+        later = _needed_later(trainer, [weight for weight in model.parameters() if weight.requires_grad])
         for way in ways(most, least, None if self._checkpointing else args.activation_checkpointing):
             for layer in layers if self._checkpointing else ():
                 layer.gradient_checkpointing = way.activation_checkpointing
@@ -139,10 +137,46 @@ def _can_be_tried(trainer: Any) -> bool:
     return args.device.type == "cuda" and not divided and not reentrant
 
 
+def _needed_later(trainer: Any, trained: list[nn.Parameter]) -> int:
+    """Bytes that a step needs beside the activations of a pass, and a trial has not: gradients, once more that of the
+    largest weight, before it is added, and what the optimizer keeps from its first step on."""
+    sizes = [weight.numel() * weight.element_size() for weight in trained]
+    gradients = sum(sizes) + max(sizes, default=0)
+    if not trainer.is_deepspeed_enabled:
+        return gradients + state_bytes(trainer, trained)
+    zero = trainer.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    if zero.get("offload_optimizer", {}).get("device", "none") != "none":
+        return gradients
+    # AdamW's two moments; its float32 weights are there.
+    return gradients + 8 * sum(weight.numel() for weight in trained) // trainer.accelerator.num_processes
+
+
 def try_pass(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None:
-    """A forward and a backward pass that leave nothing behind, nor call what waits for gradients to be added up."""
+    """A forward and a backward pass that leave nothing behind, nor call what waits for gradients to be added up.
+
+    Where embeddings are trained, the backward pass is that to what they give, so that gradients of weights, which are
+    counted by themselves, are not there at once.
+    """
+    seen: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+    ]
+    try:
+        value = loss(model.train())
+    finally:
+        for hook in hooks:
+            hook.remove()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    torch.autograd.grad(loss(model.train()), trained, allow_unused=True)
+    torch.autograd.grad(value, [one for one in seen if one.requires_grad] or trained, allow_unused=True)
+
+
+def _largest(trainer: Any, number: int | None) -> int | None:
+    """Of those of all processes."""
+    if number is None:
+        return None
+    return int(trainer.accelerator.gather(torch.tensor([number], device=trainer.args.device)).max())
 
 
 def _everywhere(trainer: Any, fact: bool) -> bool:

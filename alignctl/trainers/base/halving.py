@@ -28,22 +28,24 @@ class Halving:
         """Computes a step, or a part of one that begins without gradients.
 
         Args:
-            step: Its name.
+            step: Its number, with that of the part behind a point.
             tokens: Most of a pass.
             passes: Computes it in passes of so many tokens.
 
         Raises:
-            AlignctlError: There is not enough memory for half as many either, or other processes wait for this one.
+            AlignctlError: There is not enough memory for half as many either, or there was not for the step before, or
+                other processes wait for this one.
         """
-        known, device = step in self._halved, trainer.args.device
-        tokens = self._halved.get(step, tokens)
+        device, known = trainer.args.device, self._halved.get(step, tokens)
+        halved, tokens = known < tokens, min(tokens, known)
         state, on_device = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         try:
             return passes(tokens)
         except RuntimeError as error:
             if not ran_out(error):
                 raise
-            if known or trainer.accelerator.distributed_type != DistributedType.NO:
+            alone = trainer.accelerator.distributed_type == DistributedType.NO
+            if halved or not alone or tokens < 2 or self._just_did(step):
                 raise out_of_memory(f"at step {step}, in passes of at most {tokens:,} tokens", tokens) from error
         for weight in trainer.model.parameters():
             weight.grad = None
@@ -51,10 +53,19 @@ class Halving:
         torch.set_rng_state(state)
         if on_device is not None:
             torch.cuda.set_rng_state(on_device, device)
-        self._halved[step] = max(tokens // 2, 1)
+        self._halved[step] = tokens // 2
         write_json(self._file, self._halved)
         trainer.tell(f"the device's memory did not suffice for step {step}: its passes are of {tokens // 2:,} tokens")
         return self.compute(trainer, step, tokens, passes)
+
+    def _just_did(self, step: str) -> bool:
+        """Whether the step before was halved, or a part of this one."""
+        now = _number(step)
+        return any(other != step and now - 1 <= _number(other) <= now for other in self._halved)
+
+
+def _number(step: str) -> int:
+    return int(step.partition(".")[0])
 
 
 def out_of_memory(when: str, tokens: int) -> AlignctlError:

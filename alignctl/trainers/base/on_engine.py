@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -95,6 +97,13 @@ def compile_as_wanted(model: PreTrainedModel, args: EngineConfig) -> str | None:
     return f"compile: no, because {reason}" if reason else "compile: the parts of each layer, once for all layers"
 
 
+def said_of_passes(args: EngineConfig, longest: int) -> str:
+    """A notice about how large passes are, where the longest row has so many tokens."""
+    given = pass_tokens(args)
+    more = f" (not {given:,}: the longest row has more)" if longest > given else ""
+    return f"passes: at most {max(given, longest):,} tokens each{more}"
+
+
 class OnEngine(DividesSteps):
     """A mixin for TRL's trainers. `notices` says for people how batches are computed."""
 
@@ -114,8 +123,7 @@ class OnEngine(DividesSteps):
         if getattr(self, "aux_loss_enabled", False):
             self.keeps_batches = "the load of a mixture of experts is balanced over the tokens of a batch"
         self._put_engine_on()
-        longest, cut = max(_lengths(self.train_dataset), default=0), getattr(self.args, "max_length", None)
-        self._longest = min(longest, self.blocks * cut) if cut else longest
+        self._longest = _longest(self.train_dataset, self.blocks, getattr(self.args, "max_length", None))
         self.notices.append(self._how_divided())
 
     def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
@@ -125,10 +133,7 @@ class OnEngine(DividesSteps):
     def _how_divided(self) -> str:
         if self.keeps_batches:
             return f"passes: a batch each, because {self.keeps_batches}"
-        how = f"passes: at most {self._pass_tokens():,} tokens each"
-        if self._pass_tokens() > pass_tokens(self.args):
-            how += f" (not {pass_tokens(self.args):,}: the longest row has more)"
-        return how + ", however a step's rows are batched"
+        return said_of_passes(self.args, self._longest) + ", however a step's rows are batched"
 
     def _packed(self) -> bool:
         return takes_packed_rows(self.accelerator.unwrap_model(self.model))
@@ -227,6 +232,23 @@ def _lengths(rows: Dataset) -> list[int]:
     """Tokens of each row; of one with several sequences those of all."""
     columns = [column for column in rows.column_names if column.endswith("_ids")]
     return [sum(map(len, row.values())) for row in rows.select_columns(columns)]
+
+
+def _longest(rows: Dataset, blocks: int, cut: int | None) -> int:
+    """Most tokens that a row takes, of which `cut` are seen of each sequence; what a pair begins with counts once."""
+    lengths, most = _lengths(rows), 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if lengths[index] <= most:
+            break  # the rest takes no more
+        parts = {name: ids for name, ids in rows[index].items() if name.endswith("_ids")}
+        prompt = parts.pop("prompt_ids", [])
+        if blocks == 1:
+            taken = len([*prompt, *itertools.chain(*parts.values())][:cut])
+        else:
+            pair = [[*prompt, *ids][:cut] for ids in parts.values()]
+            taken = sum(map(len, pair)) - len(os.path.commonprefix(pair))
+        most = max(most, taken)
+    return most
 
 
 def _describe(model: PreTrainedModel, blocks: int) -> str:

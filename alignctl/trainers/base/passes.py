@@ -30,6 +30,8 @@ PAIR_MEANS = {
 }  # fmt: skip
 """Metrics of `trl.DPOTrainer` that are means over tokens."""
 _PADDING = {"labels": -100}
+_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""Of flat batches, where sequences begin: for kernels, which otherwise look at positions."""
 _ENDS = {"min_reward": min, "max_reward": max}
 
 
@@ -120,7 +122,7 @@ class DividesSteps:
             with self._metrics_apart():
                 try_pass(bare, lambda model: self.compute_loss(model, batch))
 
-        fitting.find(self, costs and sum(costs), max(costs or [0]), compute)
+        fitting.find(self, costs and sum(costs), self._longest, compute)
 
     def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         return self.shared(super().compute_loss(model, inputs, *args, **kwargs), ROWS)
@@ -203,19 +205,33 @@ def pair_counts(batch: Batch) -> dict[str, int]:
     return {"chosen": chosen, "rejected": rejected, "tokens": chosen + rejected}
 
 
+def is_flat(batch: Batch) -> bool:
+    """Whether its sequences lie one behind another, without padding; positions begin anew with each."""
+    return "attention_mask" not in batch and "position_ids" in batch and len(batch["input_ids"]) == 1
+
+
 def can_be_divided(batch: Batch, blocks: int) -> bool:
     """Whether everything in a batch belongs to single rows of it."""
+    if is_flat(batch):
+        shape = batch["input_ids"].shape
+        return all(key in _BOUNDS or getattr(value, "shape", None) == shape for key, value in batch.items())
     size = len(batch["input_ids"]) // blocks
     lies = (isinstance(value, list | Tensor) and len(value) in (size, blocks * size) for key, value in batch.items())
     return "attention_mask" in batch and all(key == ROW or is_so for key, is_so in zip(batch, lies, strict=True))
 
 
 def rows_of(batch: Batch, blocks: int) -> Iterator[Batch]:
-    """The rows of a batch: its sequences as `[blocks, length]`, numbers and whatever else by itself.
+    """The rows of a batch: its sequences as `[blocks, length]`, numbers and whatever else by itself. Of a flat one its
+    sequences, `[1, length]`.
 
     Args:
         blocks: The batch is so many blocks of rows, of which the first ones are a row, the second ones, and so on.
     """
+    if is_flat(batch):
+        starts = (batch["position_ids"][0, 1:] == 0).nonzero().flatten() + 1
+        pieces = {key: value.tensor_split(starts, dim=1) for key, value in batch.items() if key not in _BOUNDS}
+        yield from (dict(zip(pieces, row, strict=True)) for row in zip(*pieces.values(), strict=True))
+        return
     size = len(batch["input_ids"]) // blocks
     sequences = {key: value.unflatten(0, (blocks, size)) for key, value in batch.items() if _are_sequences(value)}
     others = {key: value for key, value in batch.items() if key not in sequences and key != ROW}
@@ -226,7 +242,9 @@ def rows_of(batch: Batch, blocks: int) -> Iterator[Batch]:
 
 
 def together(rows: Sequence[Batch]) -> Batch:
-    """Rows as a batch, padded on the right to the longest of them."""
+    """Rows as a batch, padded on the right to the longest of them, or flat as they were."""
+    if is_flat(rows[0]):
+        return {key: torch.cat([row[key] for row in rows], 1) for key in rows[0]}
     longest = max(int(row["attention_mask"].any(0).nonzero().max()) + 1 for row in rows)
     batch: Batch = {}
     for key, first in rows[0].items():
@@ -256,6 +274,8 @@ def _stacked(values: list[Any]) -> Any:
 
 def _cost(row: Batch, packed: bool) -> int:
     """Tokens that a row takes: packed, those that its sequences begin with in common once."""
+    if is_flat(row):
+        return row["input_ids"].size(1)
     lengths = row["attention_mask"].sum(1)
     if not packed:
         return int(lengths.max()) * len(lengths)

@@ -38,7 +38,7 @@ from alignctl.rollout.rewards import Score
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.base.fitting import try_pass
-from alignctl.trainers.base.on_engine import compile_as_wanted, pass_tokens
+from alignctl.trainers.base.on_engine import compile_as_wanted, pass_tokens, said_of_passes
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.experience import Experience
 from alignctl.trainers.on_policy.log import RolloutLog
@@ -128,6 +128,8 @@ class OnPolicyTrainer(Trainer):
         self.scoring = Scoring(args, self.accelerator, sources, reward_statistics)
         if self.accelerator.num_processes > 1:  # else all of them would draw with the same random numbers
             torch.manual_seed(args.seed + 1_000_003 * self.accelerator.process_index)
+        self._longest = max(map(len, self.train_dataset[PROMPT_IDS]), default=0) + args.response_length
+        self.notices.append(said_of_passes(args, self._longest))
         self._vllm = None
         if args.generation == "vllm":
             from alignctl.rollout.vllm import VLLM
@@ -212,7 +214,7 @@ class OnPolicyTrainer(Trainer):
         parts: dict[int, tuple[Tensor | None, ...]] = {}
         kept = self._first_pass_is_scoring(episodes)
         with whole_weights(self.ref_model):
-            for members in passes_of(episodes, range(len(episodes.groups)), pass_tokens(args), self._packed):
+            for members in passes_of(episodes, range(len(episodes.groups)), self._pass_tokens(), self._packed):
                 batch = self._batch(episodes, members)
                 counts = [len(episodes.completion_ids[member]) for member in members]
                 with self.accelerator.autocast():
@@ -233,12 +235,15 @@ class OnPolicyTrainer(Trainer):
         self.rollouts.add_mean("entropy", entropy.mean())
         return Outputs(logps, entropy, values, None if last[0] is None else torch.stack(last), ref_logps)
 
+    def _pass_tokens(self) -> int:
+        return max(pass_tokens(self.args), self._longest)
+
     def _first_pass_is_scoring(self, episodes: Episodes) -> bool:
         """Not so with dropout. Several processes, and DeepSpeed, have to see each pass through their wrappers, and
         activations are checkpointed in training mode only."""
         args = self.args
         tokens = sum(episodes.tokens_of(group, self._packed) for group in episodes.groups)
-        whole = args.num_mini_batches == 1 and tokens <= pass_tokens(args)
+        whole = args.num_mini_batches == 1 and tokens <= self._pass_tokens()
         by_itself = self.accelerator.distributed_type == DistributedType.NO
         return whole and by_itself and args.disable_dropout and not args.activation_checkpointing
 
@@ -266,7 +271,7 @@ class OnPolicyTrainer(Trainer):
                     self.halving.compute(
                         self,
                         f"{self.state.global_step + 1}.{number}",
-                        pass_tokens(args),
+                        self._pass_tokens(),
                         lambda tokens, part=part: self._backward(model, episodes, experience, part, tokens),
                     )
                 )
@@ -303,8 +308,7 @@ class OnPolicyTrainer(Trainer):
 
         of_groups = [episodes.groups[group] for group in groups]
         tokens = sum(episodes.tokens_of(group, self._packed) for group in of_groups)
-        longest = max(episodes.tokens_of([member], self._packed) for group in of_groups for member in group)
-        fitting.find(self, tokens, longest, compute)
+        fitting.find(self, tokens, self._longest, compute)
 
     def _backward(
         self, model: nn.Module, episodes: Episodes, experience: Experience, groups: list[int], tokens: int
