@@ -1,461 +1,328 @@
-"""How fast is alignctl beside bare TRL? Trains the same pairs with both, in turns, and prints rates, memory and ratios.
+"""How fast is alignctl beside bare TRL? Trains the same rows with both and prints rates, memory and ratios.
 
-    python scripts/bench_preference.py                                # everything, about half an hour on one CPU core
+    python scripts/bench_preference.py                                # everything, about two hours on one CPU core
     python scripts/bench_preference.py --method dpo --data harmless   # one comparison
-    python scripts/bench_preference.py --method dpo --data harmless --device cuda --model 1b --max-length 4096
+    python scripts/bench_preference.py --method dpo --data harmless --batch 2 --accumulation 8
+    python scripts/bench_preference.py --gpu --json measured.json     # what a GPU is for, in about eight minutes
+    python scripts/bench_preference.py --families                     # how each family of models is computed
 
-Four contestants train one epoch over the same rows, each in a process of its own that waits while another one works:
-the bare trainer of TRL as it comes, the same with rows grouped by length and the reference's log-probabilities computed
-beforehand (its best), and alignctl's trainer with either settings. alignctl's has its callbacks on, as in a stage; a
-fifth contestant, with them off, and a clock around each of them say what they cost. They take turns of a few steps, so
-a machine whose speed drifts drifts for all of them, and each ratio is of the same batches. The first turn is a warm-up.
+Contestants train one epoch over the same rows, each in a process of its own that waits while another one works: the
+bare trainer of TRL as it comes; with rows grouped by length and the reference's log-probabilities computed beforehand;
+with the whole optimizer step as one batch, or as two; SFT's with packed rows; and alignctl's. It has its callbacks on,
+as in a stage; a contestant with them off, and a clock around each of them, say what they cost. They take turns of a few
+steps, so a machine whose speed drifts drifts for all of them, and each ratio is of the same rows. On a GPU they have
+the card one after another instead, because each may fill it. The first turn is a warm-up. Times are CPU seconds on a
+CPU, so that other work on the machine counts little, and wall time on a GPU.
 
-Rows are hh-rlhf's harmless-base and helpful-base, from the folder named by ALIGNCTL_SHARED or from the Hub, and a made
-set whose pairs share no prompt and whose rows are all of one length: nothing for the engine to gain.
+`--data` is hh-rlhf's harmless-base and helpful-base, from the folder named by ALIGNCTL_SHARED or from the Hub, or made:
+`unshared`, pairs that share no prompt and rows of one length, for the engine nothing to gain; `ultrafeedback`, rows of
+UltraFeedback's lengths; `long`, rows of `--length` tokens whose prompts are half of it.
+
+MFU is what the layers' weights cost over the useful tokens (bench_trainers.py, `operations`), beside the rate of a
+product of large matrices measured in the same process.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parents[1]
-METHODS = ("dpo", "reward", "kto", "sft")
-DATA = ("harmless", "helpful", "unshared")
-# Llamas with random weights: layers, width, inner width, heads, heads of keys and values.
-SHAPES = {"small": (6, 256, 688, 4, 4), "1b": (16, 2048, 8192, 32, 8)}
-GROUPED = {"train_sampling_strategy": "group_by_length"}
-TRL_BEST, SAME_SETTINGS = "TRL, its best", "alignctl, the same settings"
-CONTESTANTS = ("TRL", TRL_BEST, "alignctl", SAME_SETTINGS, "alignctl, no callbacks")
-UNSHARED_TOKENS = 200
-VOCABULARY = 8192
+from bench_rows import MADE, REAL
+from bench_trainers import SHAPES, TRL, Contestant, Work
+
+SCRIPT = Path(__file__).with_name("bench_trainers.py")
+CONTESTANTS = {
+    "TRL": Contestant(ours=False),
+    "TRL, grouped": Contestant(ours=False, grouped=True),
+    "TRL, one batch": Contestant(ours=False, batches=1),
+    "TRL, two batches, not checkpointed": Contestant(ours=False, batches=2, checkpointed=False),
+    "TRL, packed": Contestant(ours=False, packed=True),
+    "alignctl": Contestant(ours=True),
+    "alignctl, grouped": Contestant(ours=True, grouped=True),
+    "alignctl, checkpointed": Contestant(ours=True, checkpointed=True),
+    "alignctl, not checkpointed": Contestant(ours=True, checkpointed=False),
+    "alignctl, no callbacks": Contestant(ours=True, callbacks=False),
+}
+USUAL = ("TRL", "TRL, grouped", "TRL, packed", "alignctl", "alignctl, grouped", "alignctl, no callbacks")
+OTHER_ROWS = ("TRL, packed",)
+"""Whose steps are not of the same rows as those of the others."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is trained, and who trains it."""
+
+    work: Work
+    contestants: tuple[str, ...]
+    alone: bool
+    """One after another instead of in turns."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=METHODS, nargs="+", default=METHODS)
-    parser.add_argument("--data", choices=DATA, nargs="+", default=DATA)
-    parser.add_argument("--contestant", choices=CONTESTANTS, nargs="+", default=CONTESTANTS)
+    parser.add_argument("--method", choices=TRL, nargs="+", default=list(TRL))
+    parser.add_argument("--data", choices=(*REAL, *MADE), nargs="+", default=["harmless", "helpful", "unshared"])
+    parser.add_argument("--contestant", choices=CONTESTANTS, nargs="+", default=USUAL)
     parser.add_argument("--rows", type=int, default=64, help="pairs, or other rows, of the epoch")
-    parser.add_argument("--batch", type=int, default=8, help="rows of a step")
+    parser.add_argument("--batch", type=int, default=8, help="rows of a batch")
+    parser.add_argument("--accumulation", type=int, default=1, help="batches of a step")
     parser.add_argument("--turn", type=int, default=1, help="steps of a turn")
     parser.add_argument("--max-length", type=int, default=512, help="tokens, prompt and completion")
+    parser.add_argument("--length", type=int, help="tokens of the rows of `long`, which are a step each")
     parser.add_argument("--model", choices=SHAPES, default="small")
+    parser.add_argument("--peft", choices=("none", "lora", "attention", "all-linear"), default="none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; as the device where not given")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--alone", action="store_true", help="contestants one after another, as always on a GPU")
+    parser.add_argument("--gpu", action="store_true", help="the comparisons for a GPU, whatever else is said")
+    parser.add_argument("--families", action="store_true", help="how each family of conf/model is computed, and no more")
+    parser.add_argument("--minutes", type=float, help="begin nothing that late; 8 with --gpu")
     parser.add_argument("--json", type=Path, help="file for all that was measured")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child:
-        train(arguments)
+    if arguments.families:
+        from families import table as table_of_families
+
+        print(table_of_families(arguments.device))
         return
+    minutes = arguments.minutes or (8 if arguments.gpu else float("inf"))
+    ends = time.monotonic() + 60 * minutes
+    comparisons = list(for_a_gpu() if arguments.gpu else asked_for(arguments))
+    machine = describe_machine(comparisons[0].work)
+    print(machine, flush=True)
     results = []
-    print(describe_machine(arguments), flush=True)
-    for method in arguments.method:
-        for data in arguments.data:
-            result = compare(arguments, method, data)
-            results.append(result)
-            print(table(result), flush=True)
-    if arguments.json:
-        content = {"machine": describe_machine(arguments), "results": results}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for comparison in comparisons:
+        result = compare(comparison, ends)
+        results.append(result)
+        print(table(result), flush=True)
+        if arguments.json:
+            content = {"machine": machine, "results": results}
+            arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def describe_machine(arguments: argparse.Namespace) -> str:
+def asked_for(arguments: argparse.Namespace) -> Iterator[Comparison]:
+    data = ["long"] if arguments.length else arguments.data
+    gpu = arguments.device == "cuda"
+    for method, rows in product(arguments.method, data):
+        work = Work(
+            method=method, data=rows, model=arguments.model,
+            peft="attention" if arguments.peft == "lora" else arguments.peft, rows=arguments.rows,
+            batch=1 if arguments.length else arguments.batch,
+            accumulation=1 if arguments.length else arguments.accumulation,
+            max_length=arguments.length or arguments.max_length, length=arguments.length or 0, turn=arguments.turn,
+            device=arguments.device, dtype=arguments.dtype or ("bfloat16" if gpu else "float32"),
+            threads=arguments.threads,
+        )  # fmt: skip
+        contestants = tuple(name for name in arguments.contestant if method == "sft" or name not in OTHER_ROWS)
+        yield Comparison(work, contestants, arguments.alone or gpu)
+
+
+def for_a_gpu() -> Iterator[Comparison]:
+    """The settings of `recipe=dpo_llama3` on an 8B model; long rows of a 1B model, computed again in the backward pass
+    by both."""
+    work = Work(
+        method="dpo", data="ultrafeedback", model="8b", peft="attention", rows=16 * 7, batch=2, accumulation=8,
+        max_length=1024, length=0, turn=1, device="cuda", dtype="bfloat16", threads=8,
+    )  # fmt: skip
+    theirs = ("TRL", "TRL, one batch", "TRL, two batches, not checkpointed")
+    yield Comparison(work, (*theirs, "alignctl, not checkpointed", "alignctl, checkpointed"), alone=True)
+    for length in (8192, 16384, 32768):
+        rows = replace(
+            work, data="long", model="1b", peft="all-linear", rows=5, batch=1, accumulation=1, max_length=length,
+            length=length,
+        )  # fmt: skip
+        yield Comparison(rows, ("TRL", "alignctl, checkpointed", "alignctl, not checkpointed"), alone=True)
+
+
+def describe_machine(work: Work) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
-    return (
-        f"{_processor()}, {arguments.threads} thread(s), {arguments.device}, Python {platform.python_version()}, "
-        f"{packages}; model {arguments.model}, batches of {arguments.batch}, at most {arguments.max_length} tokens"
-    )
+    return f"{_processor(work)}, {work.threads} thread(s), Python {platform.python_version()}, {packages}"
 
 
-def _processor() -> str:
+def _processor(work: Work) -> str:
+    if work.device == "cuda":
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.partition("\n")[0] or "a GPU"
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
-# The parent: lets its children take turns.
+class Failed(Exception):
+    """A contestant ended before its time; says why."""
 
 
-def compare(arguments: argparse.Namespace, method: str, data: str) -> dict[str, Any]:
-    """Trains every contestant and returns what each measured, and the ratios."""
-    children: dict[str, subprocess.Popen[str]] = {}
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.contestant}
+class Process:
+    """A contestant at work (bench_trainers.py). What it prints is kept for when it fails."""
+
+    def __init__(self, work: Work, contestant: Contestant, ends: float):
+        self._ends, self._log = ends, tempfile.TemporaryFile("w+")
+        asked = json.dumps({"work": asdict(work), "contestant": asdict(contestant)})
+        environment = os.environ | {"OMP_NUM_THREADS": str(work.threads), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, SCRIPT, asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            env=environment,
+        )  # fmt: skip
+
+    def ask(self) -> dict[str, Any]:
+        """Lets it go on to its next answer.
+
+        Raises:
+            Failed: It ended, or the time is over.
+        """
+        if time.monotonic() > self._ends:
+            raise Failed("there was no time left for it")
+        try:
+            _write(self._process.stdin)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            self._log.seek(0)
+            said = [line for line in self._log.read().splitlines() if line.strip()]
+            raise Failed(f"exit code {code}: {said[-1].strip()[:300] if said else 'it said nothing'}")
+        return json.loads(line)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+def _write(stream: IO[str]) -> None:
+    stream.write("go\n")
+    stream.flush()
+
+
+def compare(comparison: Comparison, ends: float) -> dict[str, Any]:
+    """Trains every contestant and returns what each measured, why others failed, and the ratios."""
+    names = comparison.contestants
+    processes = {name: Process(comparison.work, CONTESTANTS[name], ends) for name in names}
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    failed: dict[str, str] = {}
     try:
-        for name in arguments.contestant:
-            children[name] = _start(arguments, method, data, name)
-        for name, child in children.items():
-            if not child.stdout.readline():
-                raise SystemExit(f"`{name}` did not start: exit code {child.wait()}")
-        while children:
-            for name, child in list(children.items()):
-                answer = _ask(child)
-                if "done" in answer:
-                    turns[name].append(answer)
-                    child.wait()
-                    del children[name]
-                else:
-                    turns[name].append(answer)
+        for together in [[name] for name in names] if comparison.alone else [list(names)]:
+            while together:
+                for name in list(together):
+                    try:
+                        answers[name].append(processes[name].ask())
+                    except Failed as error:
+                        failed[name] = str(error)
+                        together.remove(name)
+                    else:
+                        if "done" in answers[name][-1]:
+                            together.remove(name)
+                    if name not in together:
+                        processes[name].end()
     finally:
-        for child in children.values():
-            child.kill()
-    measured = {name: _summary(answers) for name, answers in turns.items()}
-    return {"method": method, "data": data, "measured": measured, "ratios": _ratios(measured)}
-
-
-def _start(arguments: argparse.Namespace, method: str, data: str, name: str) -> subprocess.Popen[str]:
-    threads = str(arguments.threads)
-    options = ("rows", "batch", "turn", "max_length", "model", "device", "threads")
-    values = [word for key in options for word in (f"--{key.replace('_', '-')}", str(getattr(arguments, key)))]
-    command = [sys.executable, __file__, "--child", name, "--method", method, "--data", data, *values]
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def _ask(child: subprocess.Popen[str]) -> dict[str, Any]:
-    child.stdin.write("go\n")
-    child.stdin.flush()
-    line = child.stdout.readline()
-    if not line:
-        raise SystemExit(f"a contestant failed with exit code {child.wait()}")
-    return json.loads(line)
-
-
-def _summary(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    *turns, end = answers
-    steps = len(end["losses"]) / len(turns)  # of a turn
-    counted = turns[1:]  # the first is the warm-up
-    seconds = sum(turn["seconds"] for turn in counted)
-    rows_per_s = sum(turn["rows"] for turn in counted) / seconds
+        for process in processes.values():
+            process.end()
+    finished = {name: answers[name] for name in names if name not in failed}
+    useful = next((end[-1]["useful_tokens_per_row"] for end in finished.values() if end[-1]["useful_tokens_per_row"]), 0)
+    measured = {name: _summary(one, comparison.work, useful) for name, one in finished.items()}
     return {
-        "rows_per_s": rows_per_s,
-        "tokens_per_s": sum(turn["tokens"] for turn in counted) / seconds,
-        "mfu": rows_per_s / end["rows_per_s_at_full_rate"],
-        "callbacks_share": end["callbacks_s_per_step"] * len(counted) * steps / seconds,
-        "turns_s": [turn["seconds"] for turn in counted],
-        **{key: end[key] for key in ("peak_mib", "losses", "attention", "useful_tokens_per_row")},
+        "work": asdict(comparison.work), "useful_tokens_per_row": useful, "measured": measured, "failed": failed,
+        "ratios": list(_ratios(measured)),
+    }  # fmt: skip
+
+
+def _summary(answers: list[dict[str, Any]], work: Work, useful: float) -> dict[str, Any]:
+    start, *turns, end = answers
+    kind = "seconds" if work.device == "cuda" else "cpu_s"
+    counted = turns[1:]  # the first is the warm-up
+    rows = work.rows / len(turns)
+    rate = rows / statistics.median(turn[kind] for turn in counted)
+    return {
+        "rows_per_s": rate,
+        "useful_tokens_per_s": rate * useful,
+        "mfu": rate * useful * end["operations_per_token"] / end["matrix_rate"],
+        "first_step_s": start["built_s"] + turns[0]["seconds"],
+        "callbacks_share": end["callbacks_s_per_step"] * work.turn / statistics.median(t["seconds"] for t in counted),
+        "turns_s": [turn[kind] for turn in counted],
+        "turns_wall_s": [turn["seconds"] for turn in counted],
+        **{key: end[key] for key in ("peak_mib", "losses", "attention", "notices", "matrix_rate")},
     }
 
 
-def _ratios(measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of speed, alignctl's over TRL's, turn by turn on the same batches, and of peak memory."""
-    found = []
-    pairs = (
-        ("alignctl", "TRL", True),
-        (SAME_SETTINGS, TRL_BEST, True),
-        ("alignctl", TRL_BEST, False),
-        ("alignctl", "alignctl, no callbacks", True),
-    )
-    for ours, theirs, same_batches in pairs:
-        if ours not in measured or theirs not in measured:
+def _ratios(measured: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of speed, alignctl's over TRL's by turns, and of peak memory: each of ours to TRL with the same settings, and to
+    the fastest of TRL's."""
+    theirs = [name for name in measured if not CONTESTANTS[name].ours]
+    fastest = max(theirs, key=lambda name: measured[name]["rows_per_s"], default=None)
+    for ours in measured:
+        if not CONTESTANTS[ours].ours:
             continue
-        a, b = measured[ours], measured[theirs]
-        speed = [b_s / a_s for a_s, b_s in zip(a["turns_s"], b["turns_s"], strict=True)]
-        found.append(
-            {
+        same = "TRL, grouped" if CONTESTANTS[ours].grouped else "TRL"
+        others = [same, fastest, *(["alignctl, no callbacks"] if ours == "alignctl" else [])]
+        for other in dict.fromkeys(name for name in others if name in measured):
+            a, b = measured[ours], measured[other]
+            yield {
                 "of": ours,
-                "to": theirs,
-                "epoch": a["rows_per_s"] / b["rows_per_s"],
-                "median": statistics.median(speed) if same_batches else None,
-                "min": min(speed) if same_batches else None,
-                "max": max(speed) if same_batches else None,
+                "to": other,
+                "speed": a["rows_per_s"] / b["rows_per_s"],
                 "memory": a["peak_mib"] / b["peak_mib"],
-                "largest_loss_difference": max(abs(x - y) for x, y in zip(a["losses"], b["losses"], strict=True))
-                if same_batches
-                else None,
+                **(_by_turns(a, b) if _same_rows(ours, other) else {}),
             }
-        )
-    return found
+
+
+def _same_rows(one: str, other: str) -> bool:
+    """Whether turns are of the same rows."""
+    return CONTESTANTS[one].grouped == CONTESTANTS[other].grouped and other not in OTHER_ROWS
+
+
+def _by_turns(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
+    ratios = [b / a for a, b in zip(ours["turns_s"], theirs["turns_s"], strict=True)]
+    return {
+        "median": statistics.median(ratios),
+        "min": min(ratios),
+        "max": max(ratios),
+        "largest_loss_difference": max(abs(x - y) for x, y in zip(ours["losses"], theirs["losses"], strict=True)),
+    }
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [f"\n{result['method']} on {result['data']}"]
-    lines.append(f"  {'':28} {'rows/s':>8} {'tokens/s':>9} {'peak MiB':>9} {'MFU':>6}")
+    work = result["work"]
+    what = f"{work['method']} on {work['data']}"
+    if work["length"]:
+        what += f", {work['length']:,} tokens a row"
+    adapters = "" if work["peft"] == "none" else f" with adapters ({work['peft']})"
+    lines = [
+        f"\n{what}: {work['batch']} x {work['accumulation']} rows a step, at most {work['max_length']:,} tokens, "
+        f"{work['model']}{adapters}, {work['dtype']}; {result['useful_tokens_per_row']:.0f} useful tokens a row",
+        f"  {'':34} {'rows/s':>8} {'tokens/s':>9} {'s a turn':>9} {'wall':>7} {'peak MiB':>9} {'MFU':>6} {'first step':>10}",
+    ]
     for name, one in result["measured"].items():
-        attention = f"  ({one['attention']})" if one["attention"] else ""
-        rates = f"{one['rows_per_s']:8.2f} {one['tokens_per_s']:9.0f} {one['peak_mib']:9.0f}"
-        share = f"  callbacks take {one['callbacks_share']:.2%}" if one["callbacks_share"] else ""
-        lines.append(f"  {name:28} {rates} {one['mfu']:6.1%}{attention}{share}")
+        lines.append(
+            f"  {name:34} {one['rows_per_s']:8.2f} {one['useful_tokens_per_s']:9.0f} "
+            f"{statistics.median(one['turns_s']):9.2f} {statistics.median(one['turns_wall_s']):7.2f} "
+            f"{one['peak_mib']:9.0f} {one['mfu']:6.1%} {one['first_step_s']:8.1f} s"
+            f"  ({one['attention']})" + (f" callbacks {one['callbacks_share']:.2%}" if one["callbacks_share"] else "")
+        )
+    lines += [f"  {name:34} failed: {reason}" for name, reason in result["failed"].items()]
     for ratio in result["ratios"]:
-        speed = f"{ratio['epoch']:.2f} times the speed"
-        if ratio["median"] is not None:
+        speed = f"{ratio['speed']:.2f} times the speed"
+        if "median" in ratio:
             speed += f" (by turns: median {ratio['median']:.2f}, {ratio['min']:.2f} to {ratio['max']:.2f})"
             speed += f", losses within {ratio['largest_loss_difference']:.1e}"
         lines.append(f"  {ratio['of']} : {ratio['to']} = {speed}, {ratio['memory']:.2f} of the memory")
+    notices = {notice: None for one in result["measured"].values() for notice in one["notices"]}
+    lines += [f"  {notice}" for notice in notices]
     return "\n".join(lines)
-
-
-# A child: trains, and answers "go" with what a turn took.
-
-
-def train(arguments: argparse.Namespace) -> None:
-    """Trains one contestant; the parent says when it may go on."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints goes to stderr
-    os.environ["TQDM_DISABLE"] = "1"
-    import torch
-    from transformers import TrainerCallback
-
-    torch.set_num_threads(arguments.threads)
-    (method,), (data,) = arguments.method, arguments.data
-
-    class TakesTurns(TrainerCallback):
-        """A turn ends where the next begins: after the last step's log, with the next batch at hand."""
-
-        def __init__(self) -> None:
-            self.losses: list[float] = []
-            self.tokens = self.tokens_before = 0.0
-            self.began: float | None = None
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step % arguments.turn == 0:
-                self.end_turn()
-                sys.stdin.readline()
-                self.began = time.perf_counter()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-            if "loss" in logs:
-                self.losses.append(logs["loss"])
-                self.tokens = logs["num_tokens"]
-
-        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-            self.end_turn()
-
-        def end_turn(self) -> None:
-            if self.began is None:
-                return
-            if arguments.device == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - self.began
-            tokens, self.tokens_before = self.tokens - self.tokens_before, self.tokens
-            turn = {"seconds": seconds, "rows": arguments.turn * arguments.batch, "tokens": tokens}
-            print(json.dumps(turn), file=answers, flush=True)
-
-    turns, spent = TakesTurns(), [0.0]
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = build(arguments, method, data, folder)
-        if arguments.child in ("alignctl", SAME_SETTINGS):
-            for callback in callbacks(method, folder):
-                trainer.add_callback(timed(callback, spent))
-        trainer.add_callback(turns)
-        print("ready", file=answers, flush=True)
-        trainer.train()
-    sys.stdin.readline()
-    gpu = arguments.device == "cuda"
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    end = {
-        "done": True,
-        "peak_mib": peak / 2**20,
-        "losses": turns.losses,
-        "callbacks_s_per_step": spent[0] / trainer.state.global_step,
-        "attention": getattr(trainer.accelerator.unwrap_model(trainer.model), "packed_attention", None),
-    }
-    print(json.dumps(end | compute(trainer, arguments, method)), file=answers, flush=True)
-
-
-def build(arguments: argparse.Namespace, method: str, data: str, folder: str) -> Any:
-    """The trainer of a contestant, with a model whose weights are the same for all."""
-    import torch
-    import trl
-    from datasets import Dataset
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-
-    tokenizer = make_tokenizer()
-    layers, width, inner, heads, key_heads = SHAPES[arguments.model]
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=key_heads, max_position_embeddings=8192,
-        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None, num_labels=1,
-    )  # fmt: skip
-    gpu = arguments.device == "cuda"
-
-    def model() -> Any:
-        torch.manual_seed(0)
-        model_class = LlamaForSequenceClassification if method == "reward" else LlamaForCausalLM
-        with torch.device(arguments.device):
-            made = model_class(copy.deepcopy(config))
-        return made.to(torch.bfloat16) if gpu else made
-
-    ours, best = arguments.child.startswith("alignctl"), arguments.child in (TRL_BEST, SAME_SETTINGS)
-    settings: dict[str, Any] = {}
-    if best and method != "kto":  # whose batches have to stay in order
-        settings |= GROUPED
-    if best and method in ("dpo", "kto"):
-        settings["precompute_ref_log_probs"] = True
-    names = {"dpo": "DPO", "reward": "Reward", "kto": "KTO", "sft": "SFT"}
-    if ours:
-        from alignctl.methods.registry import methods, resolve
-
-        trainer_class, config_class = resolve(methods()[method].trainer), resolve(methods()[method].config_class)
-    else:
-        trainer_class, config_class = getattr(trl, f"{names[method]}Trainer"), getattr(trl, f"{names[method]}Config")
-        if best and method != "kto":
-            from alignctl.trainers.base.on_engine import ByLength
-
-            class Grouped(trainer_class):  # TRL finds no lengths in rows of pairs
-                def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-                    return ByLength(train_dataset, self.args.train_batch_size, self.args.seed)
-
-            trainer_class = Grouped
-    if method == "kto":
-        settings |= {"desirable_weight": 1.0, "undesirable_weight": 1.0}
-    args = config_class(
-        output_dir=folder, per_device_train_batch_size=arguments.batch, max_length=arguments.max_length, bf16=gpu,
-        use_cpu=not gpu, gradient_checkpointing=False, logging_steps=1, report_to="none", save_strategy="no",
-        learning_rate=1e-6, lr_scheduler_type="constant", disable_tqdm=True, num_train_epochs=1, **settings,
-    )  # fmt: skip
-    data_set = Dataset.from_list(rows_of(arguments, method, data, tokenizer))
-    if method == "kto" and not ours:
-        data_set = data_set.shuffle(seed=args.seed)  # as alignctl's trainer does
-    roles = {"ref_model": model()} if method in ("dpo", "kto") else {}
-    return trainer_class(model=model(), args=args, train_dataset=data_set, processing_class=tokenizer, **roles)
-
-
-def compute(trainer: Any, arguments: argparse.Namespace, method: str) -> dict[str, float]:
-    """What the useful part of a row costs, and what the machine could do.
-
-    Useful tokens are those of a row without padding and with its prompt counted once. A token costs two operations for
-    each weight of the layers forward and four backward, and two more under a reference; head and attention, which
-    depend on the rows, are left out.
-    """
-    import torch
-
-    from alignctl.engine.layout import pack_rows
-
-    batches = list(trainer.get_train_dataloader())
-    blocks = 2 if method in ("dpo", "reward") else 1
-    tokens = sum(pack_rows(b["input_ids"], b["attention_mask"], blocks).input_ids.numel() for b in batches)
-    layers = trainer.accelerator.unwrap_model(trainer.model).base_model.layers
-    weights = sum(parameter.numel() for parameter in layers.parameters())
-    passes = 3 + (method == "kto")  # forward, twice that backward, and KTO's estimate of the KL divergence
-    if method in ("dpo", "kto") and not trainer.precompute_ref_logps:
-        passes += 1 + (method == "kto")
-    gpu = arguments.device == "cuda"
-    size = 8192 if gpu else 2048
-    square = torch.randn(size, size, device=arguments.device, dtype=torch.bfloat16 if gpu else torch.float32)
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        square @ square
-        if gpu:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
-    operations_per_row = 2 * passes * weights * tokens / arguments.rows
-    return {
-        "useful_tokens_per_row": tokens / arguments.rows,
-        "rows_per_s_at_full_rate": 2 * size**3 / best / operations_per_row,
-    }
-
-
-def callbacks(method: str, folder: str) -> list[Any]:
-    """What a stage puts around a step."""
-    from alignctl.methods.registry import methods
-    from alignctl.monitor.callbacks import MetricsFile, ProgressFile, StopOnRequest
-    from alignctl.monitor.heartbeat import Heartbeat
-    from alignctl.monitor.stopping import StopSignal
-    from alignctl.run.paths import StagePaths
-
-    paths = StagePaths(Path(folder))
-    progress = ProgressFile(paths, methods()[method].key_metrics, Heartbeat(paths, 0))
-    return [MetricsFile(paths), progress, StopOnRequest(StopSignal())]
-
-
-def timed(callback: Any, spent: list[float]) -> Any:
-    """Adds to `spent`, in seconds, what a callback takes."""
-
-    def clocked(plain: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return plain(*args, **kwargs)
-            finally:
-                spent[0] += time.perf_counter() - began
-
-        return call
-
-    for event in [name for name in dir(callback) if name.startswith("on_")]:
-        setattr(callback, event, clocked(getattr(callback, event)))
-    return callback
-
-
-def make_tokenizer() -> Any:
-    """Byte-level BPE learnt from hh-rlhf itself, the same for all contestants."""
-    from alignctl.models.tokenizer import train_tokenizer
-
-    return train_tokenizer((line["chosen"] for data in ("harmless", "helpful") for line in hh_lines(data)), VOCABULARY)
-
-
-def hh_lines(data: str) -> list[dict[str, str]]:
-    """The first rows of a part of hh-rlhf."""
-    file = shared(f"preference/hh_{data}_base/train.jsonl")
-    if file is not None:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    from datasets import load_dataset
-
-    return list(load_dataset("Anthropic/hh-rlhf", data_dir=f"{data}-base", split="train[:2000]"))
-
-
-def shared(path: str) -> Path | None:
-    found = Path(os.environ.get("ALIGNCTL_SHARED", ROOT.parent / "shared"), "data", path)
-    return found if found.exists() else None
-
-
-def rows_of(arguments: argparse.Namespace, method: str, data: str, tokenizer: Any) -> list[dict[str, Any]]:
-    pairs = unshared_pairs(arguments, tokenizer) if data == "unshared" else real_pairs(arguments, data)
-    return [as_row(method, pair, wanted=index % 2 == 0) for index, pair in enumerate(pairs)]
-
-
-def real_pairs(arguments: argparse.Namespace, data: str) -> list[dict[str, str]]:
-    """The first rows of hh-rlhf whose completions differ from the last turn on and that need not be cut."""
-    pairs = []
-    for line in hh_lines(data):
-        (prompt, mark, chosen), (same, _, rejected) = (
-            line[side].rpartition("\n\nAssistant:") for side in ("chosen", "rejected")
-        )
-        fits = max(map(len, (line["chosen"], line["rejected"]))) < 3 * arguments.max_length  # a token is longer
-        if prompt == same and fits and chosen.strip() and rejected.strip():
-            pairs.append({"prompt": prompt + mark, "chosen": chosen, "rejected": rejected})
-        if len(pairs) == arguments.rows:
-            break
-    return pairs
-
-
-def as_row(method: str, pair: dict[str, Any], wanted: bool) -> dict[str, Any]:
-    if method in ("dpo", "reward"):
-        return pair
-    row = {"prompt": pair["prompt"], "completion": pair["chosen" if wanted or method == "sft" else "rejected"]}
-    return row | {"label": wanted} if method == "kto" else row
-
-
-def unshared_pairs(arguments: argparse.Namespace, tokenizer: Any) -> list[dict[str, str]]:
-    """Rows of one length whose prompts are one word, and of pairs a different one for each completion."""
-    import random
-
-    random.seed(0)
-    words = sorted(
-        word.replace("\u0120", " ") for word in tokenizer.get_vocab() if re.fullmatch("\u0120[a-z]{5}", word)
-    )
-
-    def text() -> str:
-        return "".join(random.choice(words) for _ in range(UNSHARED_TOKENS))
-
-    return [{"prompt": random.choice(words), "chosen": text(), "rejected": text()} for _ in range(arguments.rows)]
 
 
 if __name__ == "__main__":
