@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--method", choices=TRL, nargs="+", default=list(TRL))
     parser.add_argument("--data", choices=(*REAL, *MADE), nargs="+", default=["harmless", "helpful", "unshared"])
     parser.add_argument("--contestant", choices=CONTESTANTS, nargs="+", default=USUAL)
+    parser.add_argument("--pass-tokens", type=int, nargs="+", default=[], help="alignctl with passes of so many, too")
     parser.add_argument("--rows", type=int, default=64, help="pairs, or other rows, of the epoch")
     parser.add_argument("--batch", type=int, default=8, help="rows of a batch")
     parser.add_argument("--accumulation", type=int, default=1, help="batches of a step")
@@ -98,6 +99,8 @@ def main() -> None:
 
         print(table_of_families(arguments.device))
         return
+    for tokens in arguments.pass_tokens:
+        CONTESTANTS[f"alignctl, passes of {tokens:,}"] = Contestant(ours=True, pass_tokens=tokens)
     minutes = arguments.minutes or (8 if arguments.gpu else float("inf"))
     ends = time.monotonic() + 60 * minutes
     comparisons = list(for_a_gpu() if arguments.gpu else asked_for(arguments))
@@ -126,7 +129,8 @@ def asked_for(arguments: argparse.Namespace) -> Iterator[Comparison]:
             device=arguments.device, dtype=arguments.dtype or ("bfloat16" if gpu else "float32"),
             threads=arguments.threads,
         )  # fmt: skip
-        contestants = tuple(name for name in arguments.contestant if method == "sft" or name not in OTHER_ROWS)
+        names = [*arguments.contestant, *(f"alignctl, passes of {tokens:,}" for tokens in arguments.pass_tokens)]
+        contestants = tuple(name for name in names if method == "sft" or name not in OTHER_ROWS)
         yield Comparison(work, contestants, arguments.alone or gpu)
 
 

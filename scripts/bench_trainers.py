@@ -87,6 +87,8 @@ class Contestant:
     """SFT's rows are packed into sequences of the most tokens."""
     callbacks: bool = True
     """With what a stage puts around a step."""
+    pass_tokens: int | None = None
+    """Of ours, most tokens of a pass; None for the default."""
 
 
 def main() -> None:
@@ -180,6 +182,8 @@ def build(work: Work, contestant: Contestant, folder: str) -> Any:
         settings["precompute_ref_log_probs"] = True
     if contestant.packed:
         settings["packing"] = True
+    if contestant.pass_tokens:
+        settings["pass_tokens"] = contestant.pass_tokens
     if contestant.checkpointed is not None or not gpu:
         settings["gradient_checkpointing"] = bool(contestant.checkpointed)
     if work.peft != "none" and method != "sft":
