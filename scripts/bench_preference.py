@@ -38,7 +38,8 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import IO, Any
+from select import select
+from typing import Any
 
 from bench_rows import MADE, REAL
 from bench_trainers import SHAPES, TRL, Contestant, Work
@@ -53,10 +54,10 @@ CONTESTANTS = {
     "alignctl": Contestant(ours=True),
     "alignctl, grouped": Contestant(ours=True, grouped=True),
     "alignctl, checkpointed": Contestant(ours=True, checkpointed=True),
-    "alignctl, not checkpointed": Contestant(ours=True, checkpointed=False),
     "alignctl, no callbacks": Contestant(ours=True, callbacks=False),
 }
 USUAL = ("TRL", "TRL, grouped", "TRL, packed", "alignctl", "alignctl, grouped", "alignctl, no callbacks")
+_GRACE_S, _LONGEST_S = 60, 3600  # for a turn that was begun in time, and for any
 OTHER_ROWS = ("TRL, packed",)
 """Whose steps are not of the same rows as those of the others."""
 
@@ -86,11 +87,15 @@ def main() -> None:
     parser.add_argument("--model", choices=SHAPES, default="small")
     parser.add_argument("--peft", choices=("none", "lora", "attention", "all-linear"), default="none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; as the device where not given")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the weights; as the device where not given"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="contestants one after another, as always on a GPU")
     parser.add_argument("--gpu", action="store_true", help="the comparisons for a GPU, whatever else is said")
-    parser.add_argument("--families", action="store_true", help="how each family of conf/model is computed, and no more")
+    parser.add_argument(
+        "--families", action="store_true", help="how each family of conf/model is computed, and no more"
+    )
     parser.add_argument("--minutes", type=float, help="begin nothing that late; 8 with --gpu")
     parser.add_argument("--json", type=Path, help="file for all that was measured")
     arguments = parser.parse_args()
@@ -142,13 +147,13 @@ def for_a_gpu() -> Iterator[Comparison]:
         max_length=1024, length=0, turn=1, device="cuda", dtype="bfloat16", threads=8,
     )  # fmt: skip
     theirs = ("TRL", "TRL, one batch", "TRL, two batches, not checkpointed")
-    yield Comparison(work, (*theirs, "alignctl, not checkpointed", "alignctl, checkpointed"), alone=True)
+    yield Comparison(work, (*theirs, "alignctl"), alone=True)
     for length in (8192, 16384, 32768):
         rows = replace(
             work, data="long", model="1b", peft="all-linear", rows=5, batch=1, accumulation=1, max_length=length,
             length=length,
         )  # fmt: skip
-        yield Comparison(rows, ("TRL", "alignctl, checkpointed", "alignctl, not checkpointed"), alone=True)
+        yield Comparison(rows, ("TRL", "alignctl, checkpointed", "alignctl"), alone=True)
 
 
 def describe_machine(work: Work) -> str:
@@ -174,7 +179,7 @@ class Process:
     """A contestant at work (bench_trainers.py). What it prints is kept for when it fails."""
 
     def __init__(self, work: Work, contestant: Contestant, ends: float):
-        self._ends, self._log = ends, tempfile.TemporaryFile("w+")
+        self._ends, self._log = ends, tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process)
         asked = json.dumps({"work": asdict(work), "contestant": asdict(contestant)})
         environment = os.environ | {"OMP_NUM_THREADS": str(work.threads), "HF_HUB_DISABLE_TELEMETRY": "1"}
         self._process = subprocess.Popen(
@@ -188,10 +193,14 @@ class Process:
         Raises:
             Failed: It ended, or the time is over.
         """
-        if time.monotonic() > self._ends:
+        left = self._ends - time.monotonic()
+        if left < 0:
             raise Failed("there was no time left for it")
         try:
-            _write(self._process.stdin)
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+            if not select([self._process.stdout], [], [], min(left + _GRACE_S, _LONGEST_S))[0]:
+                raise Failed("it took too long")
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -206,11 +215,6 @@ class Process:
         self._process.kill()
         self._process.wait()
         self._log.close()
-
-
-def _write(stream: IO[str]) -> None:
-    stream.write("go\n")
-    stream.flush()
 
 
 def compare(comparison: Comparison, ends: float) -> dict[str, Any]:
@@ -237,7 +241,9 @@ def compare(comparison: Comparison, ends: float) -> dict[str, Any]:
         for process in processes.values():
             process.end()
     finished = {name: answers[name] for name in names if name not in failed}
-    useful = next((end[-1]["useful_tokens_per_row"] for end in finished.values() if end[-1]["useful_tokens_per_row"]), 0)
+    useful = next(
+        (end[-1]["useful_tokens_per_row"] for end in finished.values() if end[-1]["useful_tokens_per_row"]), 0
+    )
     measured = {name: _summary(one, comparison.work, useful) for name, one in finished.items()}
     return {
         "work": asdict(comparison.work), "useful_tokens_per_row": useful, "measured": measured, "failed": failed,
@@ -308,7 +314,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"\n{what}: {work['batch']} x {work['accumulation']} rows a step, at most {work['max_length']:,} tokens, "
         f"{work['model']}{adapters}, {work['dtype']}; {result['useful_tokens_per_row']:.0f} useful tokens a row",
-        f"  {'':34} {'rows/s':>8} {'tokens/s':>9} {'s a turn':>9} {'wall':>7} {'peak MiB':>9} {'MFU':>6} {'first step':>10}",
+        f"  {'':34} {'rows/s':>8} {'tokens/s':>9} {'s a turn':>9} {'wall':>7} {'peak MiB':>9} {'MFU':>6} first step",
     ]
     for name, one in result["measured"].items():
         lines.append(

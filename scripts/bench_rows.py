@@ -18,10 +18,10 @@ MADE = ("unshared", "ultrafeedback", "long")
 VOCABULARY = 8192
 _SPECIAL = ("<pad>", "<eos>", "<unk>")
 _UNSHARED_TOKENS = 200
-# UltraFeedback (arXiv:2310.01377, Table 1): mean tokens of a prompt and of a completion. Taken as log-normal; with these
-# spreads, and with this part of the completions' spread in common, rows cut at 1,024 tokens have what the rows of
+# UltraFeedback (arXiv:2310.01377, Table 1): mean tokens of a prompt and of a completion, taken as log-normal. With
+# these spreads, part of which a pair's completions have in common, rows cut at 1,024 tokens come to what those of
 # HuggingFaceH4/ultrafeedback_binarized have in Llama 3's tokens: 716 a pair, prompts counted once, and 1,377 padded in
-# batches of two pairs, 2,005 in batches of sixteen (here 718, 1,380 and 2,015).
+# batches of two pairs, 2,005 in batches of sixteen (here 719, 1,380 and 2,017).
 _PROMPT, _COMPLETION = (185.1, 1.0), (305.3, 0.9)
 _IN_COMMON = 0.45
 

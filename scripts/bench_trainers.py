@@ -79,8 +79,8 @@ class Contestant:
     batches: int | None = None
     """How many batches a step is divided into; None for as many as are asked for."""
     checkpointed: bool | None = None
-    """Whether activations are computed again in the backward pass; None for the trainer's default on a GPU, and not on
-    a CPU."""
+    """Whether activations are computed again in the backward pass. None: on a CPU not, and on a GPU as TRL's default
+    has it, or as a rehearsal on the longest rows finds it, with the tokens of a pass, as in a stage of alignctl."""
     grouped: bool = False
     """Rows grouped by length, and the reference's log-probabilities computed beforehand."""
     packed: bool = False
@@ -108,7 +108,8 @@ def main() -> None:
     sys.stdin.readline()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(work, contestant, folder)
+        found, said = rehearse(work, contestant, f"{folder}/rehearsal")
+        trainer = build(work, contestant, folder, found)
         if contestant.ours and contestant.callbacks:
             for callback in callbacks(work.method, folder):
                 trainer.add_callback(timed(callback, spent))
@@ -125,7 +126,7 @@ def main() -> None:
         done=True, peak_mib=peak / 2**20, losses=turns.losses,
         callbacks_s_per_step=spent[0] / trainer.state.global_step,
         attention=getattr(model, "packed_attention", None) or model.config._attn_implementation,
-        notices=getattr(trainer, "notices", []), useful_tokens_per_row=useful_tokens(trainer, work),
+        notices=[*getattr(trainer, "notices", []), *said], useful_tokens_per_row=useful_tokens(trainer, work),
         operations_per_token=operations(model, work, contestant), matrix_rate=matrix_rate(work),
     )  # fmt: skip
 
@@ -166,8 +167,33 @@ def turns_of(work: Work, answer: Any) -> Any:
     return TakesTurns()
 
 
-def build(work: Work, contestant: Contestant, folder: str) -> Any:
-    """The trainer of a contestant, with a model whose weights are the same for all."""
+def rehearse(work: Work, contestant: Contestant, folder: str) -> tuple[dict[str, Any], list[str]]:
+    """What a stage of alignctl leaves to its rehearsal, and what is to be said of it: nothing but on a GPU."""
+    if not contestant.ours or contestant.checkpointed is not None or work.device == "cpu":
+        return {}, []
+    import torch
+
+    from alignctl.trainers.base.device import let_go
+    from alignctl.trainers.base.fitting import Fitting
+
+    fitting = Fitting(tokens=contestant.pass_tokens is None, checkpointing=True)
+    trainer = build(work, contestant, folder, {"max_steps": 1}, longest=True)
+    trainer.fitting = fitting
+    trainer.train()
+    del trainer
+    let_go()
+    torch.cuda.reset_peak_memory_stats()
+    tries = fitting.to_dict().get("tries", [])
+    return fitting.found, [f"rehearsal: {one}" for one in tries]
+
+
+def build(work: Work, contestant: Contestant, folder: str, more: dict[str, Any], longest: bool = False) -> Any:
+    """The trainer of a contestant, with a model whose weights are the same for all.
+
+    Args:
+        more: Settings besides.
+        longest: Takes the longest rows, as many as a step has.
+    """
     from datasets import Dataset
 
     method, gpu = work.method, work.device == "cuda"
@@ -185,16 +211,18 @@ def build(work: Work, contestant: Contestant, folder: str) -> Any:
     if contestant.pass_tokens:
         settings["pass_tokens"] = contestant.pass_tokens
     if contestant.checkpointed is not None or not gpu:
-        settings["gradient_checkpointing"] = bool(contestant.checkpointed)
+        name = "activation_checkpointing" if contestant.ours else "gradient_checkpointing"
+        settings[name] = bool(contestant.checkpointed)
     if work.peft != "none" and method != "sft":
         settings["disable_dropout"] = False  # the adapters' own
     args = config_class(
         output_dir=folder, per_device_train_batch_size=batch, gradient_accumulation_steps=step // batch,
         max_length=work.max_length, bf16=work.dtype == "bfloat16" and gpu, use_cpu=not gpu, logging_steps=1,
         report_to="none", save_strategy="no", learning_rate=1e-6, lr_scheduler_type="constant", disable_tqdm=True,
-        num_train_epochs=1, **settings,
+        num_train_epochs=1, **settings | more,
     )  # fmt: skip
-    rows = Dataset.from_list(rows_of(method, work.data, work.rows, work.max_length, work.length))
+    chosen = rows_of(method, work.data, work.rows, work.max_length, work.length)
+    rows = Dataset.from_list(sorted(chosen, key=lambda row: -len(str(row)))[:step] if longest else chosen)
     if method == "kto" and not contestant.ours:
         rows = rows.shuffle(seed=args.seed)  # as alignctl's trainer does
     given: dict[str, Any] = {}
