@@ -37,7 +37,7 @@ def put_head_on(
     model: nn.Module,
     autocast: Autocast,
     blocks: int = 1,
-    is_reference: bool = False,
+    statistics: bool = True,
     has_reference: bool = False,
 ) -> None:
     """Lets a causal language model answer `fused_lm_head=True`; its forward is otherwise as it was.
@@ -46,8 +46,9 @@ def put_head_on(
         autocast: Mixed precision of the run. accelerate wraps it around a model's forward, a reference's before this
             takes the forward's place.
         blocks: Of rows of a batch whose first rows share a prompt, and so on: 2 for pairs.
-        is_reference: Of which nothing but log-probabilities is asked.
-        has_reference: Whether so is what it computes in training without a gradient, with its adapters switched off.
+        statistics: Whether the trainer logs more of this model's tokens than comes of their log-probabilities.
+        has_reference: Whether log-probabilities alone are what it computes in training without a gradient, with its
+            adapters switched off.
     """
     _check_head(model)
     plain = model.forward
@@ -66,10 +67,10 @@ def put_head_on(
             return plain(*args, **inputs, **{key: value for key, value in given.items() if value is not None})
         targets = labels[:, 1:]
         mask = targets != -100
-        refers = is_reference or (has_reference and self.training and not torch.is_grad_enabled())
+        refers = has_reference and self.training and not torch.is_grad_enabled()
         with autocast():
             hidden = _hidden_before(self, mask, blocks, *args, **inputs)
-            scores = score_tokens(self, hidden, targets[mask], statistics=not refers)
+            scores = score_tokens(self, hidden, targets[mask], statistics=statistics and not refers)
 
         def spread(values: Tensor | None) -> Tensor | None:
             return None if values is None else values.new_zeros(mask.shape).masked_scatter(mask, values)

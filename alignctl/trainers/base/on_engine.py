@@ -22,7 +22,7 @@ from alignctl.models.packing import put_packed_attention_on
 from alignctl.trainers.base.heads import check_head_of_trl, put_head_on, put_score_on, why_not_scored_packed
 from alignctl.trainers.base.passes import DividesSteps
 
-_PASS_TOKENS = {True: 2048, False: 16384}
+_PASS_TOKENS = {True: 896, False: 16384}
 """Of a pass, on a CPU and elsewhere."""
 _MIXTURE = "the loss of a mixture of experts comes from padded rows"
 
@@ -109,7 +109,8 @@ class OnEngine(DividesSteps):
 
     blocks = 1
     """Of rows of a batch whose first rows begin alike, and so on: 2 where rejected rows lie below the chosen ones."""
-
+    logs_tokens = True
+    """Whether more is logged of tokens than comes of their log-probabilities: the entropy, and so on."""
     has_reference = False
     """Whether the loss looks at a reference's log-probabilities."""
 
@@ -166,7 +167,8 @@ class OnEngine(DividesSteps):
                 check_head_of_trl(model)
             self.notices.append(f"engine: padded rows, because {reason}" if reason else _describe(model, self.blocks))
         if has_head and not mixture:  # which keeps TRL's head, because that knows its loss
-            put_head_on(model, self.accelerator.autocast, self.blocks, not trained, self.has_reference)
+            statistics = trained and self.logs_tokens
+            put_head_on(model, self.accelerator.autocast, self.blocks, statistics, self.has_reference)
         elif not has_head and not reason:
             put_score_on(model, self.accelerator.autocast, self.blocks)
         compiled = compile_as_wanted(model, self.args)

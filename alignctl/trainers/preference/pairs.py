@@ -62,6 +62,7 @@ class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
     """A DPOTrainer whose loss a subclass gives."""
 
     blocks = 2
+    logs_tokens = False
     means = {"nll_loss": "scored"}
 
     has_reference: bool
