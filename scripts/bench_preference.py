@@ -39,6 +39,7 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from select import select
+from shutil import which
 from typing import Any
 
 from bench_rows import MADE, REAL
@@ -85,17 +86,13 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512, help="tokens, prompt and completion")
     parser.add_argument("--length", type=int, help="tokens of the rows of `long`, which are a step each")
     parser.add_argument("--model", choices=SHAPES, default="small")
-    parser.add_argument("--peft", choices=("none", "lora", "attention", "all-linear"), default="none")
+    parser.add_argument("--peft", choices=("none", "lora", "all-linear"), default="none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of the weights; as the device where not given"
-    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; by default the device's")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="contestants one after another, as always on a GPU")
     parser.add_argument("--gpu", action="store_true", help="the comparisons for a GPU, whatever else is said")
-    parser.add_argument(
-        "--families", action="store_true", help="how each family of conf/model is computed, and no more"
-    )
+    parser.add_argument("--families", action="store_true", help="how each family of models is computed, no more")
     parser.add_argument("--minutes", type=float, help="begin nothing that late; 8 with --gpu")
     parser.add_argument("--json", type=Path, help="file for all that was measured")
     arguments = parser.parse_args()
@@ -112,8 +109,10 @@ def main() -> None:
     machine = describe_machine(comparisons[0].work)
     print(machine, flush=True)
     results = []
-    for comparison in comparisons:
-        result = compare(comparison, ends)
+    # The few for a GPU are imported while others have the card, which they do not touch before their turn.
+    started = [start(comparison, ends) for comparison in comparisons] if arguments.gpu else []
+    for number, comparison in enumerate(comparisons):
+        result = compare(comparison, started[number] if started else start(comparison, ends))
         results.append(result)
         print(table(result), flush=True)
         if arguments.json:
@@ -126,8 +125,7 @@ def asked_for(arguments: argparse.Namespace) -> Iterator[Comparison]:
     gpu = arguments.device == "cuda"
     for method, rows in product(arguments.method, data):
         work = Work(
-            method=method, data=rows, model=arguments.model,
-            peft="attention" if arguments.peft == "lora" else arguments.peft, rows=arguments.rows,
+            method=method, data=rows, model=arguments.model, peft=arguments.peft, rows=arguments.rows,
             batch=1 if arguments.length else arguments.batch,
             accumulation=1 if arguments.length else arguments.accumulation,
             max_length=arguments.length or arguments.max_length, length=arguments.length or 0, turn=arguments.turn,
@@ -143,14 +141,14 @@ def for_a_gpu() -> Iterator[Comparison]:
     """The settings of `recipe=dpo_llama3` on an 8B model; long rows of a 1B model, computed again in the backward pass
     by both."""
     work = Work(
-        method="dpo", data="ultrafeedback", model="8b", peft="attention", rows=16 * 7, batch=2, accumulation=8,
+        method="dpo", data="ultrafeedback", model="8b", peft="lora", rows=16 * 7, batch=2, accumulation=8,
         max_length=1024, length=0, turn=1, device="cuda", dtype="bfloat16", threads=8,
     )  # fmt: skip
     theirs = ("TRL", "TRL, one batch", "TRL, two batches, not checkpointed")
     yield Comparison(work, (*theirs, "alignctl"), alone=True)
     for length in (8192, 16384, 32768):
         rows = replace(
-            work, data="long", model="1b", peft="all-linear", rows=5, batch=1, accumulation=1, max_length=length,
+            work, data="long", model="1b", peft="all-linear", rows=4, batch=1, accumulation=1, max_length=length,
             length=length,
         )  # fmt: skip
         yield Comparison(rows, ("TRL", "alignctl, checkpointed", "alignctl"), alone=True)
@@ -163,8 +161,10 @@ def describe_machine(work: Work) -> str:
 
 def _processor(work: Work) -> str:
     if work.device == "cuda":
-        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.partition("\n")[0] or "a GPU"
+        if which("nvidia-smi") is None:
+            return "a GPU"
+        asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -181,7 +181,8 @@ class Process:
     def __init__(self, work: Work, contestant: Contestant, ends: float):
         self._ends, self._log = ends, tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process)
         asked = json.dumps({"work": asdict(work), "contestant": asdict(contestant)})
-        environment = os.environ | {"OMP_NUM_THREADS": str(work.threads), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        offline = {"HF_HUB_OFFLINE": "1"} if work.data in MADE else {}
+        environment = os.environ | offline | {"OMP_NUM_THREADS": str(work.threads), "HF_HUB_DISABLE_TELEMETRY": "1"}
         self._process = subprocess.Popen(
             [sys.executable, SCRIPT, asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
             env=environment,
@@ -217,10 +218,14 @@ class Process:
         self._log.close()
 
 
-def compare(comparison: Comparison, ends: float) -> dict[str, Any]:
+def start(comparison: Comparison, ends: float) -> dict[str, Process]:
+    """The contestants, which wait until they are asked."""
+    return {name: Process(comparison.work, CONTESTANTS[name], ends) for name in comparison.contestants}
+
+
+def compare(comparison: Comparison, processes: dict[str, Process]) -> dict[str, Any]:
     """Trains every contestant and returns what each measured, why others failed, and the ratios."""
     names = comparison.contestants
-    processes = {name: Process(comparison.work, CONTESTANTS[name], ends) for name in names}
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     failed: dict[str, str] = {}
     try:

@@ -59,7 +59,7 @@ class Work:
     data: str
     model: str
     peft: str
-    """none, attention (as conf/peft/lora_attention.yaml) or all-linear."""
+    """none, lora (conf/peft/lora_attention.yaml) or all-linear (conf/peft/lora.yaml)."""
     rows: int
     batch: int
     accumulation: int
@@ -105,7 +105,8 @@ def main() -> None:
 
     torch.set_num_threads(work.threads)
     turns, spent = turns_of(work, answer), [0.0]
-    sys.stdin.readline()
+    classes(work.method, contestant)  # imports them
+    wait()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found, said = rehearse(work, contestant, f"{folder}/rehearsal")
@@ -116,7 +117,7 @@ def main() -> None:
         trainer.add_callback(turns)
         answer(built_s=time.perf_counter() - began)
         trainer.train()
-    sys.stdin.readline()
+    wait()
     gpu = work.device == "cuda"
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     from alignctl.engine.forward import bare
@@ -129,6 +130,12 @@ def main() -> None:
         notices=[*getattr(trainer, "notices", []), *said], useful_tokens_per_row=useful_tokens(trainer, work),
         operations_per_token=operations(model, work, contestant), matrix_rate=matrix_rate(work),
     )  # fmt: skip
+
+
+def wait() -> None:
+    """Until this process may go on; it ends with the one that asks."""
+    if not sys.stdin.readline():
+        raise SystemExit
 
 
 def turns_of(work: Work, answer: Any) -> Any:
@@ -144,7 +151,7 @@ def turns_of(work: Work, answer: Any) -> Any:
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step % work.turn == 0:
                 self.end_turn()
-                sys.stdin.readline()
+                wait()
                 self.began = time.perf_counter(), time.process_time()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
@@ -282,7 +289,6 @@ def make_model(work: Work, tokenizer: Any) -> Any:
             )
     finally:
         torch.set_default_dtype(before)
-    model.config.dtype = work.dtype
     return model
 
 
@@ -291,7 +297,7 @@ def lora(work: Work) -> Any:
 
     target: Any = "all-linear" if work.peft == "all-linear" else ["q_proj", "k_proj", "v_proj", "o_proj"]
     task = "SEQ_CLS" if work.method == "reward" else "CAUSAL_LM"
-    dropout = 0.05 if work.peft == "attention" else 0.0
+    dropout = 0.05 if work.peft == "lora" else 0.0
     return LoraConfig(r=16, lora_alpha=32, lora_dropout=dropout, target_modules=target, task_type=task)
 
 
