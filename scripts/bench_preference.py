@@ -301,9 +301,10 @@ def _same_rows(one: str, other: str) -> bool:
 
 
 def _by_turns(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
+    """The speed is the median of that of each turn."""
     ratios = [b / a for a, b in zip(ours["turns_s"], theirs["turns_s"], strict=True)]
     return {
-        "median": statistics.median(ratios),
+        "speed": statistics.median(ratios),
         "min": min(ratios),
         "max": max(ratios),
         "largest_loss_difference": max(abs(x - y) for x, y in zip(ours["losses"], theirs["losses"], strict=True)),
@@ -331,8 +332,8 @@ def table(result: dict[str, Any]) -> str:
     lines += [f"  {name:34} failed: {reason}" for name, reason in result["failed"].items()]
     for ratio in result["ratios"]:
         speed = f"{ratio['speed']:.2f} times the speed"
-        if "median" in ratio:
-            speed += f" (by turns: median {ratio['median']:.2f}, {ratio['min']:.2f} to {ratio['max']:.2f})"
+        if "min" in ratio:
+            speed += f" ({ratio['min']:.2f} to {ratio['max']:.2f})"
             speed += f", losses within {ratio['largest_loss_difference']:.1e}"
         lines.append(f"  {ratio['of']} : {ratio['to']} = {speed}, {ratio['memory']:.2f} of the memory")
     notices = {notice: None for one in result["measured"].values() for notice in one["notices"]}

@@ -233,6 +233,8 @@ def build(work: Work, contestant: Contestant, folder: str, more: dict[str, Any],
     if method == "kto" and not contestant.ours:
         rows = rows.shuffle(seed=args.seed)  # as alignctl's trainer does
     given: dict[str, Any] = {}
+    if contestant.ours:
+        given |= kept_batches(method, args)
     if work.peft != "none":
         given["peft_config"] = lora(work)
     elif method in _REFERENCE:
@@ -243,6 +245,15 @@ def build(work: Work, contestant: Contestant, folder: str, more: dict[str, Any],
     if contestant.packed:  # as many rows a step as the others, about
         args.per_device_train_batch_size = max(1, round(batch * len(trainer.train_dataset) / len(rows)))
     return trainer
+
+
+def kept_batches(method: str, args: Any) -> dict[str, Any]:
+    """As a stage tells the trainer which batches stay together."""
+    from alignctl.methods.registry import methods
+
+    mixes_rows = methods()[method].mixes_rows
+    reason = mixes_rows(vars(args)) if mixes_rows else None
+    return {"keeps_batches": reason} if reason else {}
 
 
 def classes(method: str, contestant: Contestant) -> tuple[type, type]:
