@@ -246,9 +246,7 @@ def compare(comparison: Comparison, processes: dict[str, Process]) -> dict[str, 
         for process in processes.values():
             process.end()
     finished = {name: answers[name] for name in names if name not in failed}
-    useful = next(
-        (end[-1]["useful_tokens_per_row"] for end in finished.values() if end[-1]["useful_tokens_per_row"]), 0
-    )
+    useful = max((one[-1]["useful_tokens_per_row"] or 0 for one in finished.values()), default=0)
     measured = {name: _summary(one, comparison.work, useful) for name, one in finished.items()}
     return {
         "work": asdict(comparison.work), "useful_tokens_per_row": useful, "measured": measured, "failed": failed,
@@ -257,7 +255,7 @@ def compare(comparison: Comparison, processes: dict[str, Process]) -> dict[str, 
 
 
 def _summary(answers: list[dict[str, Any]], work: Work, useful: float) -> dict[str, Any]:
-    start, *turns, end = answers
+    built, *turns, end = answers
     kind = "seconds" if work.device == "cuda" else "cpu_s"
     counted = turns[1:]  # the first is the warm-up
     rows = work.rows / len(turns)
@@ -266,7 +264,7 @@ def _summary(answers: list[dict[str, Any]], work: Work, useful: float) -> dict[s
         "rows_per_s": rate,
         "useful_tokens_per_s": rate * useful,
         "mfu": rate * useful * end["operations_per_token"] / end["matrix_rate"],
-        "first_step_s": start["built_s"] + turns[0]["seconds"],
+        "first_step_s": built["built_s"] + turns[0]["seconds"],
         "callbacks_share": end["callbacks_s_per_step"] * work.turn / statistics.median(t["seconds"] for t in counted),
         "turns_s": [turn[kind] for turn in counted],
         "turns_wall_s": [turn["seconds"] for turn in counted],
