@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from bench_trainers import LLAMA_3
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -37,12 +38,10 @@ from alignctl.rollout.decoding import Sampling, decode
 from alignctl.rollout.drawing import draw_completions, why_cache_grows
 from alignctl.rollout.settings import RolloutSettings
 
-# Layers, width, inner width, heads, heads of keys and values, vocabulary, and whether the head is the embeddings.
 SHAPES = {
     "tiny": (5, 64, 172, 8, 4, 512, True),  # stories260K
     "small": (8, 768, 2048, 12, 12, 4096, True),
-    "1b": (16, 2048, 8192, 32, 8, 128256, True),  # Llama 3.2
-    "8b": (32, 4096, 14336, 32, 8, 128256, False),  # Llama 3
+    **LLAMA_3,
 }
 OURS, CONTINUOUS = "transformers", "continuous"
 ADAPTERS_ON, GENERATE, STATIC = "fixed cache, adapters on", "generate(), as it comes", "generate(), static, compiled"

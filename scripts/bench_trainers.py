@@ -20,24 +20,24 @@ from typing import Any
 
 from bench_rows import VOCABULARY, make_tokenizer, rows_of
 
-# Llamas with random weights: layers, width, inner width, heads, heads of keys and values.
-SHAPES = {
-    "tiny": (2, 64, 172, 2, 2),
-    "small": (6, 256, 688, 4, 4),
-    "1b": (16, 2048, 8192, 32, 8),  # of Llama 3.2 1B
-    "8b": (32, 4096, 14336, 32, 8),  # of Llama 3.1 8B
+# Of Llamas: layers, width, inner width, heads, heads of keys and values, vocabulary, and whether the head is the
+# embeddings.
+LLAMA_3 = {
+    "1b": (16, 2048, 8192, 32, 8, 128256, True),  # 3.2
+    "8b": (32, 4096, 14336, 32, 8, 128256, False),  # 3.1
 }
-LLAMA_3 = ("1b", "8b")
-_LLAMA_3_VOCABULARY = 128_256
-_NOT_TIED = ("8b",)
+SHAPES = {
+    "tiny": (2, 64, 172, 2, 2, VOCABULARY, True),
+    "small": (6, 256, 688, 4, 4, VOCABULARY, True),
+    **LLAMA_3,
+}
 # TRL's trainers, by method: the module, and the name before `Trainer` and `Config`.
 TRL = {
     "dpo": ("trl", "DPO"), "reward": ("trl", "Reward"), "kto": ("trl", "KTO"), "sft": ("trl", "SFT"),
     "orpo": ("trl.experimental.orpo", "ORPO"), "simpo": ("trl.experimental.cpo", "CPO"),
 }  # fmt: skip
 _SIMPO = {"beta": 2.0, "gamma_beta_ratio": 0.5}
-# What both take from a method's own defaults is said here where these differ.
-_SAME = {
+_SAME = {  # where their defaults differ
     "kto": {"desirable_weight": 1.0, "undesirable_weight": 1.0},
     "orpo": {"beta": 0.1},
 }
@@ -283,12 +283,12 @@ def make_model(work: Work, tokenizer: Any) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    layers, width, inner, heads, key_heads = SHAPES[work.model]
+    layers, width, inner, heads, key_heads, vocabulary, tied = SHAPES[work.model]
     config = LlamaConfig(
-        vocab_size=_LLAMA_3_VOCABULARY if work.model in LLAMA_3 else VOCABULARY, hidden_size=width,
-        intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
-        max_position_embeddings=max(8192, work.length), tie_word_embeddings=work.model not in _NOT_TIED,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, num_labels=1,
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=key_heads, tie_word_embeddings=tied,
+        max_position_embeddings=max(8192, work.length), pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, num_labels=1,
     )  # fmt: skip
     torch.manual_seed(0)
     before = torch.get_default_dtype()

@@ -19,7 +19,7 @@ from alignctl.models.packing import put_packed_attention_on
 
 SIZE = {
     "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
 
@@ -66,8 +66,8 @@ def table(device: str) -> str:
     """How the rows of each family are computed on a device, in Markdown."""
     lines = ["| models | type | rows |", "|---|---|---|"]
     for family in FAMILIES:
-        model = make(family)
-        reason = put_packed_attention_on(model.to(device), torch.device(device))
+        model = make(family).to(device, torch.float32 if device == "cpu" else torch.bfloat16)
+        reason = put_packed_attention_on(model, torch.device(device))
         rows = f"padded: {reason}" if reason else f"packed, {model.packed_attention} attention"
         lines.append(f"| {family.name} | `{family.model_type}` | {rows} |")
     return "\n".join(lines)

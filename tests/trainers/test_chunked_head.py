@@ -40,7 +40,7 @@ def test_the_plain_forward_stays(small):
 def test_of_a_reference_nothing_but_log_probabilities_is_computed(small):
     """A model of its own, or the policy in training without a gradient; when it is measured there are statistics."""
     own, policy, alone = small.model, small.model, small.model
-    put_head_on(own, nullcontext, is_reference=True)
+    put_head_on(own, nullcontext, statistics=False)
     put_head_on(policy, nullcontext, has_reference=True)
     put_head_on(alone, nullcontext)
     ids = torch.randint(4, 300, (2, 7))
@@ -54,6 +54,12 @@ def test_of_a_reference_nothing_but_log_probabilities_is_computed(small):
         assert entropy(policy, True) is None
         assert entropy(policy, False) is not None
         assert entropy(alone, True) is not None
+
+
+@pytest.mark.parametrize(("method", "is_logged"), [("dpo", True), ("orpo", False)])
+def test_statistics_are_of_what_is_logged(small, method, is_logged):
+    ids = torch.randint(4, 300, (2, 7))
+    assert (small.trainer(method).model(input_ids=ids, labels=ids, fused_lm_head=True).entropy is not None) == is_logged
 
 
 def test_put_on_once(small):

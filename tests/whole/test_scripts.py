@@ -1,5 +1,5 @@
-"""The benchmarks whose numbers the docs have run: that of README compares the same steps of both. What is said of families
-of models is what docs/engine.md has."""
+"""The benchmarks whose numbers the docs have run: that of README compares the same steps of both. What docs/engine.md
+says of families of models is what a script finds."""
 
 from __future__ import annotations
 
