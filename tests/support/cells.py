@@ -10,7 +10,7 @@ STEPS = 4
 RECIPE = """
 defaults: [/base, {{/data: local}}, {{/method@cell: {method}}}, {{override /model: local}}, _self_]
 stages: [cell]
-data: {{path: "{rows}", limit: 40}}
+data: {{path: "{rows}", limit: 23}}
 eval: {{prompts: 2, max_new_tokens: 4}}
 model: {{path: "{model}"}}
 """

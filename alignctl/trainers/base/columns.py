@@ -17,6 +17,8 @@ as a list. By themselves, since transformers would take a column called `labels`
 no such key."""
 ROW_NUMBER = "alignctl: row number"
 """Column of the training rows: which row of the data it was, counted from 1. Of a name that no data has."""
+ROW_LENGTHS = "alignctl: row lengths"
+"""In a batch whose rows lie one behind another: tokens of each."""
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -31,6 +33,7 @@ class CarriesRowColumns:
         """`row_columns` are those of the rows beside their texts: by name, whether the values are numbers."""
         self.row_columns = dict(row_columns or {})
         self.row_numbers: list[Tensor] = []  # of the batches of an optimizer step; none where rows are packed
+        self.row_lengths: list[list[int]] = []  # of its flat batches, in tokens
         super().__init__(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -58,12 +61,15 @@ class CarriesRowColumns:
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, count = super().get_batch_samples(*args, **kwargs)
         self.row_numbers = [batch.pop(ROW_NUMBER) for batch in batches if ROW_NUMBER in batch]
+        self.row_lengths = [batch.pop(ROW_LENGTHS) for batch in batches if ROW_LENGTHS in batch]
         return batches, count
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Moves all to the device. Under DeepSpeed transformers also rounds numbers to the model's precision, and what
         a loss computes with is not to be rounded."""
-        rest = super()._prepare_inputs({key: value for key, value in inputs.items() if key not in (ROW, ROW_NUMBER)})
+        rest = super()._prepare_inputs(
+            {key: value for key, value in inputs.items() if key not in (ROW, ROW_NUMBER, ROW_LENGTHS)}
+        )
         return rest | ({ROW: send_to_device(inputs[ROW], self.args.device)} if ROW in inputs else {})
 
 
@@ -82,6 +88,8 @@ class WithRowColumns:
             batch |= {ROW: {name: _numbers(values) if self._columns[name] else values for name, values in own.items()}}
         if ROW_NUMBER in rows[0]:
             batch |= {ROW_NUMBER: torch.tensor([row[ROW_NUMBER] for row in rows])}
+        if "input_ids" in rows[0] and len(batch["input_ids"]) != len(rows):  # one behind another
+            batch |= {ROW_LENGTHS: [len(row["input_ids"]) for row in rows]}
         return batch
 
 

@@ -7,14 +7,17 @@ depend on how the step is divided.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import DistributedType, send_to_device
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object, send_to_device
 from torch import Tensor, nn
 
 from alignctl.engine.layout import balanced
@@ -52,6 +55,7 @@ class DividesSteps:
     gradients are averaged."""
     fitting: Fitting | None
     halving: Halving
+    row_lengths: list[list[int]]
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Of a batch, how many rows it has and whatever else means are over."""
@@ -60,7 +64,19 @@ class DividesSteps:
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, count = super().get_batch_samples(*args, **kwargs)
         self._step, self._calls = batches, 0
+        self._of_last = self._rows_of_last()
         return batches, count
+
+    def _rows_of_last(self) -> int | None:
+        """How many rows of the step's last batch are this process's: where the rows of an epoch do not fill the batches
+        of all processes, accelerate fills the last ones with rows that were trained on already. None where all are."""
+        accelerator, args = self.accelerator, self.args
+        together = accelerator.num_processes * args.train_batch_size
+        left = len(self.train_dataset) % together
+        filled = args.accelerator_config.even_batches and not args.dataloader_drop_last
+        if not (filled and left and accelerator.num_processes > 1 and accelerator.gradient_state.end_of_dataloader):
+            return None
+        return min(max(left - accelerator.process_index * args.train_batch_size, 0), args.train_batch_size)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         if self.keeps_batches or not all(can_be_divided(batch, self.blocks) for batch in self._step or [inputs]):
@@ -70,8 +86,12 @@ class DividesSteps:
         if self._calls < len(self._step):
             return torch.zeros((), device=self.args.device)
         # On the CPU, where looking at each row does not wait for the device.
-        rows = [row for batch in self._step for row in rows_of(send_to_device(batch, "cpu"), self.blocks)]
+        batches = [list(rows_of(send_to_device(batch, "cpu"), self.blocks)) for batch in self._step]
         self._step = []
+        spare = batches[0][0]
+        if self._of_last is not None:
+            batches[-1] = batches[-1][: rows_there(batches[-1], self._of_last, self.row_lengths)]
+        rows = [row for batch in batches for row in batch]
         packed = self._packed()
         costs = [_cost(row, packed) for row in rows]
         self._fit(model, rows, costs)
@@ -79,14 +99,25 @@ class DividesSteps:
             self,
             str(self.state.global_step + 1),
             self._pass_tokens(),
-            lambda tokens: self._take_step(model, self._passes(rows, costs, tokens), num_items_in_batch),
+            lambda tokens: self._take_step(model, self._passes(rows, costs, tokens), spare, num_items_in_batch),
         )
 
-    def _take_step(self, model: nn.Module, passes: list[Batch], num_items_in_batch: Any) -> Tensor:
+    def _take_step(self, model: nn.Module, passes: list[Batch], spare: Batch, num_items_in_batch: Any) -> Tensor:
+        """Computes the passes of a step.
+
+        Args:
+            spare: A row to compute, for nothing, where others have more passes.
+        """
         accelerator = self.accelerator
         by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         counts = [self.counts(one) for one in passes]
-        totals = self._added_up({name: sum(one[name] for one in counts) for name in counts[0]})
+        nothing = dict.fromkeys(self.counts(together([spare])), 0)
+        totals = self._added_up({name: sum(one[name] for one in counts) for name in nothing})
+        if num_items_in_batch is not None and self._of_last is not None:
+            num_items_in_batch = torch.tensor(totals["tokens"], device=self.args.device)
+        for _ in range(self._most(len(passes)) - len(passes)):
+            passes.append(together([spare]))
+            counts.append(nothing)
         found: list[dict[str, list[float]]] = []
         loss = torch.zeros((), device=self.args.device)
         self.current_gradient_accumulation_steps = 1  # a pass has its share already
@@ -97,8 +128,18 @@ class DividesSteps:
                 name: own[name] * accelerator.num_processes / max(total, 1) for name, total in totals.items()
             }
             at_once = last or by_deepspeed
-            with nullcontext() if at_once else accelerator.no_sync(model), self._metrics_apart() as metrics:
-                loss = loss + super().training_step(model, part, num_items_in_batch)
+            with (
+                nullcontext() if at_once else accelerator.no_sync(model),
+                self._metrics_apart() as metrics,
+                _for_nothing(accelerator) if own is nothing else nullcontext(),
+            ):
+                if own is nothing:
+                    self.shares = dict.fromkeys(nothing, 1.0)
+                own_loss = super().training_step(model, part, num_items_in_batch)
+            if own is nothing:
+                metrics = {"num_tokens": [0.0]}
+            else:
+                loss = loss + own_loss
             found.append(metrics)
         self._log_step(found, counts)
         return loss
@@ -132,12 +173,12 @@ class DividesSteps:
         return loss if self.shares is None else loss * self.shares[name]
 
     def _divided(self, costs: list[int], tokens: int) -> list[list[int]]:
-        return balanced(costs, tokens, padded=not self._packed())
+        return balanced(costs, tokens, padded=not self._packed()) if costs else []
 
     def _passes(self, rows: Sequence[Batch], costs: list[int], tokens: int) -> list[Batch]:
         parts = self._divided(costs, tokens)
         most = self._most(len(parts))
-        while len(parts) < most:  # processes wait for each other in every pass
+        while len(parts) < min(most, len(rows)):  # processes wait for each other in every pass
             longest = max(parts, key=len)
             parts.remove(longest)
             parts += [longest[::2], longest[1::2]]
@@ -148,6 +189,12 @@ class DividesSteps:
         if self.accelerator.num_processes == 1:
             return count
         return int(self.accelerator.gather(torch.tensor([count], device=self.args.device)).max())
+
+    def _everywhere(self, names: set[str]) -> set[str]:
+        """The names that any process has: in the last step of an epoch one may have no rows."""
+        if self.accelerator.num_processes == 1 or self._of_last is None:
+            return names
+        return set(gather_object(sorted(names)))
 
     def _added_up(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Over all processes."""
@@ -173,7 +220,7 @@ class DividesSteps:
     def _log_step(self, found: list[dict[str, list[float]]], counts: list[dict[str, int]]) -> None:
         """Adds what the passes of a step found to the metrics: one number a step, of all processes."""
         # What is left out here is made of the others below, and of single completions not every pass has it.
-        names = {name for metrics in found for name in metrics} - {"num_tokens", "rewards/margins"}
+        names = self._everywhere({name for metrics in found for name in metrics}) - {"num_tokens", "rewards/margins"}
         sums: dict[str, float] = {}
         for name in sorted(names - _ENDS.keys() | self.means.keys()):  # the same in every process
             seen = [
@@ -190,13 +237,41 @@ class DividesSteps:
         self._total_train_tokens += sums["num_tokens"]
         values = {name: sums[name] / of for name in sums if (of := sums.get(f"{name} of"))}
         for name in sorted(names & _ENDS.keys()):
-            own = torch.tensor([_ENDS[name](one[name][-1] for one in found)], device=self.args.device)
+            nobodys = -math.inf if _ENDS[name] is max else math.inf
+            own = torch.tensor(
+                [_ENDS[name]((one[name][-1] for one in found if name in one), default=nobodys)], device=self.args.device
+            )
             values[name] = _ENDS[name](self.accelerator.gather(own).tolist())
         if {"rewards/chosen", "rewards/rejected"} <= values.keys():
             values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
         for name, value in values.items():
             self._metrics["train"][name].append(value)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+
+@contextmanager
+def _for_nothing(accelerator: Accelerator) -> Iterator[None]:
+    """With gradients that are 0."""
+    backward = accelerator.backward
+    accelerator.backward = lambda loss, *args, **kwargs: backward(loss * 0.0, *args, **kwargs)
+    try:
+        yield
+    finally:
+        del accelerator.backward
+
+
+def rows_there(rows: Sequence[Batch], count: int, lengths: list[list[int]]) -> int:
+    """How many pieces of a batch, or sequences of a flat one, its first `count` rows are.
+
+    Args:
+        lengths: Of the rows of the step's flat batches, in tokens.
+    """
+    if not is_flat(rows[0]):
+        return count
+    if not lengths:  # a row each
+        return len(rows) if count else 0
+    tokens, seen = sum(lengths[-1][:count]), list(accumulate(row["input_ids"].size(1) for row in rows))
+    return sum(1 for so_far in seen if so_far <= tokens)
 
 
 def pair_counts(batch: Batch) -> dict[str, int]:
