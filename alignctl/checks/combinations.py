@@ -11,7 +11,7 @@ from alignctl.checks.shared_base import check_shared_base
 from alignctl.checks.training import check_attention, check_packages, check_training
 from alignctl.checks.values import check_choice, distributed_type, method_of
 from alignctl.config.checkpoints import describe
-from alignctl.config.schema import MISSING, ZERO_STAGES, wants_bitsandbytes
+from alignctl.config.schema import MISSING, QUANTIZED, ZERO_STAGES, wants_bitsandbytes
 from alignctl.config.stages import first_stage, merged_section, names_rows
 from alignctl.config.trl_fields import config_fields
 from alignctl.errors import Problem
@@ -59,6 +59,11 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
             f"take one of them out, `~{name}.{theirs[0]}`",
         )
     kind = distributed_type(config)
+    if stage.get("compile") in (True, "on") and peft.get("type") in QUANTIZED:
+        yield Problem(
+            f"`{name}.compile=on` and `peft={peft['type']}` exclude each other: weights in 4 bits are not compiled",
+            f"set `{name}.compile=auto`",
+        )
     if stage.get("compile") in (True, "on") and (ZERO_STAGES.get(kind) == 3 or kind == "fsdp2"):
         yield Problem(
             f"`{name}.compile=on` and `distributed={kind}` exclude each other: processes divide the weights of a layer",

@@ -158,7 +158,7 @@ def print_summary(summary: dict[str, Any]) -> None:
             if rows["skipped"] and not same_file:
                 console.print(f"{stage_name}: {_skipped(part, rows)}", markup=False)
             if rows["too_long"]:
-                lost = f"{rows['too_long']} {part} rows dropped: within max_length nothing of the completion is left"
+                lost = f"{rows['too_long']} {part} rows dropped: too long for max_length"
                 console.print(f"{stage_name}: {lost}", markup=False)
         if "made" in other:
             made = other["made"]

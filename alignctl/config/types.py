@@ -119,7 +119,8 @@ def _describe(tree: ast.expr, choices: Choices) -> str:
         case ast.Subscript(value=ast.Name(id="list"), slice=item):
             return f"a list of {_describe(item, choices).removeprefix('a ')}s"
         case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
-            return "one of " + ", ".join(str(option) for option in _literals(options))
+            named = [str(option) for option in _literals(options)]
+            return named[0] if len(named) == 1 else "one of " + ", ".join(named)
         case ast.Subscript(value=ast.Name(id="Optional"), slice=item):
             return f"{_describe(item, choices)} or null"
         case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=items)):

@@ -34,7 +34,7 @@ _WAIT_S = 24 * 3600
 
 def left_to_rehearsal(stage: StageConfig) -> set[str]:
     """Fields of a stage that say how a step is computed, and are not given."""
-    return {key for key in ("pass_tokens", "activation_checkpointing") if stage.trainer.get(key, "auto") == "auto"}
+    return {key for key in ("pass_tokens", "activation_checkpointing") if stage.trainer.get(key) in (None, "auto")}
 
 
 def sees_gpu() -> bool:

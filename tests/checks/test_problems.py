@@ -98,6 +98,8 @@ BAD = [
         [DPO, "dpo.gradient_checkpointing_kwargs={use_reentrent: false}"],
         ["activation_checkpointing_kwargs` has no `use_r", "use_reentrant"],
     ),
+    ([DPO, "dpo.pass_tokens=0.5"], ["`dpo.pass_tokens` must be a whole number or auto, got `0.5`"]),
+    ([DPO, "peft=qlora", "dpo.compile=on"], ["`dpo.compile=on` and `peft=qlora` exclude each other"]),
     ([DPO, "dpo.activation_checkpointing_kwargs={every_n_layers: 2}"], ["has no `every_n_layers`"]),
     (
         [DPO, "dpo.pass_tokens=64", "dpo.loss_type=aot"],

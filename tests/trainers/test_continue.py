@@ -124,6 +124,7 @@ def test_what_is_finished_with_is_the_average(tmp_path, name):
         assert any((moved[key] != saved[key]).any() for key in saved), "the average is not what was moved"
 
 
+LOGGED = ("loss", "learning_rate", "eval_loss", "num_tokens")
 SETTINGS = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 16}
 
 
@@ -138,7 +139,6 @@ def check(tmp_path, stage: str, arguments: tuple[str, ...]) -> None:
     results = [read(folder / "result.json") for folder in (continued, whole)]
     assert results[0] == results[1]
     logged = [
-        [[row.get(key) for key in ("loss", "learning_rate", "eval_loss")] for row in read(folder / "metrics.jsonl")]
-        for folder in (continued, whole)
+        [[row.get(key) for key in LOGGED] for row in read(folder / "metrics.jsonl")] for folder in (continued, whole)
     ]
     assert logged[0] == logged[1]

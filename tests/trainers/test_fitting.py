@@ -120,7 +120,7 @@ def test_what_is_given_is_not_sought(tmp_path, monkeypatch):
 
 def test_without_a_rehearsal_there_is_a_fixed_budget(tmp_path):
     run = run_stages(tmp_path / "run", *arguments("sft", "rehearse=false", steps=2))
-    assert any("at most 2,048 tokens each" in one for one in read(run / "sft" / "progress.json")["notices"])
+    assert any("at most 896 tokens each" in one for one in read(run / "sft" / "progress.json")["notices"])
 
 
 def test_trying_leaves_nothing_behind(small):

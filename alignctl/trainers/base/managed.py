@@ -33,6 +33,7 @@ from alignctl.trainers.base.held_out import HeldOutLoss
 from alignctl.trainers.base.moving_reference import KeepsReference
 from alignctl.trainers.base.not_finite import StopsWhenNotFinite
 from alignctl.trainers.base.replicas import OneModel
+from alignctl.trainers.base.tokens import CountsTokens
 from alignctl.trainers.base.unchanged import Unchanged
 from alignctl.trainers.base.warm_up import WarmsUp
 
@@ -109,6 +110,7 @@ class Managed(
         self.start = copy.deepcopy(Configs(model.config, getattr(model, "generation_config", None)))
         super().__init__(*args, **kwargs)
         self.add_callback(OneModel(self))
+        self.add_callback(CountsTokens(self))
         self.unchanged = Unchanged(self)
         self.add_callback(self.unchanged)
         self.stops_early: StopsEarly | None = None

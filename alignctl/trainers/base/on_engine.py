@@ -39,7 +39,7 @@ class EngineConfig:
     """Most tokens of a forward and backward pass, those that rows begin with in common once: how an optimizer step is
     divided, which changes no number. auto: on a GPU what the rehearsal finds to fit, else a number that suits the
     device."""
-    activation_checkpointing: bool | Literal["auto"] = "auto"
+    activation_checkpointing: bool | Literal["auto"] | None = "auto"
     """Whether the backward pass computes activations again: less memory, a third more time. auto: on a GPU where the
     rehearsal finds that they do not fit, or finds nothing."""
     gradient_checkpointing: bool | None = None
@@ -57,6 +57,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.early_stopping_patience and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = "auto"
         if self.gradient_checkpointing is not None and self.activation_checkpointing == "auto":
             self.activation_checkpointing = self.gradient_checkpointing
         if isinstance(self.compile, bool):  # YAML's `on` and `off`

@@ -111,7 +111,7 @@ class DividesSteps:
         accelerator = self.accelerator
         by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         counts = [self.counts(one) for one in passes]
-        nothing = dict.fromkeys(self.counts(together([spare])), 0)
+        nothing = dict.fromkeys(counts[0] if counts else self.counts(together([spare])), 0)
         totals = self._added_up({name: sum(one[name] for one in counts) for name in nothing})
         if num_items_in_batch is not None and self._of_last is not None:
             num_items_in_batch = torch.tensor(totals["tokens"], device=self.args.device)
