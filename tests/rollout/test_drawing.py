@@ -29,7 +29,7 @@ from alignctl.rollout.drawing import draw_completions
 from alignctl.rollout.settings import RolloutSettings
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import StagePaths
-from alignctl.stage.generation import why_not_vllm
+from alignctl.trainers.on_policy.choosing import why_not_vllm
 from alignctl.trainers.on_policy.ppo.config import PPOConfig
 
 pytestmark = pytest.mark.train

@@ -101,6 +101,7 @@ UNTRIED = {
         ddp_find_unused_parameters ddp_static_graph ddp_timeout debug fp16 fp16_full_eval full_determinism
         gradient_checkpointing gradient_checkpointing_kwargs liger_kernel_config parallelism_config tf32 torch_compile
         torch_compile_backend torch_compile_mode torch_empty_cache_steps use_cache use_cpu use_liger_kernel""",
+    "test_passes.py has it": "pass_tokens",
     "a mixture's rows are padded": "router_aux_loss_coef",
     "each number is dropped by itself: other numbers than in padded rows, as likely": "disable_dropout",
     "trainers of text models do not look at it": "label_names label_smoothing_factor",

@@ -40,6 +40,7 @@ METHOD = Method(
     config_class="alignctl.stage.pick:PickConfig",
     trainer=None,
     stage_function="alignctl.stage.pick:pick",
+    mixes_rows=None,
     owned_fields={},
     key_metrics=(),
     renamed={},
