@@ -96,20 +96,29 @@ def _go_through(batch: _Batch, count: int, sampling: Sampling, device: torch.dev
     return drawn.tolist()
 
 
+def padded_before(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Prompts `[prompts, longest]` padded on the left, so that all completions begin at the same place, and where they
+    are no padding."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad_id)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, longest - len(prompt) :] = True
+    return ids, mask
+
+
 class _Batch:
     """Prompts and what follows them, as far as the model has read: `logits` `[rows, vocabulary]` say what comes next,
     until the batch goes on."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int, room: int):
         """Reads the prompts. `room` is how many tokens may follow."""
-        longest = max(map(len, prompts))
+        ids, mask = padded_before(prompts, pad_id)
+        longest = ids.size(1)
         length = -(-(longest + room) // _ROUND) * _ROUND
-        # Padded on the left, so that all completions begin at the same place.
-        ids = torch.full((len(prompts), longest), pad_id)
         seen = torch.zeros((len(prompts), length), dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
-            seen[row, longest - len(prompt) : longest] = True
+        seen[:, :longest] = mask
         positions = (seen[:, :longest].cumsum(1) - 1).clamp(min=0).to(model.device)
         self._model, self._cache = model, _fixed_cache(model, length)
         self._seen, self._place, self._positions = seen.to(model.device), longest, positions[:, -1:].contiguous()

@@ -23,7 +23,7 @@ from alignctl.errors import NotANumber
 from alignctl.models.merging import merged_meanwhile
 from alignctl.models.template import end_tokens
 from alignctl.models.vocabulary import ids_without_token
-from alignctl.rollout.decoding import NOT_DRAWN, Sampling, decode, why_not_fixed
+from alignctl.rollout.decoding import NOT_DRAWN, Sampling, decode, padded_before, why_not_fixed
 from alignctl.rollout.settings import RolloutSettings
 
 # Of continuous batching: tokens of the cache that are given out together, and the most of a forward pass.
@@ -111,20 +111,14 @@ def _in_batches(
 
 def _by_generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     """Completions by transformers' own loop, for models that know no cache of a fixed size."""
-    longest = max(map(len, prompts))
-    # Padded on the left, so that every completion starts at the same position.
-    input_ids = torch.full((len(prompts), longest), sampling.pad_id)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
-        attention_mask[row, longest - len(prompt) :] = 1
+    input_ids, mask = padded_before(prompts, sampling.pad_id)
     output = model.generate(
         input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
+        attention_mask=mask.long().to(model.device),
         generation_config=_config(sampling),
         logits_processor=LogitsProcessorList([_OnlyNumbers()]),
     )
-    return output[:, longest:].tolist()
+    return output[:, input_ids.size(1) :].tolist()
 
 
 class _OnlyNumbers(LogitsProcessor):
