@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from alignctl.errors import AlignctlError
 from alignctl.run.disk import shown_bytes
 from alignctl.trainers.base.device import USED, measured, room_of
+from alignctl.trainers.base.everywhere import largest
 from alignctl.trainers.base.room import state_bytes
 
 LARGEST = 32_768
@@ -76,8 +77,8 @@ class Fitting:
         if not _can_be_tried(trainer):
             return
         self.look(args.device)
-        most, least = _largest(trainer, most), _largest(trainer, least) or 0  # all processes try the same
-        if most is not None:
+        if most is not None:  # all processes try the same
+            most, least = (largest(trainer.accelerator, one) for one in (most, least))
             most = max(least, min(most, LARGEST)) if self._tokens else args.pass_tokens
             least = least if self._tokens else most
         layers = [one for one in model.modules() if getattr(one, "gradient_checkpointing", False)]
@@ -170,13 +171,6 @@ def try_pass(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> None:
             hook.remove()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     torch.autograd.grad(value, [one for one in seen if one.requires_grad] or trained, allow_unused=True)
-
-
-def _largest(trainer: Any, number: int | None) -> int | None:
-    """Of those of all processes."""
-    if number is None:
-        return None
-    return int(trainer.accelerator.gather(torch.tensor([number], device=trainer.args.device)).max())
 
 
 def _everywhere(trainer: Any, fact: bool) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from alignctl.engine.layout import balanced
 from alignctl.trainers.base.columns import ROW
+from alignctl.trainers.base.everywhere import largest
 from alignctl.trainers.base.fitting import Fitting, try_pass
 from alignctl.trainers.base.halving import Halving
 
@@ -115,7 +116,7 @@ class DividesSteps:
         totals = self._added_up({name: sum(one[name] for one in counts) for name in nothing})
         if num_items_in_batch is not None and self._of_last is not None:
             num_items_in_batch = torch.tensor(totals["tokens"], device=self.args.device)
-        for _ in range(self._most(len(passes)) - len(passes)):
+        for _ in range(largest(accelerator, len(passes)) - len(passes)):
             passes.append(together([spare]))
             counts.append(nothing)
         found: list[dict[str, list[float]]] = []
@@ -157,8 +158,8 @@ class DividesSteps:
 
         def compute(tokens: int | None) -> None:
             parts = [[0]] if costs is None else self._divided(costs, tokens)
-            largest = max(parts, key=lambda part: sum(costs[index] for index in part) if costs else 0)
-            batch = rows[0] if costs is None else together([rows[index] for index in largest])
+            heaviest = max(parts, key=lambda part: sum(costs[index] for index in part) if costs else 0)
+            batch = rows[0] if costs is None else together([rows[index] for index in heaviest])
             batch = self._prepare_inputs(batch)
             with self._metrics_apart():
                 try_pass(bare, lambda model: self.compute_loss(model, batch))
@@ -177,18 +178,12 @@ class DividesSteps:
 
     def _passes(self, rows: Sequence[Batch], costs: list[int], tokens: int) -> list[Batch]:
         parts = self._divided(costs, tokens)
-        most = self._most(len(parts))
+        most = largest(self.accelerator, len(parts))
         while len(parts) < min(most, len(rows)):  # processes wait for each other in every pass
             longest = max(parts, key=len)
             parts.remove(longest)
             parts += [longest[::2], longest[1::2]]
         return [together([rows[index] for index in sorted(part)]) for part in parts]
-
-    def _most(self, count: int) -> int:
-        """The largest number of all processes."""
-        if self.accelerator.num_processes == 1:
-            return count
-        return int(self.accelerator.gather(torch.tensor([count], device=self.args.device)).max())
 
     def _everywhere(self, names: set[str]) -> set[str]:
         """The names that any process has: in the last step of an epoch one may have no rows."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alignctl.engine.layout import bins
 from alignctl.rollout.episodes import Episodes
+from alignctl.trainers.base.everywhere import largest
 
 
 class PassLoss(NamedTuple):
@@ -55,8 +56,7 @@ def _units(episodes: Episodes, group: int, budget: int, packed: bool) -> Iterato
 def as_many_everywhere(passes: list[list[int]], accelerator: Accelerator) -> list[list[int]]:
     """Divides passes until there are as many as in the process that has most: DeepSpeed's processes wait for each other
     in every one. A mini-batch has as many completions everywhere, so there are enough to divide."""
-    count = torch.tensor([len(passes)], device=accelerator.device)
-    most = int(accelerator.gather(count).max())
+    most = largest(accelerator, len(passes))
     while len(passes) < most:
         longest = max(passes, key=len)
         at = passes.index(longest)
