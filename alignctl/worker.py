@@ -22,6 +22,7 @@ from alignctl.config.schema import wants_bitsandbytes
 from alignctl.config.stages import StageConfig
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
 from alignctl.methods.registry import methods, resolve
+from alignctl.monitor.heartbeat import own_beat
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
@@ -79,8 +80,8 @@ def _may_quantize(stage: StageConfig, weights: Mapping[str, str | None]) -> bool
 
 
 def _leave_error(paths: StagePaths, rank: int, exit_code: int, **error: Any) -> None:
-    last = read_json(paths.rank(rank)) or {}
-    facts = {"rank": rank, "host": socket.gethostname(), "step": last.get("step"), "time": time.time()}
+    step = own_beat(paths, rank).get("step")
+    facts = {"rank": rank, "host": socket.gethostname(), "step": step, "time": time.time()}
     write_json(paths.error(rank), facts | {"exit_code": exit_code} | error)
 
 

@@ -109,8 +109,8 @@ class LauncherSettings:
     node_rank: int = 0
     """Which of the machines this is; the one with 0 writes the run directory, which all of them see."""
     stall_timeout: int = 1800
-    """Seconds after which a run counts as stuck and is ended: while training without an optimizer step, at other times
-    without any work of its processes, and then 600 at least."""
+    """Seconds in which no process gets on, after which a run counts as stuck and is ended; before training 600 at
+    least."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Other settings of this section for single stages: `launcher.stages.sft.nodes=1`."""
     gpu_type: str | None = None

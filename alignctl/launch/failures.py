@@ -22,7 +22,6 @@ from alignctl.errors import (
 )
 from alignctl.launch.watching import Workers
 from alignctl.run.checkpoints import newest_checkpoint
-from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
 
 _LOG_TAIL = 25  # lines, or all of the last traceback
@@ -64,7 +63,8 @@ def failure(name: str, code: int, workers: Workers, paths: StagePaths, log: Path
         return Interrupted(f"stage `{name}`, before it had anything to save", _AGAIN)
     if killed := workers.killed():
         rank, number = killed
-        place = _place(read_json(paths.rank(rank)) or {"rank": rank})
+        beat = next((beat for beat in workers.beats() if beat["rank"] == rank), {"rank": rank})
+        place = _place(beat)
         return AlignctlError(f"stage `{name}`: {place} was killed by signal {number}{_meaning(number)}", _AGAIN)
     if error := workers.first_error():
         return _told(name, error, paths)
@@ -73,30 +73,32 @@ def failure(name: str, code: int, workers: Workers, paths: StagePaths, log: Path
     return AlignctlError(f"stage `{name}` {how}; the end of {log}:\n\n{tail}\n", _AGAIN if code < 0 else None)
 
 
-def stuck(
-    name: str, beats: list[dict[str, Any]], asked: list[int], timeout_s: float, paths: StagePaths
-) -> AlignctlError:
+def stuck(name: str, workers: Workers, asked: list[int], paths: StagePaths) -> AlignctlError:
     """What to raise for a stage in which nothing moved any more, with where the process that is to blame was.
 
     That is one that did not even answer; else one that does not wait for the others, by the stacks the processes wrote
-    to their logs; else the one that has done nothing for longest.
+    to their logs; else the one that has not got on for longest.
 
     Args:
-        beats: What each process said last.
-        asked: Process ids of those that were asked where they are.
+        asked: Process ids of those on this machine, which were asked where they are.
     """
+    beats = workers.beats()
     stacks = {beat["rank"]: _stack(_log(paths, beat["rank"])) for beat in beats}
     silent = [beat for beat in beats if beat["pid"] in asked and not stacks[beat["rank"]]]
     busy = [beat for beat in beats if stacks[beat["rank"]] and _WAITS not in stacks[beat["rank"]]]
-    blamed = min(silent or busy or beats, key=lambda beat: beat["time"])
+    blamed = max(silent or busy or beats, key=lambda beat: workers.still_s(beat["rank"]))
     where = stacks[blamed["rank"]]
     return AlignctlError(
-        f"stage `{name}`: {_place(blamed)} made no step for {timeout_s:,} s ({blamed['doing']}), so the stage was "
-        + (
-            f"ended; it was in\n\n{where}\n" if where else "ended; it did not answer where it was, as if it was stopped"
-        ),
-        f"{_AGAIN}; `launcher.stall_timeout` is how long a step may take. All logs: {paths.logs(paths.last_attempt())}",
+        f"stage `{name}`: {_place(blamed)} did not get on for {workers.still_s(blamed['rank']):,.0f} s "
+        f"({_progress(blamed)}), so the stage was ended; "
+        + (f"it was in\n\n{where}\n" if where else "it did not answer where it was, as if it was stopped"),
+        f"{_AGAIN}; `launcher.stall_timeout` is how long that may last. All logs: {paths.logs(paths.last_attempt())}",
     )
+
+
+def _progress(beat: dict[str, Any]) -> str:
+    """What a process was doing, and how far it was."""
+    return ", ".join([beat["doing"], *(f"{done:,} {what}" for what, done in beat["counts"].items())])
 
 
 def not_begun(name: str, timeout_s: float, log: Path) -> AlignctlError:

@@ -25,11 +25,13 @@ from alignctl.plan.plan import RunPlan, StagePlan, workers_command
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import StagePaths
-from alignctl.run.process import PARENT
+from alignctl.run.process import NODE, PARENT
 from alignctl.run.products import begin_anew, check_models, take_rows
 from alignctl.run.state import State, is_done, write_stage_state, write_state
 
 _POLL_S = 0.1
+_SHOW_EVERY_S = 0.25
+_ANSWER_S = 1  # that a process takes to write down where it is
 _PATIENCE_S = 10  # from the second request to stop until everything is killed, from the first before training
 _LAST_WORDS_S = 15  # from the first worker's end until everything is killed; torchrun waits 10 for the others
 _FIRST_S = 15 * 60  # how long the first of several machines may take to begin; torchrun waits as long
@@ -197,24 +199,24 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
     Raises:
         AlignctlError: It did not end well, or was stopped.
     """
-    workers = Workers(paths)
+    node = stage.config.launcher.node_rank
+    workers = Workers(paths, node)
     environ = own_environment(os.environ, in_job=stage.config.launcher.type == "slurm")
     with log.open("ab") as output:
         process = subprocess.Popen(
             stage.command,
-            env=environ | stage.environment | {PARENT: str(os.getpid())},
+            env=environ | stage.environment | {PARENT: str(os.getpid()), NODE: str(node)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C reaches it through us alone, once
         )
-    seen = None
+    seen, shown_s = None, 0.0
     with _passed_on(process, workers) as received:
         while process.poll() is None:
-            progress = read_json(paths.progress)
-            if progress and progress != seen:
-                watcher.progress(stage, progress)
-                seen = progress
+            if time.monotonic() > shown_s + _SHOW_EVERY_S:
+                shown_s = time.monotonic()
+                seen = _show(stage, paths, watcher, seen)
             workers.look()
             patient_since = received[1:2] or (received[:1] if workers.end_at_once() else [])
             out_of_patience = patient_since and time.monotonic() > patient_since[0] + _PATIENCE_S
@@ -223,13 +225,20 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
             if workers.stuck(stage.config.launcher.stall_timeout):
                 raise _end_stuck(stage, paths, workers, process, log)
             time.sleep(_POLL_S)
-    if (progress := read_json(paths.progress)) and progress != seen:
-        watcher.progress(stage, progress)
+    _show(stage, paths, watcher, seen)
     code = ended(process.returncode, workers, bool(received), paths)
     if code != EXIT_DONE:
         if stage.config.launcher.nodes > 1:
             _tell_others(stage, paths)
         raise failure(stage.config.name, code, workers, paths, log)
+
+
+def _show(stage: StagePlan, paths: StagePaths, watcher: Watcher, seen: Any) -> Any:
+    """Shows what the stage is doing now if that is not what was seen before; returns it."""
+    progress = read_json(paths.progress)
+    if progress and progress != seen:
+        watcher.progress(stage, progress)
+    return progress or seen
 
 
 def _tell_others(stage: StagePlan, paths: StagePaths) -> None:
@@ -270,15 +279,18 @@ def _passed_on(process: subprocess.Popen[bytes], workers: Workers) -> Iterator[l
 def _end_stuck(
     stage: StagePlan, paths: StagePaths, workers: Workers, process: subprocess.Popen[bytes], log: Path
 ) -> Exception:
-    """Ends a stage that is stuck, after its workers on this machine wrote down where they are."""
+    """Ends a stage that is stuck, after its workers wrote down where they are: the other machines are told to ask
+    theirs, because the one to blame may be there."""
+    several = stage.config.launcher.nodes > 1
+    if several:
+        paths.stuck.touch()
     asked = workers.children_of(process.pid)
     send(asked, signal.SIGUSR2)
-    time.sleep(1)
+    time.sleep(_ANSWER_S * (3 if several else 1))
     process.kill()  # the workers die with it
     process.wait()
-    if stage.config.launcher.nodes > 1:
+    if several:
         _tell_others(stage, paths)
-    timeout_s = stage.config.launcher.stall_timeout
-    if not (beats := workers.beats()):
-        return not_begun(stage.config.name, timeout_s, log)
-    return stuck(stage.config.name, beats, asked, timeout_s, paths)
+    if not workers.beats():
+        return not_begun(stage.config.name, stage.config.launcher.stall_timeout, log)
+    return stuck(stage.config.name, workers, asked, paths)

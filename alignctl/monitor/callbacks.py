@@ -97,9 +97,9 @@ class ProgressFile(TrainerCallback):
             self._notices.append(text)
             self.phase(self._phase)
 
-    def alive(self) -> None:
-        """Says that the process goes on with what it does."""
-        self._heartbeat.alive()
+    def count(self, what: str, more: int = 1) -> None:
+        """Says that the process goes on with what it does; see `Heartbeat.count`."""
+        self._heartbeat.count(what, more)
 
     def samples(self, rows: list[dict[str, Any]]) -> None:
         """Takes what was drawn last: `prompt` and `completion`, text or messages, and `score`."""
@@ -126,6 +126,7 @@ class ProgressFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._heartbeat.beat(EVALUATING, state.global_step)
+        self.count("batches")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._heartbeat.beat(TRAINING, state.global_step)

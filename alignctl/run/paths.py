@@ -135,9 +135,9 @@ class StagePaths:
         """What each process of the attempt is doing, and why it ended."""
         return self.root / "ranks"
 
-    def rank(self, rank: int | str) -> Path:
-        """What a process is doing: host, pid, step, since when. With `*` for any of them, as below."""
-        return self.ranks / f"rank_{rank}.json"
+    def beats(self, node: int | str) -> Path:
+        """What the processes of a machine are doing: host, pid, step, how far. With `*` for any of them, as below."""
+        return self.ranks / f"node_{node}_beats"
 
     def error(self, rank: int | str) -> Path:
         """Why a process ended, for the one that started it."""
@@ -146,6 +146,11 @@ class StagePaths:
     def exit_codes(self, node: int | str) -> Path:
         """With what the processes of a machine ended, as far as they failed."""
         return self.ranks / f"node_{node}_exit_codes.json"
+
+    @property
+    def stuck(self) -> Path:
+        """There once one of the machines found that nothing gets on any more."""
+        return self.ranks / "stuck"
 
     def ended(self, node: int) -> Path:
         """There once a machine of a SLURM job has ended its part by itself, however well."""

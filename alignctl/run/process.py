@@ -10,7 +10,14 @@ import threading
 
 PARENT = "ALIGNCTL_PARENT"
 """Variable of the environment with the process id of whoever starts a process of a run."""
+NODE = "ALIGNCTL_NODE"
+"""Variable of the environment with the number of the machine among those of a run: torchrun numbers them anew."""
 _PR_SET_PDEATHSIG = 1
+
+
+def node() -> int:
+    """Number of this machine among those of the run."""
+    return int(os.environ.get(NODE, 0))
 
 
 def die_with_parent() -> None:

@@ -146,7 +146,7 @@ def _token_rows(job: Job, trained: PreTrainedModel) -> dict[str, list[int]] | No
 
 
 def _load(job: Job, role: Role, alive: bool = False) -> PreTrainedModel:
-    """The model of a role; with `alive` each of its passes says that the process goes on."""
+    """The model of a role; with `alive` its passes are counted, which says that the process goes on."""
     stage, progress = job.stage, job.progress
     with refused(f"the section `model` of `{stage.name}`"):
         if role == job.method.trained:
@@ -154,7 +154,7 @@ def _load(job: Job, role: Role, alive: bool = False) -> PreTrainedModel:
         else:
             model = load(job, role, job.weights[role])
     if alive and not stage.trainer.get("torch_compile"):
-        model.get_input_embeddings().register_forward_pre_hook(lambda *_: progress.alive())
+        model.get_input_embeddings().register_forward_pre_hook(lambda *_: progress.count("passes"))
     return model
 
 

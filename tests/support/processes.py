@@ -5,13 +5,15 @@ All waiting here is for something to happen, not for a time: the bound says when
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from alignctl.monitor.heartbeat import read_beats
+from alignctl.run.paths import StagePaths
 
 HANG_S = 600
 """Seconds after which something hangs: more than ten times what the longest run of the tests takes on a quiet machine,
@@ -49,10 +51,12 @@ def wait_until(what: Callable[[], object], why: str, run: subprocess.Popen | Non
 
 def beat(stage: Path, rank: int = 0) -> dict:
     """What a process of a stage said last of what it does; nothing before it starts."""
-    try:
-        return json.loads((stage / "ranks" / f"rank_{rank}.json").read_text())
-    except (OSError, ValueError):
-        return {}
+    return next((one for one in beats(stage) if one["rank"] == rank), {})
+
+
+def beats(stage: Path) -> list[dict]:
+    """What each process of a stage said last."""
+    return [one for file in StagePaths(stage).ranks.glob("node_*_beats") for one in read_beats(file)]
 
 
 def wait_for_step(stage: Path, step: int, run: subprocess.Popen | None = None) -> None:

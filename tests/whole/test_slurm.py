@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 from support.files import outcome
-from support.processes import finish, start, wait_for_step, wait_until
+from support.processes import beats, finish, start, wait_for_step, wait_until
 from support.slurm_cluster import (
     ONE,
     TINY,
@@ -61,7 +61,7 @@ def test_a_chain_on_two_machines_gives_what_two_processes_here_give(alignctl, cl
     assert cluster.facts(first)["NumNodes"] == "2"
     for stage in ("sft", "dpo"):
         assert outcome(run / stage) == outcome(undisturbed / stage)
-    hosts = {json.loads(path.read_text())["host"] for path in (run / "sft" / "ranks").glob("rank_?.json")}
+    hosts = {one["host"] for one in beats(run / "sft")}
     assert len(list((run / "sft" / "logs" / "attempt_1").glob("rank_*.log"))) == 2, hosts
     assert re.search(r"sft +done +\d+ +160/160 ", alignctl("status", "run"))
     assert "sft: step 160/160" in alignctl("logs", "run", "--stage", "sft")

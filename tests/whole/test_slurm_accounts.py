@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 
 import pytest
 from support.files import outcome
-from support.processes import wait_for_step, wait_until
+from support.processes import beat, wait_for_step, wait_until
 from support.slurm_cluster import (
     ONE,
     TINY,
@@ -49,7 +48,7 @@ def test_out_of_time_before_it_could_save(alignctl, cluster, tmp_path):
     alignctl(*command, "launcher.time=00:20:00", "launcher.signal_seconds=10")
     first, second = job(run, "sft"), job(run, "dpo")
     wait_for_step(run / "sft", 25)
-    os.kill(json.loads((run / "sft" / "ranks" / "rank_0.json").read_text())["pid"], signal.SIGSTOP)
+    os.kill(beat(run / "sft")["pid"], signal.SIGSTOP)
     cluster.run("scontrol", "update", f"JobId={first}", "TimeLimit=1")
     wait_for_end(alignctl, "run", "failed")
     wait_until(lambda: forgotten(cluster, first, second), "squeue still knows")
