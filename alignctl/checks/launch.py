@@ -84,8 +84,6 @@ def _processes(config: Mapping[str, Any], kind: Any, launcher: Mapping[str, Any]
         yield Problem(f"`launcher.node_rank={rank}`, but there are {nodes} machines, counted from 0")
     if (nodes or 1) > 1 and launcher.get("type", "local") == "local":
         yield from _machines(config, launcher, where)
-    if kind == "fsdp2" and processes:
-        yield Problem("`distributed=fsdp2` needs GPUs", "set `distributed=zero3`, which runs on CPUs too")
 
 
 def _machines(config: Mapping[str, Any], launcher: Mapping[str, Any], where: str) -> Iterator[Problem]:

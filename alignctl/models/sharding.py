@@ -1,6 +1,6 @@
 """Weights that ZeRO-3 or FSDP2 divides among processes: made whole where somebody has to look at them.
 
-The only place that touches DeepSpeed itself; transformers and accelerate do the rest.
+The only place that touches DeepSpeed itself, and accelerate's notion of processes; transformers does the rest.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -31,6 +33,18 @@ def start_deepspeed_on_cpu() -> None:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+
+
+def allow_fsdp_on_cpu() -> None:
+    """Lets accelerate divide weights by FSDP among processes without GPUs; to be called once they have found each other,
+    before a trainer is built.
+
+    accelerate (1.15) looks for FSDP only among types of processes that are on GPUs, and elsewhere copies the model to
+    each process, without a word. The type is all it looks at: devices and gloo are as they were.
+    """
+    processes = PartialState()
+    if processes.distributed_type == DistributedType.MULTI_CPU:
+        processes._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from alignctl.methods.registry import Role, methods, resolve
 from alignctl.models.adapters import load_score_adapter
 from alignctl.models.adapting import check_merges, check_names
 from alignctl.models.loading import build_peft_config, load_own_tokenizer, longest_seen
-from alignctl.models.sharding import start_deepspeed_on_cpu
+from alignctl.models.sharding import allow_fsdp_on_cpu, start_deepspeed_on_cpu
 from alignctl.models.vocabulary import check_same_tokens, rows_to_train
 from alignctl.monitor.callbacks import MetricsFile
 from alignctl.run.files import read_json
@@ -76,7 +76,10 @@ def build_arguments(stage: StageConfig, paths: StagePaths, found: Mapping[str, A
     }
     config_class = resolve(methods()[stage.method].config_class)
     with refused(f"the settings of `{stage.name}`"):
-        return config_class(**settings | given | decided)
+        args = config_class(**settings | given | decided)
+    if kind == "fsdp2" and on_cpu:
+        allow_fsdp_on_cpu()
+    return args
 
 
 def rows_to_train_on(job: Job) -> tuple[Rows, Rows | None]:

@@ -157,7 +157,6 @@ def test_torchrun_alone_cannot_be_asked_to_stop(tmp_path):
     [
         (["launcher.processes=2"], "`launcher` asks for 2 processes, and `distributed` is none"),
         (["distributed=zero2"], "`distributed=zero2` needs to know how many processes there are"),
-        (["distributed=fsdp2", "launcher.processes=2"], "`distributed=fsdp2` needs GPUs"),
         (["distributed=ddp", "launcher.processes=2", "distributed.config.zero_optimization.stage=1"], "no effect"),
         (["distributed=zero2", "launcher.processes=2", "distributed.config.optimizer.type=Adam"], "`optim`"),
         (
