@@ -36,8 +36,8 @@ def start_deepspeed_on_cpu() -> None:
 
 
 def allow_fsdp_on_cpu() -> None:
-    """Lets accelerate divide weights by FSDP among processes without GPUs; to be called once they have found each other,
-    before a trainer is built.
+    """Lets accelerate divide weights by FSDP among processes without GPUs; to be called once they have found each
+    other, before a trainer is built.
 
     accelerate (1.15) looks for FSDP only among types of processes that are on GPUs, and elsewhere copies the model to
     each process, without a word. The type is all it looks at: devices and gloo are as they were.
