@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 from alignctl.engine.layout import Layout, bins, pack, pad
+
+T = TypeVar("T")
 
 
 def last_hidden(model: nn.Module, layout: Layout) -> Tensor:
@@ -24,6 +28,29 @@ def takes_packed_rows(model: nn.Module) -> bool:
 def bare(model: nn.Module) -> nn.Module:
     """The model of transformers inside a wrapper of peft; adapters stay active, because they live in its layers."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def is_divided(model: nn.Module) -> bool:
+    """Whether ZeRO-3 or FSDP2 divides weights of a model among processes. Its layers are gathered as they are run, by
+    all processes together: each has to run them as often as the others."""
+    return any(hasattr(weight, "ds_id") or isinstance(weight, DTensor) for weight in model.parameters())
+
+
+def most_of_all(number: int, device: torch.device) -> int:
+    """The largest number of all processes, which ask together."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return number
+    largest = torch.tensor(number, device=device)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return int(largest)
+
+
+def as_many(model: nn.Module, passes: list[T]) -> list[T]:
+    """The passes of this process through a model. Where processes divide it, the last of them is there so often that
+    all have as many as the one with most; they ask together."""
+    if not is_divided(model):
+        return passes
+    return passes + passes[-1:] * (most_of_all(len(passes), bare(model).device) - len(passes))
 
 
 def has_all_weights(model: nn.Module) -> bool:
@@ -57,7 +84,8 @@ def passes(
         pad_id: Token of the padding, where there is any.
 
     Yields:
-        The numbers of the sequences of a pass, and how they lie in it.
+        The numbers of the sequences of a pass, and how they lie in it. Where processes divide the model, all of them
+        have as many passes as the one with most: others do their last one again.
     """
     if not prompts:
         return
@@ -70,7 +98,7 @@ def passes(
         groups.setdefault(tuple(prompt) if packed else index, []).append(index)
     items = list(groups.values())
     sizes = [len(prompts[item[0]]) + sum(len(completions[index]) for index in item) for item in items]
-    for part in bins(sizes, budget, padded=not packed):
+    for part in as_many(model, list(bins(sizes, budget, padded=not packed))):
         members = [index for item in part for index in items[item]]
         sequences = [rows[index] for index in members]
         if packed:

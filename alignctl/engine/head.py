@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from alignctl.engine.forward import is_divided, most_of_all
+
 # Logits that exist at a time: 64 MiB of float32 on a CPU, 512 MiB on a GPU, where larger pieces run faster.
 _LOGITS_CPU, _LOGITS_GPU = 2**24, 2**27
 
@@ -57,19 +59,28 @@ def score_tokens(
     chunk = max(
         1, (_LOGITS_CPU if hidden.device.type == "cpu" else _LOGITS_GPU) // model.config.get_text_config().vocab_size
     )
-    again = torch.is_grad_enabled() and len(hidden) > chunk
+    pieces = -(-len(hidden) // chunk)
+    if is_divided(head):  # which is gathered for each piece, by all processes together
+        pieces = most_of_all(pieces, hidden.device)
+    again = torch.is_grad_enabled() and pieces > 1
     at_once = torch.is_grad_enabled() and hidden.requires_grad and not entropy_gradient and _is_fixed(head)
-    pieces = []
-    for part in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+    found = []
+    for part in zip(_cut(hidden, chunk, pieces), _cut(targets, chunk, pieces), strict=True):
         arguments = (model, head, *part, statistics, temperature)
         if at_once:
-            pieces.append(TokenScores(*_WithSlope.apply(*arguments)))
+            found.append(TokenScores(*_WithSlope.apply(*arguments)))
         elif again:
             options = {"use_reentrant": False, "preserve_rng_state": False}
-            pieces.append(checkpoint(_score, *arguments, entropy_gradient, **options))
+            found.append(checkpoint(_score, *arguments, entropy_gradient, **options))
         else:
-            pieces.append(_score(*arguments, entropy_gradient))
-    return TokenScores(*(None if column[0] is None else torch.cat(column) for column in zip(*pieces, strict=True)))
+            found.append(_score(*arguments, entropy_gradient))
+    return TokenScores(*(None if column[0] is None else torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def _cut(tokens: Tensor, chunk: int, pieces: int) -> tuple[Tensor, ...]:
+    """So many pieces of at most `chunk` tokens, the last ones of none."""
+    cut = tokens.split(chunk)
+    return cut + (tokens[:0],) * (pieces - len(cut))
 
 
 def _is_fixed(head: nn.Module) -> bool:

@@ -1,15 +1,17 @@
-"""Draws answers from a policy to measure it, without a trace in the caller's random state."""
+"""Draws answers from a policy to measure it: the same ones however many processes share them out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignctl.config.schema import EvalSettings
+from alignctl.evaluate.sharing import shared_out
 from alignctl.rollout.drawing import draw_completions
 from alignctl.rollout.settings import RolloutSettings
+
+_APART = 1_000_003  # seeds of two prompts: runs whose seeds are one apart draw with other random numbers
 
 
 def draw_answers(
@@ -22,15 +24,17 @@ def draw_answers(
     """One completion for each prompt, token ids with the end-of-sequence token where there is one.
 
     Args:
-        prompts: Token ids.
-        seed: Of the drawing.
+        prompts: Token ids, one at least.
+        seed: Of the drawing; each answer has a random stream of its own.
     """
-    if not prompts:
-        return []
     budget = settings.batch_size * (max(map(len, prompts)) + settings.max_new_tokens)
-    with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        drawing = RolloutSettings(
-            response_length=settings.max_new_tokens, temperature=settings.temperature, rollout_tokens=budget
-        )
-        return draw_completions(policy, tokenizer, prompts, drawing).completions
+    drawing = RolloutSettings(
+        response_length=settings.max_new_tokens, temperature=settings.temperature, rollout_tokens=budget
+    )
+
+    def draw(own: list[tuple[int, Sequence[int]]]) -> list[list[int]]:
+        numbers, asked = zip(*own, strict=True)
+        seeds = [seed + _APART * number for number in numbers]
+        return draw_completions(policy, tokenizer, asked, drawing, seeds).completions
+
+    return shared_out(list(enumerate(prompts)), draw)

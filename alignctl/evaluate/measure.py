@@ -14,22 +14,25 @@ from alignctl.engine.logps import completion_logps
 from alignctl.errors import NotANumber
 from alignctl.evaluate.held_out import Feedback, Pairs
 from alignctl.evaluate.reference import Reference
+from alignctl.evaluate.sharing import shared_out
 from alignctl.rollout.kl import kl_estimates
 
+_LOGPS = "log-probabilities of held-out completions"
 
-def estimate_kl(policy_logps: Sequence[Tensor], reference_logps: Sequence[Tensor]) -> float:
-    """KL(policy || reference) in nats per completion, from completions drawn from the policy.
 
-    Schulman's k3, summed over each completion's tokens and averaged over completions: unbiased, and never negative.
+def estimate_kl(policy_logps: Sequence[Tensor], reference_logps: Sequence[Tensor]) -> list[float]:
+    """KL(policy || reference) in nats, of each of the completions drawn from the policy.
+
+    Schulman's k3, summed over a completion's tokens: their mean over completions is unbiased, and never negative.
 
     Args:
         policy_logps: Log-probabilities of the drawn tokens under the policy, `[completion length]` each.
         reference_logps: The same under the reference.
     """
-    sums = []
-    for ours, theirs in zip(policy_logps, reference_logps, strict=True):
-        sums.append(float(kl_estimates(ours.double(), theirs.double(), "k3").sum()))
-    return sum(sums) / len(sums)
+    return [
+        float(kl_estimates(ours.double(), theirs.double(), "k3").sum())
+        for ours, theirs in zip(policy_logps, reference_logps, strict=True)
+    ]
 
 
 def kl_of_answers(
@@ -45,34 +48,42 @@ def kl_of_answers(
         prompts: Token ids.
         answers: Token ids, one for each prompt.
     """
-    ours = completion_logps(policy, prompts, answers, batch_size)
-    with reference() as model:
-        theirs = completion_logps(model, prompts, answers, batch_size)
-    return estimate_kl(ours, theirs)
+
+    def of_each(rows: list[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        ours = completion_logps(policy, *zip(*rows, strict=True), batch_size)
+        with reference() as model:
+            theirs = completion_logps(model, *zip(*rows, strict=True), batch_size)
+        return estimate_kl(ours, theirs)
+
+    estimates = shared_out(list(zip(prompts, answers, strict=True)), of_each)
+    return sum(estimates) / len(estimates)
 
 
 def preferences(
     policy: PreTrainedModel, reference: Reference | None, pairs: Pairs, batch_size: int
 ) -> dict[str, float]:
     """Whether the chosen completions are the likelier ones: the accuracies that `Evaluator.measure` names."""
-    answers, count = [*pairs.chosen, *pairs.rejected], len(pairs.chosen)
-    logps = _logps(policy, answers, batch_size)
-    means = [logp / len(answer.completion) for logp, answer in zip(logps, answers, strict=True)]
+    both = list(zip(pairs.chosen, pairs.rejected, strict=True))
+    logps = _logps_of_pairs(policy, both, batch_size)
+    means = [[x / len(a.completion) for x, a in zip(*pair, strict=True)] for pair in zip(logps, both, strict=True)]
     metrics = {
-        "preference_accuracy": fraction(c > r for c, r in zip(logps[:count], logps[count:], strict=True)),
-        "preference_accuracy_per_token": fraction(c > r for c, r in zip(means[:count], means[count:], strict=True)),
+        "preference_accuracy": fraction(c > r for c, r in logps),
+        "preference_accuracy_per_token": fraction(c > r for c, r in means),
     }
     if reference is not None:
-        rewards = _implicit_rewards(logps, reference, answers, batch_size)
-        metrics["reward_accuracy"] = fraction(c > r for c, r in zip(rewards[:count], rewards[count:], strict=True))
+        with reference() as model:
+            theirs = _logps_of_pairs(model, both, batch_size)
+        rewards = [(c - ref_c, r - ref_r) for (c, r), (ref_c, ref_r) in zip(logps, theirs, strict=True)]
+        metrics["reward_accuracy"] = fraction(c > r for c, r in rewards)
     return metrics
 
 
 def label_auc(policy: PreTrainedModel, reference: Reference, feedback: Feedback, batch_size: int) -> float:
     """How well the implicit reward tells wanted answers from unwanted ones, in [0, 1]."""
     logps = _logps(policy, feedback.answers, batch_size)
-    rewards = _implicit_rewards(logps, reference, feedback.answers, batch_size)
-    return area_under_curve(rewards, feedback.labels)
+    with reference() as model:
+        theirs = _logps(model, feedback.answers, batch_size)
+    return area_under_curve([ours - ref for ours, ref in zip(logps, theirs, strict=True)], feedback.labels)
 
 
 def area_under_curve(scores: Sequence[float], labels: Sequence[bool]) -> float:
@@ -90,20 +101,30 @@ def area_under_curve(scores: Sequence[float], labels: Sequence[bool]) -> float:
     return (rank_sum - true * (true + 1) / 2) / (true * false)
 
 
+def _logps_of_pairs(
+    model: PreTrainedModel, pairs: Sequence[tuple[Answer, Answer]], batch_size: int
+) -> list[tuple[float, float]]:
+    """Sequence sums of chosen and rejected answers under a model."""
+
+    def of_pairs(own: list[tuple[Answer, Answer]]) -> list[tuple[float, float]]:
+        sums = _own_logps(model, [answer for pair in own for answer in pair], batch_size)
+        return list(zip(sums[::2], sums[1::2], strict=True))
+
+    found = shared_out(pairs, of_pairs)
+    check_finite([value for pair in found for value in pair], _LOGPS)
+    return found
+
+
 def _logps(model: PreTrainedModel, answers: Sequence[Answer], batch_size: int) -> list[float]:
     """Sequence sums of answers under a model."""
+    found = shared_out(answers, lambda own: _own_logps(model, own, batch_size))
+    check_finite(found, _LOGPS)
+    return found
+
+
+def _own_logps(model: PreTrainedModel, answers: Sequence[Answer], batch_size: int) -> list[float]:
     prompts, completions = zip(*answers, strict=True)
-    sums = [float(logps.sum()) for logps in completion_logps(model, prompts, completions, batch_size)]
-    check_finite(sums, "log-probabilities of held-out completions")
-    return sums
-
-
-def _implicit_rewards(
-    logps: Sequence[float], reference: Reference, answers: Sequence[Answer], batch_size: int
-) -> list[float]:
-    """Log-probabilities less the reference's: the reward that DPO and KTO train, up to beta."""
-    with reference() as model:
-        return [ours - theirs for ours, theirs in zip(logps, _logps(model, answers, batch_size), strict=True)]
+    return [float(logps.sum()) for logps in completion_logps(model, prompts, completions, batch_size)]
 
 
 def check_finite(values: Iterable[float], what: str) -> None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from alignctl.data.tokenizing import Answer
 from alignctl.engine.forward import evaluating
 from alignctl.engine.rewards import sequence_scores
 from alignctl.evaluate.held_out import Pairs
 from alignctl.evaluate.measure import check_finite
+from alignctl.evaluate.sharing import shared_out
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,25 @@ class RewardStatistics:
 
 def accuracy_and_margin(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> dict[str, float]:
     """Whether, and by how much, the chosen completions score higher: what `Evaluator.measure_reward_model` names."""
-    scores = _scores(model, pairs, batch_size)
-    margins = [c - r for c, r in zip(scores[: len(pairs.chosen)], scores[len(pairs.chosen) :], strict=True)]
+    margins = [chosen - rejected for chosen, rejected in _scores(model, pairs, batch_size)]
     return {"accuracy": sum(margin > 0 for margin in margins) / len(margins), "margin": statistics.fmean(margins)}
 
 
 def reward_statistics(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> RewardStatistics:
     """Mean and standard deviation of the scores of all completions of some pairs."""
-    scores = _scores(model, pairs, batch_size)
+    scores = [score for pair in _scores(model, pairs, batch_size) for score in pair]
     return RewardStatistics(statistics.fmean(scores), statistics.pstdev(scores), len(scores))
 
 
-def _scores(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> list[float]:
-    """Scores of the chosen completions, then of the rejected ones."""
-    with evaluating(model):
-        prompts, completions = zip(*pairs.chosen, *pairs.rejected, strict=True)
+def _scores(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> list[tuple[float, float]]:
+    """Scores of the chosen and the rejected completion of each pair."""
+
+    def of_pairs(own: list[tuple[Answer, Answer]]) -> list[tuple[float, float]]:
+        prompts, completions = zip(*(answer for pair in own for answer in pair), strict=True)
         scores = sequence_scores(model, prompts, completions, batch_size)
-    check_finite(scores, "scores of completions")
-    return scores
+        return list(zip(scores[::2], scores[1::2], strict=True))
+
+    with evaluating(model):
+        found = shared_out(list(zip(pairs.chosen, pairs.rejected, strict=True)), of_pairs)
+    check_finite([score for pair in found for score in pair], "scores of completions")
+    return found

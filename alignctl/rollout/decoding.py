@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -22,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
-from alignctl.engine.forward import evaluating, has_all_weights
+from alignctl.engine.forward import evaluating, has_all_weights, is_divided, most_of_all
 from alignctl.errors import NotANumber
 
 NOT_DRAWN = "the model's logits are not finite, so no answer can be drawn from it"
@@ -47,12 +48,39 @@ class Sampling:
     never: Sequence[int]
     """Ids that are not drawn."""
     pad_id: int
+    seeds: Sequence[int] | None = None
+    """Of each completion a random stream of its own, so that it does not depend on which others are drawn beside it;
+    None for torch's random numbers."""
+
+
+class Noise:
+    """What chances are divided by, so that the largest quotient is a draw: exponential random numbers."""
+
+    def __init__(self, sampling: Sampling, device: torch.device):
+        self._streams: list[torch.Generator] | None = None
+        if sampling.seeds is not None:
+            self._streams = [torch.Generator(device).manual_seed(seed) for seed in sampling.seeds]
+
+    def like(self, chances: Tensor) -> Tensor:
+        """`[rows, vocabulary]`, for the rows that are left."""
+        noise = torch.empty_like(chances)
+        if self._streams is None:
+            return noise.exponential_()
+        for row, stream in zip(noise, self._streams, strict=True):
+            row.exponential_(generator=stream)
+        return noise
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with some of the rows."""
+        if self._streams is not None:
+            self._streams = [self._streams[row] for row in rows.tolist()]
 
 
 @torch.no_grad()
 def decode(model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     """One completion for each prompt, with what follows its end. Those that have ended are left out of the batch where
-    that pays. Random numbers are torch's, one step of them for all that are in the batch.
+    that pays. Where processes divide the model, all of them go on until the last one is done, and are to have as many
+    batches.
 
     Args:
         prompts: Token ids.
@@ -61,11 +89,16 @@ def decode(model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: S
         NotANumber: There are no probabilities to draw from.
     """
     batch = _Batch(model, prompts, sampling.pad_id, sampling.length)
+    everyone = partial(most_of_all, device=model.device) if is_divided(model) else int
     with model._optimize_model_for_decode():  # by which transformers' own loop chooses kernels for experts, too
-        return _go_through(batch, len(prompts), sampling, model.device)
+        return _go_through(batch, len(prompts), sampling, model.device, everyone)
 
 
-def _go_through(batch: _Batch, count: int, sampling: Sampling, device: torch.device) -> list[list[int]]:
+def _go_through(
+    batch: _Batch, count: int, sampling: Sampling, device: torch.device, everyone: Callable[[int], int]
+) -> list[list[int]]:
+    """Draws token after token; `everyone` says how many rows are left in the process that has most."""
+    noise = Noise(sampling, device)
     look_every = _LOOK_EVERY if device.type == "cuda" else 1
     ends, never = (torch.tensor(ids, dtype=torch.long, device=device) for ids in (sampling.ends, sampling.never))
     drawn = torch.full((count, sampling.length), sampling.pad_id, device=device)
@@ -78,17 +111,18 @@ def _go_through(batch: _Batch, count: int, sampling: Sampling, device: torch.dev
         scores[:, never] = -torch.inf
         probs = (scores / sampling.temperature).softmax(-1)
         # As torch.multinomial does it, which waits for the GPU to see whether they are probabilities.
-        tokens = (probs / torch.empty_like(probs).exponential_()).argmax(-1)
+        tokens = (probs / noise.like(probs)).argmax(-1)
         drawn[rows, step] = tokens.masked_fill(ended, sampling.pad_id)
         ended |= torch.isin(tokens, ends)
         if step + 1 == sampling.length:
             break
         if (step + 1) % look_every == 0:
             going_on = (~ended).nonzero().flatten()
-            if not finite or not len(going_on):
+            if not finite or not everyone(len(going_on)):
                 break
-            if batch.is_worth_dividing(len(going_on)):
+            if len(going_on) and batch.is_worth_dividing(len(going_on)):
                 batch.keep(going_on)
+                noise.keep(going_on)
                 rows, ended, tokens = rows[going_on], ended[going_on], tokens[going_on]
         batch.go_on(tokens)
     if not finite:
@@ -124,7 +158,7 @@ class _Batch:
         self._seen, self._place, self._positions = seen.to(model.device), longest, positions[:, -1:].contiguous()
         self._tokens = torch.zeros_like(self._positions)
         self._steps, self._graph = 0, None
-        self._captures = model.device.type == "cuda" and model not in _not_recorded
+        self._captures = model.device.type == "cuda" and model not in _not_recorded and not is_divided(model)
         last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
         self.logits = model(
             input_ids=ids.to(model.device),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,13 +18,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alignctl.engine.forward import bare, takes_packed_rows
+from alignctl.engine.forward import as_many, bare, is_divided, takes_packed_rows
 from alignctl.engine.layout import bins
 from alignctl.errors import NotANumber
 from alignctl.models.merging import merged_meanwhile
 from alignctl.models.template import end_tokens
 from alignctl.models.vocabulary import ids_without_token
-from alignctl.rollout.decoding import NOT_DRAWN, Sampling, decode, padded_before, why_not_fixed
+from alignctl.rollout.decoding import NOT_DRAWN, Noise, Sampling, decode, padded_before, why_not_fixed
 from alignctl.rollout.settings import RolloutSettings
 
 # Of continuous batching: tokens of the cache that are given out together, and the most of a forward pass.
@@ -45,12 +46,15 @@ def draw_completions(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     settings: RolloutSettings,
+    seeds: Sequence[int] | None = None,
 ) -> Drawn:
     """One completion for each prompt, drawn from the policy's own distribution (no top-k or top-p) over the tokens that
-    there are, with torch's global random state, by transformers.
+    there are, by transformers. Where processes divide the policy they draw together.
 
     Args:
-        prompts: Token ids.
+        prompts: Token ids, one at least.
+        seeds: Of each completion, for a random stream of its own; None for torch's global random state. Continuous
+            batching knows no others.
     """
     model = bare(policy)
     sampling = Sampling(
@@ -59,6 +63,7 @@ def draw_completions(
         end_tokens(policy, tokenizer),
         ids_without_token(policy, tokenizer),
         tokenizer.pad_token_id,
+        seeds,
     )
     with _nothing_else(model), merged_meanwhile(policy):
         if settings.generation == "continuous":
@@ -103,8 +108,9 @@ def _in_batches(
     sizes = [len(prompt) + sampling.length for prompt in prompts]
     with _plain_attention(model):
         draw = _by_generate if why_not_fixed(model) else decode
-        for batch in bins(sizes, max_tokens, padded=True):
-            for index, tokens in zip(batch, draw(model, [prompts[i] for i in batch], sampling), strict=True):
+        for batch in as_many(model, list(bins(sizes, max_tokens, padded=True))):
+            own = sampling if sampling.seeds is None else replace(sampling, seeds=[sampling.seeds[i] for i in batch])
+            for index, tokens in zip(batch, draw(model, [prompts[i] for i in batch], own), strict=True):
                 generated[index] = tokens
     return generated
 
@@ -112,11 +118,16 @@ def _in_batches(
 def _by_generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     """Completions by transformers' own loop, for models that know no cache of a fixed size."""
     input_ids, mask = padded_before(prompts, sampling.pad_id)
+    config, processors = _config(sampling), LogitsProcessorList([_OnlyNumbers()])
+    if sampling.seeds is not None:
+        config = GenerationConfig(**config.to_diff_dict() | {"do_sample": False, "temperature": None, "top_k": None})
+        processors.append(_OwnStreams(sampling, model.device))
     output = model.generate(
         input_ids=input_ids.to(model.device),
         attention_mask=mask.long().to(model.device),
-        generation_config=_config(sampling),
-        logits_processor=LogitsProcessorList([_OnlyNumbers()]),
+        generation_config=config,
+        logits_processor=processors,
+        synced_gpus=is_divided(model),
     )
     return output[:, input_ids.size(1) :].tolist()
 
@@ -128,6 +139,17 @@ class _OnlyNumbers(LogitsProcessor):
         if not scores.max().isfinite():  # NaN is the largest of all
             raise NotANumber(NOT_DRAWN)
         return scores
+
+
+class _OwnStreams(LogitsProcessor):
+    """Makes the token that is drawn the likeliest one, with random numbers of each row's own stream."""
+
+    def __init__(self, sampling: Sampling, device: torch.device):
+        self._temperature, self._noise = sampling.temperature, Noise(sampling, device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        probs = (scores.float() / self._temperature).softmax(-1)
+        return probs / self._noise.like(probs)
 
 
 def _continuously(

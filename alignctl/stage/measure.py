@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignctl.config.adapters import changes_base
 from alignctl.errors import AlignctlError, NotANumber, RequestError
@@ -22,21 +23,23 @@ from alignctl.evaluate.measure import check_finite
 from alignctl.evaluate.reference import Reference, adapter_off, loaded_beside
 from alignctl.evaluate.reward_model import reward_statistics
 from alignctl.models.loading import longest_seen
-from alignctl.models.sharding import whole_weights
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import REWARD_STATISTICS
 from alignctl.stage.job import Job, rank
 from alignctl.stage.models import load
-from alignctl.stage.training import held_out_loss
 from alignctl.trainers.base.managed import StageTrainer
 
 _STATISTICS_ROWS = 256
 
 
-class Measuring:
+class Measuring(TrainerCallback):
     """Measures the model of a trainer on held-out rows: completions as the trainer sees them, prompts as a policy is
-    asked."""
+    asked. Before training it does so as training begins, with the model as processes have divided it."""
+
+    before: Evaluation | None = None
+    """Before training; kept on disk, so that a run that is continued need not repeat it. None of random weights, which
+    are not worth measuring."""
 
     def __init__(self, job: Job, trainer: StageTrainer):
         self._job, self._trainer = job, trainer
@@ -47,15 +50,19 @@ class Measuring:
         )
         self._evaluator = Evaluator(job.tokenizer, self.held_out, JUDGES.get(settings.judge), settings, job.stage.seed)
 
-    def before(self) -> Evaluation | None:
-        """Before training; kept on disk, so that a run that is continued need not repeat it. None of random weights,
-        which are not worth measuring."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._job.start is not None and self.before is None:
+            self.before = self._measured_before(state.global_step)
+
+    def _measured_before(self, step: int) -> Evaluation | None:
         job = self._job
-        if job.start is None:
-            return None
         job.progress.phase("measuring before")
         itself = job.starts_as_reference
         kept = read_json(job.paths.evaluation_before)
+        if kept is None and step:
+            return None  # what the run started from is not here any more
         with _said(f"{job.start} cannot be trained", "look at its weights", RequestError):
             evaluation = Evaluation(**kept) if kept else self._evaluate(with_reference=not itself)
         if kept is None and rank() == 0:
@@ -85,14 +92,14 @@ class Measuring:
 
     def _evaluate(self, with_reference: bool) -> Evaluation:
         job, trainer, evaluator = self._job, self._trainer, self._evaluator
-        with random_state_kept(), whole_weights(trainer.model_wrapped, trainer.ref_model):
+        with random_state_kept():
             if job.method.trained == "policy":
                 reference = _reference(job, trainer) if with_reference else None
                 evaluation = evaluator.measure(trainer.trained_model, reference)
             else:
                 evaluation = evaluator.measure_reward_model(trainer.model)
             if trainer.eval_dataset and self.held_out.pairs is None:
-                evaluation.metrics["loss"] = held_out_loss(trainer)
+                evaluation.metrics["loss"] = trainer.held_out_loss()
         for name, value in evaluation.metrics.items():
             check_finite([value], f"values of `{name}`")
         return evaluation
@@ -104,6 +111,13 @@ class Measuring:
             f"give another `run_dir` and a lower `{self._job.stage.name}.learning_rate`"
             + (f"; {newest.path} is the newest checkpoint" if newest else ""),
         )
+
+
+def measured(job: Job, trainer: StageTrainer) -> Measuring:
+    """What measures the model of a trainer, before anything else happens as training begins, and when it is asked."""
+    measuring = Measuring(job, trainer)
+    trainer.begin_with(measuring)
+    return measuring
 
 
 @contextmanager

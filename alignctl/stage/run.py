@@ -20,7 +20,7 @@ from alignctl.run.files import write_json
 from alignctl.run.paths import StagePaths
 from alignctl.stage.build import build_arguments, build_trainer, rows_to_train_on, sees_gpu
 from alignctl.stage.job import Job, Weights, rank
-from alignctl.stage.measure import Measuring, random_state_kept
+from alignctl.stage.measure import measured, random_state_kept
 from alignctl.stage.rehearsal import Rehearsal, found_before, longest, rehearsed, scratch, wants_rehearsal
 from alignctl.stage.rows import as_written, texts_of, write_ledgers
 from alignctl.stage.save import save
@@ -118,13 +118,12 @@ def _work_in_small(job: Job, rehearsal: Rehearsal) -> None:
     """What `_work` does, and the end of training once more, which loads the last checkpoint."""
     trainer = _begin(job)
     rehearsal.begins(trainer)
-    measuring = Measuring(job, trainer)
-    before = measuring.before()
+    measuring = measured(job, trainer)
     with rehearsal.saving():
         train(job, trainer)
         if rehearsal.saved_wholly:
             train(job, trainer)
-        save(job, trainer, measuring, before, measuring.after(), rehearsal.saved_wholly)
+        save(job, trainer, measuring, measuring.after(), rehearsal.saved_wholly)
     rehearsal.fitting.look(trainer.args.device)
 
 
@@ -132,10 +131,9 @@ def _work(job: Job) -> None:
     """The stage on rows as its tokenizer can write them."""
     trainer = _begin(job)
     check_room(job, trainer, len(trainer.train_dataset))  # before anything is written that other settings would spoil
-    measuring = Measuring(job, trainer)
-    before = measuring.before()
+    measuring = measured(job, trainer)
     train(job, trainer)
-    save(job, trainer, measuring, before, measuring.after())
+    save(job, trainer, measuring, measuring.after())
 
 
 def _begin(job: Job) -> StageTrainer:

@@ -26,7 +26,6 @@ def save(
     job: Job,
     trainer: StageTrainer,
     measuring: Measuring,
-    before: Evaluation | None,
     after: Evaluation,
     wholly: bool = True,
 ) -> None:
@@ -66,7 +65,7 @@ def save(
             )
         if saved:
             _say(job, saved)
-        _write_result(job, trainer.state.global_step, measuring, before, after, saved)
+        _write_result(job, trainer.state.global_step, measuring, after, saved)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -88,12 +87,11 @@ def _write_result(
     job: Job,
     steps: int,
     measuring: Measuring,
-    before: Evaluation | None,
     after: Evaluation,
     saved: Saved | None,
 ) -> None:
     """Writes samples and, last of all, the result: a stage that has one is done."""
-    questions, paths = measuring.held_out.questions, job.paths
+    questions, before, paths = measuring.held_out.questions, measuring.before, job.paths
     if questions is not None:
         answers_before = before.completions if before else [None] * len(questions.texts)
         rows = zip(questions.texts, answers_before, after.completions, strict=True)

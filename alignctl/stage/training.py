@@ -141,40 +141,6 @@ def _not_finite(job: Job, trainer: StageTrainer, error: NotFinite) -> AlignctlEr
     )
 
 
-def held_out_loss(trainer: StageTrainer) -> float:
-    """Mean loss of the held-out rows."""
-    with _evaluated_as_it_is(trainer):
-        return trainer.evaluate()["eval_loss"]
-
-
-@contextmanager
-def _evaluated_as_it_is(trainer: StageTrainer) -> Iterator[None]:
-    """Lets a model be evaluated before it is trained without a trace that training would find.
-
-    transformers (5.23) has accelerate prepare such a model for evaluation alone, unless accelerate knows a model
-    already. accelerate marks what it prepared, and later returns it as it is where training wants it wrapped: each
-    process would train a model of its own. DeepSpeed would make an engine for inference, which only ZeRO-3 has, and
-    FSDP2 takes no model without an optimizer.
-    """
-    accelerator = trainer.accelerator
-    if accelerator._models:  # training has prepared it
-        yield
-        return
-    by_deepspeed, device = trainer.is_deepspeed_enabled, trainer.model.device
-    trainer.is_deepspeed_enabled = False
-    accelerator._models.append(trainer.model)
-    if trainer.is_fsdp_enabled:
-        trainer.model.to(trainer.args.device)  # where it would only be with its optimizer
-    try:
-        with accelerator.autocast():
-            yield
-    finally:
-        accelerator._models.remove(trainer.model)
-        trainer.is_deepspeed_enabled = by_deepspeed
-        if trainer.is_fsdp_enabled:
-            trainer.model.to(device)
-
-
 def check_warm_up(job: Job, trainer: StageTrainer) -> None:
     """Refuses a warm-up that training ends with.
 

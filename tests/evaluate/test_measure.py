@@ -15,8 +15,8 @@ def test_kl_estimate_by_hand():
     # r = reference / policy: token 1 has r = 2, token 2 has r = 1/2; r - 1 - log r = 0.306853, 0.193147
     policy = [torch.log(torch.tensor([0.25, 0.5], dtype=torch.float64))]
     reference = [torch.log(torch.tensor([0.5, 0.25], dtype=torch.float64))]
-    assert estimate_kl(policy, reference) == pytest.approx(0.5, abs=1e-9)
-    assert estimate_kl(policy, policy) == 0.0
+    assert estimate_kl(policy, reference) == [pytest.approx(0.5, abs=1e-9)]
+    assert estimate_kl(policy, policy) == [0.0]
 
 
 def test_kl_estimate_on_published_numbers():
@@ -25,7 +25,7 @@ def test_kl_estimate_on_published_numbers():
 
     tokens = zip([-1.0, -1.0, -1.0], [0.0, -15.0, -30.0], [0.7183, 13, 28], strict=True)
     for policy, reference, k3 in tokens:
-        assert estimate_kl([torch.tensor([policy])], [torch.tensor([reference])]) == pytest.approx(k3, rel=1e-3)
+        assert estimate_kl([torch.tensor([policy])], [torch.tensor([reference])]) == [pytest.approx(k3, rel=1e-3)]
 
 
 def test_kl_estimate_is_the_kl_on_average():
@@ -36,7 +36,7 @@ def test_kl_estimate_is_the_kl_on_average():
     q = torch.tensor([0.4, 0.4, 0.2], dtype=torch.float64)
     exact = float((p * (p / q).log()).sum())
     tokens = torch.multinomial(p, 200_000, replacement=True)
-    found = estimate_kl([p[tokens].log()], [q[tokens].log()]) / len(tokens)
+    found = estimate_kl([p[tokens].log()], [q[tokens].log()])[0] / len(tokens)
     assert found == pytest.approx(exact, rel=0.02)  # the standard error of 200,000 draws is 0.5 %
 
 
@@ -89,6 +89,8 @@ def test_preference_accuracy_by_hand(monkeypatch):
 
     # Log-probabilities written out instead of computed: a "model" is a list of them, chosen before rejected.
     monkeypatch.setattr(module, "_logps", lambda model, answers, batch_size: model)
+    both = lambda model, pairs, batch_size: list(zip(model[:4], model[4:], strict=True))  # noqa: E731
+    monkeypatch.setattr(module, "_logps_of_pairs", both)
     answers = [Answer([1], [2])] * 4
     longer = [Answer([1], [2] * 4)] * 4
     policy = [-1.0, -5.0, -2.0, -9.0, -2.0, -4.0, -3.0, -8.0]

@@ -25,6 +25,8 @@ class CompleteCheckpoints:
     """
 
     _staging = False
+    _ended: Checkpoint | None = None
+    """While it is taken over: the checkpoint that training had ended with."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -40,17 +42,36 @@ class CompleteCheckpoints:
 
     def take_over(self, checkpoint: Checkpoint) -> bool:
         """Takes over weights and state of a checkpoint if training had ended with it, the best weights if they are
-        wanted. transformers would train one step more.
+        wanted: training begins and ends again without a step. transformers would take one more.
         """
         state = TrainerState.load_from_json(str(checkpoint.path / TRAINER_STATE_NAME))
         ended_early = self.stops_early is not None and self.stops_early.exhausted(state)
         if state.global_step < state.max_steps and not ended_early:
             return False
-        self.state = state
-        find_best(state, checkpoint.path.parent)
-        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        load_trained(self, best or str(checkpoint.path))
+        self._ended = checkpoint
+        try:
+            self.train()
+        finally:
+            self._ended = None
         return True
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self._ended:
+            self._take_over_ended(self._ended)
+        return prepared
+
+    def _take_over_ended(self, checkpoint: Checkpoint) -> None:
+        self.state = TrainerState.load_from_json(str(checkpoint.path / TRAINER_STATE_NAME))
+        find_best(self.state, checkpoint.path.parent)
+        if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):  # which is loaded at the end
+            load_trained(self, str(checkpoint.path))
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._ended:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         checkpoint = kwargs.get("resume_from_checkpoint")

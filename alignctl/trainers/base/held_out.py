@@ -75,6 +75,13 @@ class HeldOutLoss:
             if len(values) == len(counts) > 1:
                 values[:] = [float((torch.tensor(values).double() * counts).sum() / counts.sum().clamp(min=1))]
 
+    def held_out_loss(self) -> float:
+        """The loss by itself: nothing is logged, and nobody is told, as of an evaluation while training."""
+        logged = getattr(self, "_metrics", {}).get("eval", {})
+        output = self.evaluation_loop(self.get_eval_dataloader(), "held-out loss", prediction_loss_only=True)
+        logged.clear()
+        return output.metrics["eval_loss"]
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As transformers does, with a loss that is a number.
 

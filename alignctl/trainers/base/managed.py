@@ -78,7 +78,7 @@ class StageTrainer(Protocol):
 
     def train(self, resume_from_checkpoint: str | None = None) -> Any: ...
 
-    def evaluate(self) -> dict[str, float]: ...
+    def held_out_loss(self) -> float: ...
 
     def checkpoint_kind(self) -> dict[str, Any]: ...
 
@@ -87,6 +87,8 @@ class StageTrainer(Protocol):
     def is_world_process_zero(self) -> bool: ...
 
     def add_callback(self, callback: TrainerCallback) -> None: ...
+
+    def begin_with(self, callback: TrainerCallback) -> None: ...
 
 
 class Managed(
@@ -109,7 +111,7 @@ class Managed(
         model = getattr(kwargs["model"], "policy", kwargs["model"])
         self.start = copy.deepcopy(Configs(model.config, getattr(model, "generation_config", None)))
         super().__init__(*args, **kwargs)
-        self.add_callback(OneModel(self))
+        self.callback_handler.callbacks.insert(0, OneModel(self))
         self.add_callback(CountsTokens(self))
         self.unchanged = Unchanged(self)
         self.add_callback(self.unchanged)
@@ -117,6 +119,10 @@ class Managed(
         if self.args.early_stopping_patience:
             self.stops_early = StopsEarly(self.args.early_stopping_patience, self.args.early_stopping_threshold)
             self.add_callback(self.stops_early)
+
+    def begin_with(self, callback: TrainerCallback) -> None:
+        """Adds a callback before all others but the one that makes sure of the model's wrapper."""
+        self.callback_handler.callbacks.insert(1, callback)
 
     def get_train_dataloader(self) -> DataLoader:
         batches = super().get_train_dataloader()

@@ -18,11 +18,10 @@ REFERENCE_FILE = "reference.safetensors"
 class KeepsReference:
     """Mixin before CompleteCheckpoints and a transformers Trainer; a reference that stays where it is is not saved."""
 
-    def take_over(self, checkpoint: Checkpoint) -> bool:
-        taken = super().take_over(checkpoint)
-        if taken and moves(self.args):
+    def _take_over_ended(self, checkpoint: Checkpoint) -> None:
+        super()._take_over_ended(checkpoint)
+        if moves(self.args):
             self._load_reference(checkpoint.path)
-        return taken
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
