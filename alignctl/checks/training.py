@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from alignctl.config.schema import wants_bitsandbytes
@@ -29,6 +31,20 @@ _KERNELS = {
     "flash_attention_4": ("flash_attn", "kernels"),
 }  # fmt: skip
 _CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
+# Keys of `accelerator_config` that would divide batches otherwise than the plan says: the value that does, and what to
+# set instead.
+_CHANGES_BATCHES = {
+    "split_batches": (True, "the rows of a batch are those of one process: set `{name}.per_device_train_batch_size`"),
+    "dispatch_batches": (
+        True,
+        "take it out: each process reads its own rows; `{name}.dataloader_num_workers` reads them beside training",
+    ),
+    "even_batches": (
+        False,
+        "take it out: rows that fill the last batches count for nothing; `{name}.dataloader_drop_last=true` leaves the "
+        "last ones out",
+    ),
+}
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -44,6 +60,7 @@ def check_training(name: str, stage: Mapping[str, Any], processes: bool) -> Iter
     yield from _optimizer(name, stage)
     yield from _schedule(name, stage)
     yield from _loading(name, stage)
+    yield from _accelerator(name, stage)
     if stage.get("ddp_backend") and not processes:
         yield Problem(f"`{name}.ddp_backend` would have no effect: one process trains", "set `distributed=ddp`")
     given = stage.get("activation_checkpointing_kwargs")
@@ -192,6 +209,32 @@ def _loading(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 f"`{name}.{key}` would have no effect: no processes load rows", f"set `{name}.dataloader_num_workers=2`"
             )
+
+
+def _accelerator(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether accelerate would divide batches as the plan says. Its settings are a mapping, or a JSON file of one."""
+    where, given = f"{name}.accelerator_config", stage.get("accelerator_config")
+    if isinstance(given, str):
+        where = f"{where}={given}"
+        try:
+            given = json.loads(Path(given).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            yield Problem(f"`{where}` cannot be read: {error}", f"give a mapping, `{name}.accelerator_config={{...}}`")
+            return
+    if not isinstance(given, Mapping):
+        return
+    for key, (value, instead) in _CHANGES_BATCHES.items():
+        if given.get(key) is not None and bool(given[key]) == value:
+            yield Problem(
+                f"`{where}`: `{key}={str(value).lower()}` would make other batches than the plan says",
+                instead.format(name=name),
+            )
+    accumulation = given.get("gradient_accumulation_kwargs")
+    if isinstance(accumulation, Mapping) and accumulation.get("num_steps") is not None:
+        yield Problem(
+            f"`{where}`: `num_steps={accumulation['num_steps']}` would make other batches than the plan says",
+            f"set `{name}.gradient_accumulation_steps`",
+        )
 
 
 def _needs(setting: str, modules: tuple[str, ...], package: str) -> Iterator[Problem]:

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignctl.config.warm_up import warm_up_problem
 from alignctl.errors import AlignctlError, LaunchError, NotANumber, RequestError, Stopped
@@ -42,6 +45,7 @@ def train(job: Job, trainer: StageTrainer) -> None:
         if checkpoint and trainer.args.save_only_model:
             progress.notice("checkpoints hold the model alone (`save_only_model`): training starts from the beginning")
             checkpoint = None
+        trainer.add_callback(StepsAsPlanned(job))
         try:
             folder = _for_these_processes(job, trainer, checkpoint) if checkpoint else None
             trainer.train(resume_from_checkpoint=folder and str(folder))
@@ -66,6 +70,39 @@ def train(job: Job, trainer: StageTrainer) -> None:
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
         best = Path(state.best_model_checkpoint).name
         progress.notice(f"the model is that of {best}, the best by `{trainer.args.metric_for_best_model}`")
+
+
+class StepsAsPlanned(TrainerCallback):
+    """Compares the optimizer steps that a trainer comes to with those of the plan's batches, before the first one."""
+
+    def __init__(self, job: Job):
+        self._job = job
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As transformers calls it.
+
+        Raises:
+            AlignctlError: They differ.
+        """
+        if args.auto_find_batch_size:
+            return  # which takes smaller batches where the memory does not suffice
+        stage, rows = self._job.stage, len(train_dataloader.dataset)
+        together = args.per_device_train_batch_size * stage.launcher.world_size
+        planned = optimizer_steps(args, rows, together)
+        if state.max_steps != planned:
+            raise AlignctlError(
+                f"`{stage.name}` would take {state.max_steps:,} optimizer steps, and by the plan, with batches of "
+                f"{together:,} rows in all processes together, {planned:,}",
+                f"take out of `{stage.name}` what divides batches otherwise; if nothing does, this is an error of "
+                "alignctl: please report it",
+            )
 
 
 def _continue_from(job: Job, trainer: StageTrainer) -> Checkpoint | None:

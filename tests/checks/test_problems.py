@@ -50,6 +50,23 @@ BAD = [
     ([DPO, "dpo.dataloader_prefetch_factor=2"], ["would have no effect", "`dpo.dataloader_num_workers=2`"]),
     ([DPO, "dpo.ddp_backend=gloo"], ["`dpo.ddp_backend` would have no effect"]),
     ([DPO, "dpo.ddp_backend=glo"], ["`dpo.ddp_backend` has no value `glo`", "`dpo.ddp_backend=gloo`"]),
+    (
+        [DPO, "dpo.accelerator_config={split_batches: true}"],
+        ["`split_batches=true`", "`dpo.per_device_train_batch_size`"],
+    ),
+    (
+        [DPO, "dpo.accelerator_config={dispatch_batches: true}"],
+        ["`dispatch_batches=true`", "each process reads its own"],
+    ),
+    (
+        [DPO, "dpo.accelerator_config={even_batches: false}"],
+        ["`even_batches=false`", "`dpo.dataloader_drop_last=true`"],
+    ),
+    (
+        [DPO, "dpo.accelerator_config={gradient_accumulation_kwargs: {num_steps: 4}}"],
+        ["`num_steps=4`", "`dpo.gradient_accumulation_steps`"],
+    ),
+    ([DPO, "dpo.accelerator_config=gone.json"], ["`dpo.accelerator_config=gone.json` cannot be read"]),
     ([DPO, "dpo.truncation_mode=keep_stat"], ["`dpo.truncation_mode=keep_start`"]),
     ([KTO, "kto.loss_type=kot"], ["`kto.loss_type` has no value `kot`", "`kto.loss_type=kto`"]),
     ([SFT_DPO, "sft.packing_strategy=bdf"], ["`sft.packing_strategy=bfd`"]),
@@ -356,6 +373,14 @@ def test_files_that_cannot_be_read(tmp_path, name, content, expected):
     config, _ = compose(read_request([LOCAL, "model.path=a/b", f"data.path={tmp_path / name}"]))
     (problem,) = find_problems(config)
     assert expected in problem.message
+
+
+def test_settings_of_accelerate_in_a_file_are_looked_at(tmp_path):
+    file = tmp_path / "accelerate.json"
+    for content, expected in (({"split_batches": True}, 1), ({"split_batches": False, "non_blocking": True}, 0)):
+        file.write_text(json.dumps(content))
+        config, _ = compose(read_request([DPO, f"dpo.accelerator_config={file}"], []))
+        assert sum("split_batches" in problem.message for problem in find_problems(config)) == expected
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path):

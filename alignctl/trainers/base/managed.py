@@ -125,9 +125,15 @@ class Managed(
         self.callback_handler.callbacks.insert(1, callback)
 
     def get_train_dataloader(self) -> DataLoader:
-        batches = super().get_train_dataloader()
+        batches, args, count = super().get_train_dataloader(), self.args, len(self.train_dataset)
+        there = count * getattr(args, "num_generations", 1)
+        if there < args.world_size:
+            raise RequestError(
+                f"{args.world_size} processes cannot share {there} row{'s' if there > 1 else ''}: in every step some "
+                "would have nothing to do",
+                f"start {there} process{'es' if there > 1 else ''} or fewer, or give more rows",
+            )
         if not len(batches):
-            args, count = self.args, len(self.train_dataset)
             raise RequestError(
                 "`dataloader_drop_last` leaves nothing to train on: a batch is of "
                 f"{args.train_batch_size * args.world_size} rows, and there are {count}",

@@ -133,12 +133,19 @@ def steps_between_saves(args: TrainingArguments, rows: int) -> int | None:
     return math.ceil(every)
 
 
-def optimizer_steps(args: TrainingArguments, rows: int) -> int:
-    """Optimizer steps of a whole training on so many rows, each of them a row for each completion drawn to it."""
-    return args.max_steps if args.max_steps > 0 else math.ceil(_steps_per_epoch(args, rows) * args.num_train_epochs)
+def optimizer_steps(args: TrainingArguments, rows: int, together: int | None = None) -> int:
+    """Optimizer steps of a whole training on so many rows, each of them a row for each completion drawn to it.
+
+    Args:
+        together: Rows of the batches that all processes have at once, where that is not left to the trainer's settings.
+    """
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(_steps_per_epoch(args, rows, together) * args.num_train_epochs)
 
 
-def _steps_per_epoch(args: TrainingArguments, rows: int) -> int:
+def _steps_per_epoch(args: TrainingArguments, rows: int, together: int | None = None) -> int:
     whole = math.floor if args.dataloader_drop_last else math.ceil
-    batches = whole(rows * getattr(args, "num_generations", 1) / (args.train_batch_size * args.world_size))
+    together = together or args.train_batch_size * args.world_size
+    batches = whole(rows * getattr(args, "num_generations", 1) / together)
     return max(1, math.ceil(batches / args.gradient_accumulation_steps))
