@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
-from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignctl.monitor.heartbeat import EVALUATING, SAVING, TRAINING, Heartbeat, RehearsalHeartbeat
@@ -176,22 +174,22 @@ def _text(said: str | list[dict[str, str]]) -> str:
     return said if isinstance(said, str) else said[-1]["content"]
 
 
-def _any_process(fact: bool, args: TrainingArguments) -> bool:
-    """Whether a fact holds in any process of the run, so that all of them do the same at the same step."""
-    if not distributed.is_initialized():
-        return fact
-    flag = torch.tensor(float(fact), device=args.device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-    return bool(flag)
-
-
 class StopOnRequest(TrainerCallback):
-    """Saves and stops at the end of the step in which the process, or any other of the run, was asked to stop."""
+    """Saves and stops at the end of the step in which the process, or any other of the run, was asked to stop.
+
+    A trainer asks the processes once a step, with everything else it asks them."""
 
     def __init__(self, signal: StopSignal):
         self._signal = signal
+        self.agreed = False
+        """Whether any process of the run was asked to, as all of them know."""
         self.stopped = False
         """Whether training ended because of the request, with a checkpoint of its last step."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to."""
+        return self._signal.requested
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -201,7 +199,7 @@ class StopOnRequest(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if _any_process(self._signal.requested, args) and state.global_step < state.max_steps:
+        if self.agreed and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True

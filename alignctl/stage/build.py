@@ -73,6 +73,8 @@ def build_arguments(stage: StageConfig, paths: StagePaths, found: Mapping[str, A
         "logging_nan_inf_filter": False,  # it would show the mean of other losses in place of one that is no number
         # Processes wait for one that tokenises as long as that takes; the launcher sees to those that are stuck.
         "ddp_timeout": _WAIT_S,
+        # Those of language models are constants, the same everywhere; DDP would send them in every step.
+        "ddp_broadcast_buffers": False,
     }
     config_class = resolve(methods()[stage.method].config_class)
     with refused(f"the settings of `{stage.name}`"):
@@ -125,7 +127,7 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
         )
     if has_adapter(stage.peft) and not stage.leaves_adapter:
         check_merges(trainer.trained_model)
-    trainer.show_samples, trainer.tell = job.progress.samples, job.progress.notice
+    trainer.show_samples, trainer.tell, trainer.stop = job.progress.samples, job.progress.notice, job.stop
     for notice in trainer.notices:
         job.progress.notice(notice)
     return trainer

@@ -16,6 +16,7 @@ from alignctl.models.template import check_end_is_trained
 from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
+from alignctl.trainers.base.tally import ROWS
 
 _ROWS = 100
 
@@ -56,6 +57,11 @@ class SFTTrainer(Managed, OnEngine, trl.SFTTrainer):
 
     def counts(self, batch: dict[str, Any]) -> dict[str, int]:
         return super().counts(batch) | {"tokens": int((batch["labels"][:, 1:] != -100).sum())}
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self.aux_loss_enabled and self.shares is not None:  # TRL divides by it what balances experts, and only that
+            self.current_gradient_accumulation_steps = 1 / self.shares[ROWS]
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def shared(self, loss: Tensor, name: str) -> Tensor:
         """TRL divides by the tokens of the step, so a pass has its share."""

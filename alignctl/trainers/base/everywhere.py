@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from accelerate import Accelerator
+from torch import Tensor
+
+
+def from_all(accelerator: Accelerator, numbers: Mapping[str, float]) -> dict[str, Tensor]:
+    """Numbers of every process by their names, which are the same in all: float64 `[processes]` each, on the CPU.
+
+    One collective and one wait for the device, however many numbers there are.
+    """
+    names = sorted(numbers)
+    own = torch.tensor([[float(numbers[name]) for name in names]], dtype=torch.float64)
+    if accelerator.num_processes > 1 and names:
+        own = accelerator.gather(own.to(accelerator.device)).cpu()
+    return dict(zip(names, own.unbind(1), strict=True))
 
 
 def largest(accelerator: Accelerator, number: int) -> int:
     """The largest number of all processes."""
-    if accelerator.num_processes == 1:
-        return number
-    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+    return int(from_all(accelerator, {"number": number})["number"].max())

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor, nn
@@ -21,6 +20,8 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from alignctl.errors import NotANumber, RequestError
+from alignctl.trainers.base.everywhere import from_all
+from alignctl.trainers.base.tally import ROWS, Tally, metrics_apart, metrics_of
 
 Part = tuple[Tensor, int | Tensor]
 """Of a batch's loss: a scalar, and how many rows or tokens it is a mean over."""
@@ -28,7 +29,7 @@ _SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparatio
 
 
 class HeldOutLoss:
-    """Mixin before a class of transformers or TRL."""
+    """Mixin before DividesSteps and one of TRL's trainers. Metrics count as the loss does."""
 
     def held_out_parts(self, model: nn.Module, loss: Tensor, inputs: dict[str, Any]) -> list[Part]:
         """What the loss of a batch is the sum of. A mean over rows, unless a trainer says otherwise."""
@@ -47,33 +48,42 @@ class HeldOutLoss:
             pin_memory=args.dataloader_pin_memory,
         )
 
+    def before_evaluation(self, model: nn.Module, batches: DataLoader) -> None:
+        """Is called with the model as it is evaluated, before the first batch."""
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        found = super().prediction_step(model, inputs, *args, **kwargs)
-        parts = self.held_out_parts(model, found[0], inputs)
-        self._held_out.append(torch.tensor([[float(value), float(count)] for value, count in parts]).double())
+        if not self._held_out:
+            self.before_evaluation(model, self._batches)
+        counts = self.counts(inputs)
+        if len(self._held_out) == len(self._batches) - 1 and self._batches.batch_sampler.repeats:
+            counts = dict.fromkeys(counts, 0)
+        with metrics_apart(self, "eval") as metrics:
+            found = super().prediction_step(model, inputs, *args, **kwargs)
+            parts = self.held_out_parts(model, found[0], inputs)
+        self._tally.add(metrics, counts)
+        weighed = counts[ROWS] > 0
+        self._held_out.append([(float(value), float(count) * weighed) for value, count in parts])
         return found
 
     def evaluation_loop(
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        self._held_out: list[Tensor] = []
+        self._held_out: list[list[tuple[float, float]]] = []
+        self._batches, self._tally = dataloader, Tally(self.means)
         with _no_dataloader(self.accelerator):
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        values, counts = torch.stack(self._held_out).unbind(-1)  # [batches, parts] each
-        if dataloader.batch_sampler.repeats:
-            counts[-1] = 0
-        device = self.args.device
-        sums, totals = self.accelerator.reduce(torch.stack([(values * counts).sum(0), counts.sum(0)]).to(device), "sum")
-        output.metrics[f"{metric_key_prefix}_loss"] = float((sums / totals.clamp(min=1)).sum())
-        self._weigh_metrics(self.accelerator.reduce(counts[:, 0].to(device), "sum").cpu())
+        numbers = self._tally.numbers()
+        parts = list(zip(*self._held_out, strict=True))  # [parts][batches]
+        for number, batches in enumerate(parts):
+            numbers[f"part {number}"] = sum(value * count if count else 0.0 for value, count in batches)
+            numbers[f"part {number} of"] = sum(count for _, count in batches)
+        everyone = from_all(self.accelerator, numbers)
+        sums = [[float(everyone[f"part {n}{of}"].sum()) for of in ("", " of")] for n in range(len(parts))]
+        output.metrics[f"{metric_key_prefix}_loss"] = sum(value / max(count, 1.0) for value, count in sums)
+        for name, value in metrics_of(everyone).items():
+            self._metrics["eval"][name] = [value]
+        self._metrics["eval"]["num_tokens"] = [self._total_train_tokens]
         return output
-
-    def _weigh_metrics(self, counts: Tensor) -> None:
-        """Replaces what TRL's trainers have of each batch, and take the mean of when they log, by the mean in which a
-        batch counts what its loss does."""
-        for values in getattr(self, "_metrics", {}).get("eval", {}).values():
-            if len(values) == len(counts) > 1:
-                values[:] = [float((torch.tensor(values).double() * counts).sum() / counts.sum().clamp(min=1))]
 
     def held_out_loss(self) -> float:
         """The loss by itself: nothing is logged, and nobody is told, as of an evaluation while training."""

@@ -23,6 +23,7 @@ from alignctl.errors import RequestError, refused
 from alignctl.models.saving import Configs
 from alignctl.run.checkpoints import Checkpoint
 from alignctl.run.paths import StagePaths
+from alignctl.trainers.base.agreement import EndsStepsTogether, StopRequest
 from alignctl.trainers.base.averages import KeepsAverages
 from alignctl.trainers.base.checkpointing import CompleteCheckpoints
 from alignctl.trainers.base.columns import CarriesRowColumns
@@ -72,6 +73,8 @@ class StageTrainer(Protocol):
     """Finds in the first step, which is then a rehearsal's, how much of a GPU's memory may be used."""
     tell: Callable[[str], None]
     """Tells people something while it is training."""
+    stop: StopRequest | None
+    """Is told at the end of every step whether any process was asked to stop."""
 
     @property
     def trained_model(self) -> PreTrainedModel: ...
@@ -92,11 +95,19 @@ class StageTrainer(Protocol):
 
 
 class Managed(
-    StopsWhenNotFinite, CarriesRowColumns, HeldOutLoss, WarmsUp, KeepsAverages, KeepsReference, CompleteCheckpoints
+    EndsStepsTogether,
+    StopsWhenNotFinite,
+    CarriesRowColumns,
+    HeldOutLoss,
+    WarmsUp,
+    KeepsAverages,
+    KeepsReference,
+    CompleteCheckpoints,
 ):
-    """Mixin before a class of transformers or TRL: stops at numbers that are none, or early where that is wanted, hands
-    rows' own columns to the loss, counts each held-out row once, learns from the first step of a warm-up, saves
-    checkpoints whole or not at all, and makes sure that all processes train one model, and that it is trained."""
+    """Mixin before a class of transformers or TRL: has all processes end a step together, stops at numbers that are
+    none, or early where that is wanted, hands rows' own columns to the loss, counts each held-out row once, learns from
+    the first step of a warm-up, saves checkpoints whole or not at all, and makes sure that all processes train one
+    model, and that it is trained."""
 
     ref_model: nn.Module | None = None
     start: Configs

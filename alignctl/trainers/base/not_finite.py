@@ -55,6 +55,7 @@ class StopsWhenNotFinite:
         self._batches: list[dict[str, Any]] = []
         self._losses: list[Tensor] = []
         self._trouble: Trouble | None = None
+        self.own_loss = 0.0
         super().__init__(*args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,6 +77,7 @@ class StopsWhenNotFinite:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # under FSDP2
         loss = torch.stack(self._losses).sum().float()
         loss, value = torch.stack([loss, torch.as_tensor(0.0 if norm is None else norm).to(loss)]).tolist()
+        self.own_loss = loss
         # A scaler of float16 looks for gradients that are too large itself, and tries again with a smaller scale.
         scaled = self.accelerator.mixed_precision == "fp16"
         if not math.isfinite(loss) or not (math.isfinite(value) or scaled):

@@ -7,28 +7,25 @@ depend on how the step is divided.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, send_to_device
+from accelerate.utils import DistributedType, send_to_device
 from torch import Tensor, nn
 
 from alignctl.engine.layout import balanced
 from alignctl.trainers.base.columns import ROW
-from alignctl.trainers.base.everywhere import largest
+from alignctl.trainers.base.everywhere import from_all
 from alignctl.trainers.base.fitting import Fitting, try_pass
 from alignctl.trainers.base.halving import Halving
+from alignctl.trainers.base.tally import ROWS, Tally, alone, metrics_apart, metrics_of, tokens_of
 
 Batch = dict[str, Any]
-ROWS = "rows"
-"""Name of the count that a mean is over, unless a trainer says otherwise."""
 PAIR_MEANS = {
     "entropy": "tokens", "mean_token_accuracy": "chosen", "logits/chosen": "chosen", "logits/rejected": "rejected",
 }  # fmt: skip
@@ -36,7 +33,7 @@ PAIR_MEANS = {
 _PADDING = {"labels": -100}
 _BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Of flat batches, where sequences begin: for kernels, which otherwise look at positions."""
-_ENDS = {"min_reward": min, "max_reward": max}
+_PASSES = "passes"
 
 
 class DividesSteps:
@@ -54,13 +51,26 @@ class DividesSteps:
     shares: Mapping[str, float] | None = None
     """While a pass is computed, which part of the step it has, by the names of counts; times the processes, over which
     gradients are averaged."""
+    totals: Mapping[str, float] = {}
+    """Of the step, or of all held-out rows: counts, and what `before_passes` found, of all processes."""
     fitting: Fitting | None
     halving: Halving
+    _tally: Tally | None = None
+    """Of the step, until the processes have put it together."""
     row_lengths: list[list[int]]
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Of a batch, how many rows it has and whatever else means are over."""
         return {ROWS: len(batch["input_ids"]) // self.blocks}
+
+    def before_passes(self, model: nn.Module, batches: list[Batch], there: Sequence[int]) -> dict[str, float]:
+        """Numbers of this process that every pass has to know added up over all of them, by their names. May take out
+        of the batches what no pass looks at.
+
+        Args:
+            there: How many rows of each batch count.
+        """
+        return {}
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, count = super().get_batch_samples(*args, **kwargs)
@@ -68,81 +78,108 @@ class DividesSteps:
         self._of_last = self._rows_of_last()
         return batches, count
 
+    def _get_num_items_in_batch(self, batches: list[Batch], device: torch.device) -> Any:
+        """Those of this process, where they are added up with what else the processes ask each other."""
+        with alone(self.accelerator) if self._can_divide(batches) else nullcontext():
+            return super()._get_num_items_in_batch(batches, device)
+
+    def _can_divide(self, batches: Sequence[Batch]) -> bool:
+        return all(can_be_divided(batch, self.blocks) for batch in batches)
+
     def _rows_of_last(self) -> int | None:
         """How many rows of the step's last batch are this process's: where the rows of an epoch do not fill the batches
         of all processes, accelerate fills the last ones with rows that were trained on already. None where all are."""
         accelerator, args = self.accelerator, self.args
         together = accelerator.num_processes * args.train_batch_size
         left = len(self.train_dataset) % together
-        filled = args.accelerator_config.even_batches and not args.dataloader_drop_last
-        if not (filled and left and accelerator.num_processes > 1 and accelerator.gradient_state.end_of_dataloader):
+        filled = accelerator.num_processes > 1 and not args.dataloader_drop_last
+        if not (filled and left and accelerator.gradient_state.end_of_dataloader):
             return None
         return min(max(left - accelerator.process_index * args.train_batch_size, 0), args.train_batch_size)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        if self.keeps_batches or not all(can_be_divided(batch, self.blocks) for batch in self._step or [inputs]):
+        if not self._can_divide(self._step or [inputs]):
             self._fit(model, [inputs], None)
             return super().training_step(model, inputs, num_items_in_batch)
         self._calls += 1
         if self._calls < len(self._step):
             return torch.zeros((), device=self.args.device)
         # On the CPU, where looking at each row does not wait for the device.
-        batches = [list(rows_of(send_to_device(batch, "cpu"), self.blocks)) for batch in self._step]
-        self._step = []
-        spare = batches[0][0]
+        batches, self._step = [send_to_device(batch, "cpu") for batch in self._step], []
+        there = [len(batch["input_ids"]) // self.blocks for batch in batches]
+        if self._of_last is not None and not is_flat(batches[-1]):
+            there[-1] = self._of_last
+        asked = self.before_passes(model, batches, there)
+        of_batches = [list(rows_of(batch, self.blocks)) for batch in batches]
+        spare = of_batches[0][0]
         if self._of_last is not None:
-            batches[-1] = batches[-1][: rows_there(batches[-1], self._of_last, self.row_lengths)]
-        rows = [row for batch in batches for row in batch]
+            of_batches[-1] = of_batches[-1][: rows_there(of_batches[-1], self._of_last, self.row_lengths)]
+        rows = [row for batch in of_batches for row in batch]
         packed = self._packed()
         costs = [_cost(row, packed) for row in rows]
+        if self.keeps_batches:
+            self._fit(model, batches[:1], None)
+            bounds = list(accumulate(map(len, of_batches), initial=0))
+            parts = [list(range(*ends)) for ends in pairwise(bounds) if ends[0] < ends[1]]
+            return self._take_step(model, rows, parts, spare, asked, num_items_in_batch)
         self._fit(model, rows, costs)
         return self.halving.compute(
             self,
             str(self.state.global_step + 1),
             self._pass_tokens(),
-            lambda tokens: self._take_step(model, self._passes(rows, costs, tokens), spare, num_items_in_batch),
+            lambda tokens: self._take_step(model, rows, self._divided(costs, tokens), spare, asked, num_items_in_batch),
         )
 
-    def _take_step(self, model: nn.Module, passes: list[Batch], spare: Batch, num_items_in_batch: Any) -> Tensor:
+    def _take_step(
+        self,
+        model: nn.Module,
+        rows: Sequence[Batch],
+        parts: list[list[int]],
+        spare: Batch,
+        asked: Mapping[str, float],
+        num_items_in_batch: Any,
+    ) -> Tensor:
         """Computes the passes of a step.
 
         Args:
-            spare: A row to compute, for nothing, where others have more passes.
+            parts: Rows of each pass. Where other processes have more, some are divided, unless batches are kept.
+            spare: A row to compute, for nothing, where there is nothing to divide.
+            asked: Numbers to be added up over all processes.
         """
         accelerator = self.accelerator
         by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        counts = [self.counts(one) for one in passes]
+        passes, counts = self._passes(rows, parts)
         nothing = dict.fromkeys(counts[0] if counts else self.counts(together([spare])), 0)
-        totals = self._added_up({name: sum(one[name] for one in counts) for name in nothing})
-        if num_items_in_batch is not None and self._of_last is not None:
-            num_items_in_batch = torch.tensor(totals["tokens"], device=self.args.device)
-        for _ in range(largest(accelerator, len(passes)) - len(passes)):
+        own = {name: sum(one[name] for one in counts) for name in nothing}
+        everyone = from_all(accelerator, {**own, **asked, _PASSES: len(passes)})
+        self.totals = {name: float(values.sum()) for name, values in everyone.items()}
+        most = int(everyone[_PASSES].max())
+        if len(passes) < most and not self.keeps_batches:
+            passes, counts = self._passes(rows, _into(parts, min(most, len(rows))))
+        for _ in range(most - len(passes)):  # processes wait for each other in every pass
             passes.append(together([spare]))
             counts.append(nothing)
-        found: list[dict[str, list[float]]] = []
+        if num_items_in_batch is not None:
+            num_items_in_batch = torch.tensor(self.totals["tokens"], device=self.args.device)
+        self._tally = Tally(self.means)
         loss = torch.zeros((), device=self.args.device)
         self.current_gradient_accumulation_steps = 1  # a pass has its share already
         for number, (part, own) in enumerate(zip(passes, counts, strict=True)):
             last = number == len(passes) - 1
             accelerator.sync_gradients = last  # and DeepSpeed takes its step there
-            self.shares = {
-                name: own[name] * accelerator.num_processes / max(total, 1) for name, total in totals.items()
-            }
-            at_once = last or by_deepspeed
+            self.shares = {name: own[name] * accelerator.num_processes / max(self.totals[name], 1) for name in own}
+            if own is nothing:
+                self.shares = dict.fromkeys(nothing, 1.0)
             with (
-                nullcontext() if at_once else accelerator.no_sync(model),
-                self._metrics_apart() as metrics,
+                nullcontext() if last or by_deepspeed else accelerator.no_sync(model),
+                metrics_apart(self, "train") as metrics,
                 _for_nothing(accelerator) if own is nothing else nullcontext(),
             ):
-                if own is nothing:
-                    self.shares = dict.fromkeys(nothing, 1.0)
                 own_loss = super().training_step(model, part, num_items_in_batch)
-            if own is nothing:
-                metrics = {"num_tokens": [0.0]}
-            else:
+            self.shares = None
+            if own is not nothing:
                 loss = loss + own_loss
-            found.append(metrics)
-        self._log_step(found, counts)
+            self._tally.add(metrics, own)
         return loss
 
     def _fit(self, model: nn.Module, rows: list[Batch], costs: list[int] | None) -> None:
@@ -161,7 +198,7 @@ class DividesSteps:
             heaviest = max(parts, key=lambda part: sum(costs[index] for index in part) if costs else 0)
             batch = rows[0] if costs is None else together([rows[index] for index in heaviest])
             batch = self._prepare_inputs(batch)
-            with self._metrics_apart():
+            with metrics_apart(self, "train"):
                 try_pass(bare, lambda model: self.compute_loss(model, batch))
 
         fitting.find(self, costs and sum(costs), self._longest, compute)
@@ -176,72 +213,35 @@ class DividesSteps:
     def _divided(self, costs: list[int], tokens: int) -> list[list[int]]:
         return balanced(costs, tokens, padded=not self._packed()) if costs else []
 
-    def _passes(self, rows: Sequence[Batch], costs: list[int], tokens: int) -> list[Batch]:
-        parts = self._divided(costs, tokens)
-        most = largest(self.accelerator, len(parts))
-        while len(parts) < min(most, len(rows)):  # processes wait for each other in every pass
-            longest = max(parts, key=len)
-            parts.remove(longest)
-            parts += [longest[::2], longest[1::2]]
-        return [together([rows[index] for index in sorted(part)]) for part in parts]
+    def _passes(
+        self, rows: Sequence[Batch], parts: Sequence[Sequence[int]]
+    ) -> tuple[list[Batch], list[dict[str, int]]]:
+        """Passes of so many rows each, and what they count."""
+        passes = [together([rows[index] for index in sorted(part)]) for part in parts]
+        return passes, [self.counts(one) for one in passes]
 
-    def _everywhere(self, names: set[str]) -> set[str]:
-        """The names that any process has: in the last step of an epoch one may have no rows."""
-        if self.accelerator.num_processes == 1 or self._of_last is None:
-            return names
-        return set(gather_object(sorted(names)))
+    def step_numbers(self) -> dict[str, float]:
+        found, self._tally = self._tally, None
+        return super().step_numbers() | (found.numbers() if found else {})
 
-    def _added_up(self, numbers: Mapping[str, float]) -> dict[str, float]:
-        """Over all processes."""
-        if self.accelerator.num_processes == 1:
-            return dict(numbers)
-        values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.args.device)
-        return dict(zip(numbers, self.accelerator.reduce(values, "sum").tolist(), strict=True))
-
-    @contextmanager
-    def _metrics_apart(self) -> Iterator[dict[str, list[float]]]:
-        """The metrics of a pass by themselves, of this process alone: others have passes of other sizes, and what a
-        step came to is put together once."""
-        accelerator, tokens = self.accelerator, self._total_train_tokens
-        accelerator.gather = accelerator.gather_for_metrics = lambda values, *args, **kwargs: values
-        kept, self._metrics["train"] = self._metrics["train"], defaultdict(list)
-        try:
-            yield self._metrics["train"]
-        finally:
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens - tokens]
-            self._metrics["train"], self._total_train_tokens, self.shares = kept, tokens, None
-            del accelerator.gather, accelerator.gather_for_metrics
-
-    def _log_step(self, found: list[dict[str, list[float]]], counts: list[dict[str, int]]) -> None:
-        """Adds what the passes of a step found to the metrics: one number a step, of all processes."""
-        # What is left out here is made of the others below, and of single completions not every pass has it.
-        names = self._everywhere({name for metrics in found for name in metrics}) - {"num_tokens", "rewards/margins"}
-        sums: dict[str, float] = {}
-        for name in sorted(names - _ENDS.keys() | self.means.keys()):  # the same in every process
-            seen = [
-                (one[name][-1], own[self.means.get(name, ROWS)])
-                for one, own in zip(found, counts, strict=True)
-                if name in one
-            ]
-            sums[name], sums[f"{name} of"] = (
-                sum(value * count for value, count in seen),
-                sum(count for _, count in seen),
-            )
-        sums["num_tokens"] = sum(one["num_tokens"][0] for one in found)
-        sums = self._added_up(sums)
-        self._total_train_tokens += sums["num_tokens"]
-        values = {name: sums[name] / of for name in sums if (of := sums.get(f"{name} of"))}
-        for name in sorted(names & _ENDS.keys()):
-            nobodys = -math.inf if _ENDS[name] is max else math.inf
-            own = torch.tensor(
-                [_ENDS[name]((one[name][-1] for one in found if name in one), default=nobodys)], device=self.args.device
-            )
-            values[name] = _ENDS[name](self.accelerator.gather(own).tolist())
-        if {"rewards/chosen", "rewards/rejected"} <= values.keys():
-            values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
-        for name, value in values.items():
+    def take_step_numbers(self, everyone: Mapping[str, Tensor]) -> None:
+        super().take_step_numbers(everyone)
+        if not everyone:
+            return
+        self._total_train_tokens += tokens_of(everyone)
+        for name, value in metrics_of(everyone).items():
             self._metrics["train"][name].append(value)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+
+def _into(parts: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
+    """Parts divided until there are so many."""
+    parts = list(parts)
+    while len(parts) < count:
+        longest = max(parts, key=len)
+        parts.remove(longest)
+        parts += [longest[::2], longest[1::2]]
+    return parts
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
-from alignctl.trainers.base.passes import PAIR_MEANS, ROWS, pair_counts
+from alignctl.trainers.base.passes import PAIR_MEANS, pair_counts
+from alignctl.trainers.base.tally import ROWS
 from alignctl.trainers.preference.reference_logps import CachedReferenceLogps
 
 _LIKELIHOOD = "sft"

@@ -20,7 +20,7 @@ from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import OnEngine
-from alignctl.trainers.base.passes import ROWS
+from alignctl.trainers.base.tally import ROWS
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+"""At the end of an optimizer step all processes learn at once what each found of it, and whether one was asked to stop.
+
+transformers and TRL ask for each number by itself: dozens of collectives a step, each with a wait for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import trainer as transformers_trainer
+
+from alignctl.trainers.base.everywhere import from_all
+
+
+class StopRequest(Protocol):
+    """Whether training is to stop after a step."""
+
+    requested: bool
+    """Of this process."""
+    agreed: bool
+    """Of any process, once a step is over; set here."""
+
+
+class EndsStepsTogether:
+    """Mixin before StopsWhenNotFinite and a transformers Trainer."""
+
+    stop: StopRequest | None = None
+    own_loss: float
+    """Of this process, of the step that was taken last."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.add_callback(_Ends(self))
+
+    def step_numbers(self) -> dict[str, float]:
+        """What this process found of a step, under the same names in all of them."""
+        return {}
+
+    def take_step_numbers(self, everyone: Mapping[str, Tensor]) -> None:
+        """Takes those of all processes, `[processes]` each."""
+
+    def end_step(self) -> None:
+        """Asks the others; all processes call it together."""
+        flags = {"stop": float(self.stop is not None and self.stop.requested), "loss": self.own_loss}
+        numbers = self.step_numbers()
+        everyone = from_all(self.accelerator, {f"step {name}": value for name, value in numbers.items()} | flags)
+        if self.stop is not None:
+            self.stop.agreed = bool(everyone["stop"].any())
+        self.take_step_numbers({name: everyone[f"step {name}"] for name in numbers})
+        if self.accelerator.num_processes > 1:
+            self._tr_loss += float(everyone["loss"].mean()) - self.own_loss
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        with _loss_of_all():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+
+class _Ends(TrainerCallback):
+    """Is told by transformers when the optimizer has taken its step, before others are that the step is over."""
+
+    def __init__(self, trainer: EndsStepsTogether):
+        self._trainer = trainer
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.end_step()
+
+
+@contextmanager
+def _loss_of_all() -> Iterator[None]:
+    """transformers (5.23) logs the loss that it has, which is that of all processes already."""
+    usual = transformers_trainer.nested_gather
+    transformers_trainer.nested_gather = lambda loss, *args, **kwargs: loss
+    try:
+        yield
+    finally:
+        transformers_trainer.nested_gather = usual
