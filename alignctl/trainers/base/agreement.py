@@ -31,6 +31,8 @@ class EndsStepsTogether:
     stop: StopRequest | None = None
     own_loss: float
     """Of this process, of the step that was taken last."""
+    _flos = 0.0
+    """Floating point operations of all processes that are not in the trainer's state yet."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -45,14 +47,23 @@ class EndsStepsTogether:
 
     def end_step(self) -> None:
         """Asks the others; all processes call it together."""
-        flags = {"stop": float(self.stop is not None and self.stop.requested), "loss": self.own_loss}
+        flags = {
+            "stop": float(self.stop is not None and self.stop.requested),
+            "loss": self.own_loss,
+            "flos": float(self.current_flos),
+        }
         numbers = self.step_numbers()
         everyone = from_all(self.accelerator, {f"step {name}": value for name, value in numbers.items()} | flags)
         if self.stop is not None:
             self.stop.agreed = bool(everyone["stop"].any())
         self.take_step_numbers({name: everyone[f"step {name}"] for name in numbers})
+        self._flos, self.current_flos = self._flos + float(everyone["flos"].sum()), 0
         if self.accelerator.num_processes > 1:
             self._tr_loss += float(everyone["loss"].mean()) - self.own_loss
+
+    def store_flos(self) -> None:
+        self.state.total_flos += self._flos
+        self._flos = 0.0
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         with _loss_of_all():

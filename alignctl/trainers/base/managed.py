@@ -36,6 +36,7 @@ from alignctl.trainers.base.not_finite import StopsWhenNotFinite
 from alignctl.trainers.base.replicas import OneModel
 from alignctl.trainers.base.tokens import CountsTokens
 from alignctl.trainers.base.unchanged import Unchanged
+from alignctl.trainers.base.unused import LooksForUnused
 from alignctl.trainers.base.warm_up import WarmsUp
 
 
@@ -103,6 +104,7 @@ class Managed(
     KeepsAverages,
     KeepsReference,
     CompleteCheckpoints,
+    LooksForUnused,
 ):
     """Mixin before a class of transformers or TRL: has all processes end a step together, stops at numbers that are
     none, or early where that is wanted, hands rows' own columns to the loss, counts each held-out row once, learns from

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from alignctl.models.dropout import disable_dropout
 from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import whole_weights
 from alignctl.rollout.drawing import Drawn, draw_completions, why_cache_grows
-from alignctl.rollout.episodes import Episodes, episodes_of
+from alignctl.rollout.episodes import Episodes, Segment, episodes_of
 from alignctl.rollout.rewards import Score
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
@@ -340,6 +341,12 @@ class OnPolicyTrainer(Trainer):
             for name, value in {"loss": found.loss, **found.sums}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
         return sums
+
+    def tried_outputs(self, model: nn.Module, ids: Tensor) -> Sequence[Tensor]:
+        prompt, completion = ids[0, :1].tolist(), ids[0, 1:].tolist()
+        episodes = Episodes([prompt], [[Segment(completion)]], [True], [""], [""])
+        outputs = model(self._batch(episodes, [0]), 1.0, entropy_gradient=True)
+        return [one for one in outputs if one is not None]
 
     def _batch(self, episodes: Episodes, members: list[int]) -> Batch:
         return lay_out(episodes, members, self._packed, self.processing_class.pad_token_id, self.args.device)
