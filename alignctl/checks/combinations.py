@@ -84,7 +84,7 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
                 f"take it out: each batch is a pass, so `{name}.per_device_train_batch_size` decides",
             )
     if method.check is not None:
-        yield from method.check(name, dict(stage) | {"peft": peft})
+        yield from method.check(name, dict(stage) | {"peft": peft, "processes": distributed_type(config) != "none"})
     if merged_section(config, name, "data").get("margin") is not None and not method.declares("margin"):
         takers = ", ".join(f"`{other.name}`" for other in methods().values() if other.declares("margin"))
         yield Problem(f"`data.margin` would have no effect on `{name}`: only the method {takers} uses margins")

@@ -11,20 +11,15 @@ from alignctl.methods.registry import POSITIVE, RUN_OWNED_FIELDS, Method
 
 
 def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
-    size = stage.get("per_device_train_batch_size", 8)
-    if stage.get("loss_type", "kto") == "kto" and isinstance(size, int) and size < 2:
+    size, steps = stage.get("per_device_train_batch_size", 8), stage.get("gradient_accumulation_steps", 1)
+    whole = isinstance(size, int) and isinstance(steps, int)
+    if stage.get("loss_type", "kto") == "kto" and not stage["processes"] and whole and size * steps < 2:
         yield Problem(
             f"`{name}.per_device_train_batch_size={size}`: KTO estimates the KL divergence with the other completions "
-            "of a batch, so it needs 2 or more",
-            f"set `{name}.per_device_train_batch_size=2`, and `{name}.gradient_accumulation_steps` for the rest",
+            "of an optimizer step, so it needs 2 or more",
+            f"set `{name}.per_device_train_batch_size=2`",
         )
     yield from check_reference(name, stage)
-
-
-def _mixes_rows(stage: Mapping[str, Any]) -> str | None:
-    if stage["loss_type"] == "apo_zero_unpaired":
-        return None
-    return "the KL divergence is estimated from the rows of a batch"
 
 
 METHOD = Method(
@@ -41,7 +36,7 @@ METHOD = Method(
     config_class="alignctl.trainers.preference.kto:KTOConfig",
     trainer="alignctl.trainers.preference.kto:KTOTrainer",
     stage_function="alignctl.stage.run:run_stage",
-    mixes_rows=_mixes_rows,
+    mixes_rows=None,
     owned_fields=RUN_OWNED_FIELDS
     | {"train_sampling_strategy": "KTO shuffles once: its KL estimate needs batches of a fixed order"},
     key_metrics=("rewards/margins", "kl"),

@@ -92,7 +92,8 @@ class Method:
     bounds: Mapping[str, Bound]
     """Of the numbers among its own fields; checks/bounds.py has those of all methods."""
     check: Callable[[str, Mapping[str, Any]], Iterator[Problem]] | None
-    """Says which fields of a stage, given with its name, exclude each other; None where none do."""
+    """Says which fields of a stage exclude each other, given its name and its fields, `peft` merged, and whether there
+    are several `processes`; None where none do."""
 
     @property
     def trained(self) -> Role:

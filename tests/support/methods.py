@@ -104,7 +104,7 @@ METHODS = {
         compared=(Compared(),),
         engine={"desirable_weight": 1.0, "undesirable_weight": 1.0},
         passes=4,
-        same={"": Same(over=PROCESSES), ", no estimate": Same(settings={"loss_type": "apo_zero_unpaired"})},
+        same={"": Same(), ", no estimate": Same(settings={"loss_type": "apo_zero_unpaired"})},
     ),
     "orpo": Row(
         stage="orpo",

@@ -20,8 +20,11 @@ PAIRS = {
     "reward": {"": {}, ", centred": {"center_rewards_coefficient": 0.1}},
     "sft": {"": {}, ", smoothed": {"label_smoothing_factor": 0.1}, ", dft": {"loss_type": "dft"}},
     "simpo": {"": {}, " and sft": {"sft_weight": 0.5}},
-    "kto": {", no estimate": {"loss_type": "apo_zero_unpaired", "desirable_weight": 1.3, "undesirable_weight": 0.7}},
-}  # KTO's estimate of the KL divergence is one of a batch, by its definition
+    "kto": {
+        "": {},
+        ", no estimate": {"loss_type": "apo_zero_unpaired", "desirable_weight": 1.3, "undesirable_weight": 0.7},
+    },
+}
 EVALUATED = [name for name, method in methods().items() if method.data_kind != "prompts"]
 CASES = {name + label: (name, more) for name in EVALUATED for label, more in PAIRS.get(name, {"": {}}).items()}
 

@@ -26,7 +26,8 @@ CASES = {
     "ipo": {},
     "orpo": {},
     "simpo": {"sft_weight": 0.5},
-    "kto": {"loss_type": "apo_zero_unpaired"},
+    "kto": {"desirable_weight": 1.3},
+    "kto, no estimate": {"loss_type": "apo_zero_unpaired"},
 }
 
 

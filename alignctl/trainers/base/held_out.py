@@ -60,7 +60,7 @@ class HeldOutLoss:
         with metrics_apart(self, "eval") as metrics:
             found = super().prediction_step(model, inputs, *args, **kwargs)
             parts = self.held_out_parts(model, found[0], inputs)
-        self._tally.add(metrics, counts)
+        self._of_batches.add(metrics, counts)
         weighed = counts[ROWS] > 0
         self._held_out.append([(float(value), float(count) * weighed) for value, count in parts])
         return found
@@ -69,10 +69,10 @@ class HeldOutLoss:
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         self._held_out: list[list[tuple[float, float]]] = []
-        self._batches, self._tally = dataloader, Tally(self.means)
+        self._batches, self._of_batches = dataloader, Tally(self.means)
         with _no_dataloader(self.accelerator):
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        numbers = self._tally.numbers()
+        numbers = self._of_batches.numbers()
         parts = list(zip(*self._held_out, strict=True))  # [parts][batches]
         for number, batches in enumerate(parts):
             numbers[f"part {number}"] = sum(value * count if count else 0.0 for value, count in batches)

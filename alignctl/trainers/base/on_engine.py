@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -128,6 +129,10 @@ class OnEngine(DividesSteps):
         self._put_engine_on()
         self._longest = _longest(self.train_dataset, self.blocks, getattr(self.args, "max_length", None))
         self.notices.append(self._how_divided())
+
+    def tried_outputs(self, model: nn.Module, ids: Tensor) -> list[Tensor]:
+        """See LooksForUnused."""
+        return [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits]
 
     def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
         self._put_engine_on()  # TRL calls this while it is being built

@@ -3,12 +3,10 @@ those that have none; looking costs a walk through the graph and a collective a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from alignctl.engine.forward import evaluating
@@ -19,11 +17,11 @@ _TOKENS = 8
 
 class LooksForUnused:
     """Mixin before a transformers Trainer: DDP looks for weights without a gradient only where there may be some, which
-    a try of a few tokens says, the same in every process. `ddp_find_unused_parameters` decides where it is given."""
+    a try of a few tokens says, the same in every process. `ddp_find_unused_parameters` decides where it is given.
 
-    def tried_outputs(self, model: nn.Module, ids: Tensor) -> Sequence[Tensor]:
-        """What a loss would be made of, for token ids `[2, length]`: a pair, to those that take pairs."""
-        return [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits]
+    A trainer has `tried_outputs(model, ids)`: what a loss would be made of, for token ids `[2, length]`, which are a
+    pair to those that take pairs.
+    """
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         accelerator, wanted = self.accelerator, self.args.ddp_find_unused_parameters

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -342,7 +341,8 @@ class OnPolicyTrainer(Trainer):
                 sums[name] = sums.get(name, 0.0) + value.detach()
         return sums
 
-    def tried_outputs(self, model: nn.Module, ids: Tensor) -> Sequence[Tensor]:
+    def tried_outputs(self, model: nn.Module, ids: Tensor) -> list[Tensor]:
+        """See LooksForUnused."""
         prompt, completion = ids[0, :1].tolist(), ids[0, 1:].tolist()
         episodes = Episodes([prompt], [[Segment(completion)]], [True], [""], [""])
         outputs = model(self._batch(episodes, [0]), 1.0, entropy_gradient=True)

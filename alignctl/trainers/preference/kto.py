@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import trl
+from accelerate.utils import is_peft_model
 from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.kto_config import KTOConfig as TRLKTOConfig
+from trl.trainer.utils import use_adapter
 
 from alignctl.errors import RequestError
+from alignctl.trainers.base.everywhere import from_all
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
+from alignctl.trainers.base.tally import ROWS
 from alignctl.trainers.preference.reference_logps import CachedReferenceLogps
 
+_KL = "KL divergence"
+_LEAST_ROWS = 2
 # Bounds of (desirable_weight * desirable rows) / (undesirable_weight * undesirable rows), arXiv:2402.01306, Eq. 8.
 _LEAST, _MOST = 1.0, 4 / 3
 
@@ -49,7 +60,75 @@ class KTOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.KTOTrainer):
             "chosen tokens": wanted, "rejected tokens": sum(tokens) - wanted,
         }  # fmt: skip
 
+    def before_passes(self, model: nn.Module, batches: list[dict[str, Any]], there: Sequence[int]) -> dict[str, float]:
+        """The KL divergence of the rows of this process, added up, where the loss has an estimate of it."""
+        asked = super().before_passes(model, batches, there)
+        if not self.calculate_KL:
+            return asked
+        divergences = [
+            self._divergence(model, batch)[:count].sum().item() for batch, count in zip(batches, there, strict=True)
+        ]
+        for batch in batches:
+            for name in [name for name in batch if name.startswith("KL_")]:
+                del batch[name]
+        self.totals = {_KL: sum(divergences), ROWS: sum(there)}  # until those of all processes are known
+        return asked | {_KL: self.totals[_KL]}
+
+    def before_evaluation(self, model: nn.Module, batches: DataLoader) -> None:
+        """Over all held-out rows, as a step has it of all of its rows."""
+        super().before_evaluation(model, batches)
+        if not self.calculate_KL:
+            return
+        divergences = [self._divergence(model, batch) for batch in batches]
+        if batches.batch_sampler.repeats:
+            divergences[-1] = divergences[-1][:0]
+        found = torch.cat(divergences)
+        everyone = from_all(self.accelerator, {_KL: float(found.double().sum()), ROWS: len(found)})
+        self.totals = {name: float(values.sum()) for name, values in everyone.items()}
+
+    @torch.no_grad()
+    def _divergence(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """Log-ratio `[rows]` of policy and reference for prompts with completions of other rows."""
+        batch = self._prepare_inputs(batch)
+        alone = self.ref_model is None and is_peft_model(self.model)
+        whole = self.accelerator.unwrap_model(self.model)
+        off = use_adapter(whole, "ref" if "ref" in whole.peft_config else None) if alone else nullcontext()
+        with self.compute_loss_context_manager():
+            logps = super()._compute_kl_logps(model, batch)
+            if self.precompute_ref_logps:
+                return logps - batch["ref_KL_logps"]
+            with off, disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+                return logps - super()._compute_kl_logps(self.model if alone else self.ref_model, batch)
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if _KL in self.totals:
+            kl = torch.tensor([self.totals[_KL] / max(self.totals[ROWS], 1)], device=self.args.device)
+            self._stand_ins = [torch.zeros_like(kl), kl]
+            if self.precompute_ref_logps:
+                inputs["ref_KL_logps"] = torch.zeros_like(kl)
+        return super()._compute_loss(model, inputs, return_outputs)
+
+    def _compute_kl_logps(self, model: nn.Module, batch: dict[str, Any]) -> Tensor | None:
+        """What TRL takes the mean of: it asks for the policy's first, and then for the reference's. A batch that is no
+        part of anything has an estimate of its own."""
+        return self._stand_ins.pop() if _KL in self.totals else super()._compute_kl_logps(model, batch)
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: KTOConfig, name: str) -> Dataset:
+        """The completions of other rows are those of the rows of one optimizer step."""
+        size = args.per_device_train_batch_size
+        args.per_device_train_batch_size = size * args.world_size * args.gradient_accumulation_steps
+        try:
+            return super()._prepare_dataset(dataset, processing_class, args, name)
+        finally:
+            args.per_device_train_batch_size = size
+
     def __init__(self, *, args: KTOConfig, train_dataset: Dataset, **kwargs: Any):
+        together = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        if args.loss_type == "kto" and together < _LEAST_ROWS:
+            raise RequestError(
+                f"KTO estimates the KL divergence from the other rows of an optimizer step, and it has {together}",
+                f"set `per_device_train_batch_size={_LEAST_ROWS}` or more",
+            )
         given = args.desirable_weight, args.undesirable_weight
         args.desirable_weight = args.undesirable_weight = 1.0  # TRL wants numbers; which ones is known below
         # Batches are read in order, and the rows of a file may be sorted by label or come pair by pair.
