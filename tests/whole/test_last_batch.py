@@ -1,0 +1,86 @@
+"""Rows that do not fill the last batches, in training and held out: all that is logged is the same on any number of
+processes, some of which have no row of the last step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.cells import CASES, job
+from support.files import metrics
+from support.many import run_many
+from support.methods import METHODS
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+GLOBAL_BATCH = 8
+# Rows: trained on, held out; and numbers of processes, each with an equal part of a batch. Pairs of KTO are two rows.
+LANES = {
+    "day": (19, 5, (1, 4), ["sft", "kto", "dpo and sft", "reward"]),
+    "night": (203, 13, (1, 2, 4, 8), [case for case in CASES if METHODS[CASES[case][0]].local]),
+}
+SPEED = ("epoch", "runtime", "per_second")
+
+
+def jobs(folder: Path, shared_data: Path, lane: str) -> dict[int, list[dict]]:
+    rows, held, counts, cases = LANES[lane]
+    made: dict[int, list[dict]] = {count: [] for count in counts}
+    for case in cases:
+        for count in counts:
+            size = GLOBAL_BATCH // count
+            one = job(folder, shared_data, (case, "none", "auto"), (size, 1, "ddp" if count > 1 else "none"))
+            given = {
+                "max_steps": -1, "eval_strategy": "epoch", "save_strategy": "no", "learning_rate": 1e-4,
+            }  # fmt: skip
+            one["arguments"] += [
+                f"data.limit={rows + held}", f"data.eval_rows={held}", "eval.prompts=0", "eval.batch_size=2",
+                "rehearse=false", *(f"cell.{key}={value}" for key, value in given.items()),
+                *([f"launcher.processes={count}"] if count > 1 else []),
+            ]  # fmt: skip
+            made[count].append(one | {"case": case})
+    return made
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory, shared_data):
+    """Gives, for the cases of a lane, what was logged on each number of processes."""
+    made: dict[str, dict] = {}
+
+    def of(lane: str) -> dict[str, dict[int, list[dict]]]:
+        if lane not in made:
+            folder = tmp_path_factory.mktemp(lane)
+            by_count = jobs(folder, shared_data, lane)
+            for count, some in by_count.items():
+                run_many(folder, some, count)
+            made[lane] = {
+                case: {count: metrics(Path(some[index]["run_dir"], "cell")) for count, some in by_count.items()}
+                for index, case in enumerate(LANES[lane][-1])
+            }
+        return made[lane]
+
+    return of
+
+
+def cases():
+    for lane, (*_, names) in LANES.items():
+        marks = [pytest.mark.night] if lane == "night" else []
+        yield from (pytest.param(lane, case, marks=marks, id=f"{lane}-{case}") for case in names)
+
+
+@pytest.mark.parametrize(("lane", "case"), cases())
+def test_all_that_is_logged_is_the_same(logs, lane, case):
+    alone, *others = logs(lane)[case].values()
+    assert sum("loss" in row for row in alone) > 2
+    for found in others:
+        assert len(found) == len(alone)
+        for row, expected in zip(found, alone, strict=True):
+            assert row.keys() == expected.keys()
+            for name, value in expected.items():
+                if any(part in name for part in SPEED):
+                    continue
+                if name in ("loss", "eval_loss"):
+                    assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+                elif "num_" in name or name == "step":
+                    assert row[name] == value, name
+                else:  # rewards are differences of sums of float32, which later steps multiply
+                    assert row[name] == pytest.approx(value, rel=1e-4, abs=2e-4), name
