@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -74,6 +74,11 @@ def episodes_of(
     ]
     segments = [[Segment(ids)] for ids in drawn.completions]
     return Episodes(prompt_ids, segments, drawn.ended, prompts, completions, columns, group_size)
+
+
+def unlearnt(episodes: Episodes) -> Episodes:
+    """The same, of which nothing is learnt."""
+    return replace(episodes, segments=[[Segment(one.tokens, False) for one in parts] for parts in episodes.segments])
 
 
 def _in_the_form_of(prompt: Any, text: str) -> Any:

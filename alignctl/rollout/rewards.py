@@ -186,14 +186,20 @@ class Moments:
     squares: float = field(default=0.0)
     """Sum of the squared distances from the mean."""
 
-    def add(self, values: Sequence[float]) -> None:
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Moments:
+        """Those of some values."""
         count = len(values)
-        if not count:
+        mean = sum(values) / count if count else 0.0
+        return cls(float(count), mean, sum((value - mean) ** 2 for value in values))
+
+    def add(self, others: Moments) -> None:
+        """Takes in those of other values."""
+        if not others.count:
             return
-        mean = sum(values) / count
-        total, distance = self.count + count, mean - self.mean
-        self.squares += sum((v - mean) ** 2 for v in values) + distance**2 * self.count * count / total
-        self.mean += distance * count / total
+        total, distance = self.count + others.count, others.mean - self.mean
+        self.squares += others.squares + distance**2 * self.count * others.count / total
+        self.mean += distance * others.count / total
         self.count = total
 
     @property

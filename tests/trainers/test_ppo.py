@@ -70,14 +70,15 @@ def test_the_penalty_for_no_end_is_at_the_last_token_whatever_was_scored(small):
 
     steps.name = "short"
     trainer.scoring.sources = [steps]
-    _, scores = trainer.scoring(episodes([[1], [1]], [[2, 3, 4], [5]], ended=[False, False]))
+    two = episodes([[1], [1]], [[2, 3, 4], [5]], ended=[False, False])
+    scores = trainer.scoring.combined(two, trainer.scoring.ask(two), {})
     assert scores == [{0: 1.0, 2: -2.0}, {0: -2.0}]
 
 
 def test_running_moments_are_those_of_everything_seen():
     moments, values = Moments(), [1.0, 4.0, -2.0, 8.0, 0.5]
-    moments.add(values[:2])
-    moments.add(values[2:])
+    for some in (values[:2], [], values[2:]):
+        moments.add(Moments.of(some))
     exact = torch.tensor(values, dtype=torch.float64)
     assert moments.mean == pytest.approx(float(exact.mean()))
     assert moments.std == pytest.approx(float(exact.std(unbiased=False)))

@@ -5,11 +5,10 @@ transformers and TRL ask for each number by itself: dozens of collectives a step
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers import trainer as transformers_trainer
 
@@ -26,7 +25,9 @@ class StopRequest(Protocol):
 
 
 class EndsStepsTogether:
-    """Mixin before StopsWhenNotFinite and a transformers Trainer."""
+    """Mixin before StopsWhenNotFinite and a transformers Trainer that has `step_numbers()`: what this process found of
+    a step, under the same names in all of them; and `take_step_numbers(everyone)`, which takes those of all processes,
+    `[processes]` each."""
 
     stop: StopRequest | None = None
     own_loss: float
@@ -37,13 +38,6 @@ class EndsStepsTogether:
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.add_callback(_Ends(self))
-
-    def step_numbers(self) -> dict[str, float]:
-        """What this process found of a step, under the same names in all of them."""
-        return {}
-
-    def take_step_numbers(self, everyone: Mapping[str, Tensor]) -> None:
-        """Takes those of all processes, `[processes]` each."""
 
     def end_step(self) -> None:
         """Asks the others; all processes call it together."""

@@ -23,6 +23,7 @@ from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.base.everywhere import from_all
 from alignctl.trainers.base.fitting import Fitting, try_pass
 from alignctl.trainers.base.halving import Halving
+from alignctl.trainers.base.last_batch import own_rows_of_last
 from alignctl.trainers.base.tally import ROWS, Tally, alone, metrics_apart, metrics_of, tokens_of
 
 Batch = dict[str, Any]
@@ -75,7 +76,7 @@ class DividesSteps:
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, count = super().get_batch_samples(*args, **kwargs)
         self._step, self._calls = batches, 0
-        self._of_last = self._rows_of_last()
+        self._of_last = own_rows_of_last(self, len(self.train_dataset))
         return batches, count
 
     def _get_num_items_in_batch(self, batches: list[Batch], device: torch.device) -> Any:
@@ -85,17 +86,6 @@ class DividesSteps:
 
     def _can_divide(self, batches: Sequence[Batch]) -> bool:
         return all(can_be_divided(batch, self.blocks) for batch in batches)
-
-    def _rows_of_last(self) -> int | None:
-        """How many rows of the step's last batch are this process's: where the rows of an epoch do not fill the batches
-        of all processes, accelerate fills the last ones with rows that were trained on already. None where all are."""
-        accelerator, args = self.accelerator, self.args
-        together = accelerator.num_processes * args.train_batch_size
-        left = len(self.train_dataset) % together
-        filled = accelerator.num_processes > 1 and not args.dataloader_drop_last
-        if not (filled and left and accelerator.gradient_state.end_of_dataloader):
-            return None
-        return min(max(left - accelerator.process_index * args.train_batch_size, 0), args.train_batch_size)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         if not self._can_divide(self._step or [inputs]):
@@ -221,11 +211,12 @@ class DividesSteps:
         return passes, [self.counts(one) for one in passes]
 
     def step_numbers(self) -> dict[str, float]:
+        """See EndsStepsTogether."""
         found, self._tally = self._tally, None
-        return super().step_numbers() | (found.numbers() if found else {})
+        return found.numbers() if found else {}
 
     def take_step_numbers(self, everyone: Mapping[str, Tensor]) -> None:
-        super().take_step_numbers(everyone)
+        """See EndsStepsTogether."""
         if not everyone:
             return
         self._total_train_tokens += tokens_of(everyone)

@@ -11,9 +11,12 @@ a rollout, and learning rates follow rollouts.
 from __future__ import annotations
 
 import json
+import math
 import time
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,13 @@ from alignctl.models.dropout import disable_dropout
 from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import whole_weights
 from alignctl.rollout.drawing import Drawn, draw_completions, why_cache_grows
-from alignctl.rollout.episodes import Episodes, Segment, episodes_of
-from alignctl.rollout.rewards import Score
+from alignctl.rollout.episodes import Episodes, Segment, episodes_of, unlearnt
+from alignctl.rollout.rewards import Score, totals
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
+from alignctl.trainers.base.everywhere import from_all
 from alignctl.trainers.base.fitting import try_pass
+from alignctl.trainers.base.last_batch import own_rows_of_last
 from alignctl.trainers.base.on_engine import compile_as_wanted, pass_tokens, said_of_passes
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.experience import Experience
@@ -53,8 +58,9 @@ from alignctl.trainers.on_policy.setup import (
     put_engine_under,
     tokenize_prompts,
 )
-from alignctl.trainers.on_policy.update import PassLoss, as_many_everywhere, mini_batches, passes_of
+from alignctl.trainers.on_policy.update import PassLoss, Update, as_many, mini_batches, passes_of
 
+_TOLD = ("counted", "passes")
 _STATE, _WEIGHTS = "on_policy.json", "trained.safetensors"
 
 
@@ -125,7 +131,7 @@ class OnPolicyTrainer(Trainer):
             reward_processing_class,
             conversations=is_messages(train_dataset[0]["prompt"]),
         )
-        self.scoring = Scoring(args, self.accelerator, sources, reward_statistics)
+        self.scoring = Scoring(args, sources, reward_statistics)
         if self.accelerator.num_processes > 1:  # else all of them would draw with the same random numbers
             torch.manual_seed(args.seed + 1_000_003 * self.accelerator.process_index)
         self._longest = max(map(len, self.train_dataset[PROMPT_IDS]), default=0) + args.response_length
@@ -138,7 +144,7 @@ class OnPolicyTrainer(Trainer):
             self._vllm = VLLM(model.policy, processing_class, self.accelerator, args, sequences)
         elif args.generation != "continuous" and (reason := why_cache_grows(model.policy)):
             self.notices.append(f"completions are drawn with a cache that grows, because {reason}")
-        self.rollouts = RolloutLog(self.accelerator)
+        self.rollouts = RolloutLog()
         self._total_tokens = 0
         self._first_pass: tuple[list[int], Outputs] | None = None
         self._packed = all(takes_packed_rows(one) for one in (*trained, ref_model) if one is not None)
@@ -153,10 +159,14 @@ class OnPolicyTrainer(Trainer):
     def losses(self, outputs: Outputs, experience: Experience) -> PassLoss:
         """The loss of the tokens of a pass, `[tokens]` each."""
 
-    def counted(self, experience: Experience, members: list[int]) -> Tensor:
+    def counted(self, episodes: Episodes, members: list[int]) -> int:
         """What the loss of a mini-batch is divided by, once added up over the processes: its tokens that are learnt
         from. Long completions then count for what they hold."""
-        return experience.mask[members].sum()
+        return sum(sum(episodes.trained[member]) for member in members)
+
+    def add_up(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        return self.accelerator.reduce(value, "sum")
 
     # A step
 
@@ -167,17 +177,35 @@ class OnPolicyTrainer(Trainer):
         self.optimizer.train()  # of a schedule-free one: what draws is what learns
         # TRL's helper for vLLM gathers divided weights by itself, and they may not be gathered twice.
         drawn = self._vllm.draw(inputs[PROMPT_IDS]) if self._vllm is not None else None
+        inputs, drawn = self._own_share(inputs, drawn)
         # Divided weights are gathered once a rollout, not once a token; so processes need not run as often as others.
         with whole_weights(self.model_wrapped):
             episodes = self._roll_out(inputs, drawn)
             rolled_out = time.perf_counter()
-            experience = self._learn(episodes)
+            updates, experience = self._learn(episodes)
         updating = time.perf_counter()
-        loss = self._update(model, episodes, experience)
+        loss = self._update(model, episodes, experience, updates)
         tokens = sum(map(len, episodes.completion_ids))
         self.rollouts.add("tokens_per_s/rollout", tokens / (rolled_out - began))
         self.rollouts.add("tokens_per_s/update", tokens * self.rounds / (time.perf_counter() - updating))
         return loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        self._of_last = own_rows_of_last(self, len(self.train_dataset) * self.args.num_generations)
+        return batches, count
+
+    def _own_share(self, inputs: dict[str, Any], drawn: Drawn | None) -> tuple[dict[str, Any], Drawn | None]:
+        """The prompts that are this process's, and what was drawn to them; where there are none, a prompt that counts
+        for nothing."""
+        self.rollouts.counts = self._of_last != 0
+        if self._of_last is None:
+            return inputs, drawn
+        count = self._of_last or self.args.num_generations
+        columns = {name: values[:count] for name, values in inputs.get(ROW, {}).items()}
+        rows = {name: values[:count] for name, values in inputs.items() if name in ("prompt", PROMPT_IDS)}
+        own = Drawn(*(values[:count] for values in drawn)) if drawn is not None else None
+        return inputs | rows | ({ROW: columns} if columns else {}), own
 
     def _roll_out(self, inputs: dict[str, Any], drawn: Drawn | None = None) -> Episodes:
         if drawn is None:
@@ -185,23 +213,60 @@ class OnPolicyTrainer(Trainer):
             with self.accelerator.autocast():
                 drawn = draw_completions(self.policy, self.processing_class, inputs[PROMPT_IDS], self.args)
         args, columns = self.args, inputs.get(ROW, {})
-        return episodes_of(
+        episodes = episodes_of(
             inputs["prompt"], inputs[PROMPT_IDS], drawn, self.processing_class, columns, args.num_generations
         )
+        return episodes if self.rollouts.counts else unlearnt(episodes)
 
     @torch.no_grad()
-    def _learn(self, episodes: Episodes) -> Experience:
+    def _learn(self, episodes: Episodes) -> tuple[list[Update], Experience]:
         self.model.eval()
         with whole_weights(self.reward_model):
-            rewards, scores = self.scoring(episodes)
+            rewards = self.scoring.ask(episodes)
+        counts = self.rollouts.counts
+        updates = self._updates(episodes)
+        numbers = {f"{number} {key}": one[key] for number, one in enumerate(map(asdict, updates)) for key in _TOLD}
+        numbers |= self.scoring.numbers(rewards if counts else {name: [] for name in rewards})
+        everyone = from_all(self.accelerator, numbers)
+        updates = [
+            replace(
+                one, counted=int(everyone[f"{number} counted"].sum()), passes=int(everyone[f"{number} passes"].max())
+            )
+            for number, one in enumerate(updates)
+        ]
+        scores = self.scoring.combined(episodes, rewards, everyone)
         experience = self.learn_from(episodes, scores)
         self.rollouts.add_rollout(episodes, experience, rewards, scores)
         for name, fraction in self.scoring.cut_fracs().items():
             self.rollouts.add_mean(name, [fraction])
         self.rollouts.sample(episodes, rewards, scores, self.args.num_sample_completions)
-        tokens = torch.tensor(sum(map(len, episodes.completion_ids)), device=self.args.device)
-        self._total_tokens += int(self.rollouts.add_up(tokens))
-        return experience
+        self._scores = totals(scores) if counts else []
+        self._tokens = sum(map(len, episodes.completion_ids)) if counts else 0
+        return [one for one in updates if one.passes], experience
+
+    def _updates(self, episodes: Episodes) -> list[Update]:
+        """The optimizer steps that the rollout is gone through in, as far as this process knows."""
+        generator = torch.Generator().manual_seed(self.args.seed + self.state.global_step)
+        found, groups = [], len(episodes.groups) if self.rollouts.counts else 0
+        for _ in range(self.rounds):
+            for part in mini_batches(groups, self.args.num_mini_batches, generator):
+                members = [member for group in part for member in episodes.groups[group]]
+                passes = passes_of(episodes, part, self._pass_tokens(), self._packed)
+                found.append(Update(part, self.counted(episodes, members), sum(1 for _ in passes)))
+        return found
+
+    def step_numbers(self) -> dict[str, float]:
+        """See EndsStepsTogether."""
+        scores, own = self._scores, self.rollouts.numbers()
+        ends = {"least": min(scores, default=math.inf), "most": max(scores, default=-math.inf)}
+        return own | ends | {"scores": len(scores), "tokens": self._tokens}
+
+    def take_step_numbers(self, everyone: Mapping[str, Tensor]) -> None:
+        """See EndsStepsTogether."""
+        self.rollouts.take(everyone)
+        self._total_tokens += int(everyone["tokens"].sum())
+        count = int(everyone["scores"].sum())
+        self.scoring.check_not_constant(float(everyone["least"].min()), float(everyone["most"].max()), count)
 
     def outputs_of(self, episodes: Episodes) -> Outputs:
         """What the trained models, and the reference where there is one, say of all completions, `pass_tokens` at a
@@ -232,7 +297,7 @@ class OnPolicyTrainer(Trainer):
                 parts |= {member: row for member, *row in zip(members, *split, strict=True)}
         *columns, last = zip(*(parts[member] for member in range(len(episodes.prompt_ids))), strict=True)
         logps, entropy, values, ref_logps = (None if one[0] is None else torch.cat(one) for one in columns)
-        self.rollouts.add_mean("entropy", entropy.mean())
+        self.rollouts.add_mean("entropy", entropy)
         return Outputs(logps, entropy, values, None if last[0] is None else torch.stack(last), ref_logps)
 
     def _pass_tokens(self) -> int:
@@ -255,35 +320,31 @@ class OnPolicyTrainer(Trainer):
         with Adapters(model.policy).under(None):
             return policy_logps(model.policy, batch, self.args.temperature)
 
-    def _update(self, model: nn.Module, episodes: Episodes, experience: Experience) -> Tensor:
+    def _update(
+        self, model: nn.Module, episodes: Episodes, experience: Experience, updates: Sequence[Update]
+    ) -> Tensor:
         args, sums = self.args, []
-        generator = torch.Generator().manual_seed(args.seed + self.state.global_step)
-        parts = [
-            part
-            for _ in range(self.rounds)
-            for part in mini_batches(len(episodes.groups), args.num_mini_batches, generator)
-        ]
         model.train()
-        self._fit(episodes, experience, parts[0])
-        for number, part in enumerate(parts):
+        self._fit(episodes, experience, updates[0].groups)
+        for number, update in enumerate(updates):
             with self.compute_loss_context_manager():
                 sums.append(
                     self.halving.compute(
                         self,
                         f"{self.state.global_step + 1}.{number}",
                         self._pass_tokens(),
-                        lambda tokens, part=part: self._backward(model, episodes, experience, part, tokens),
+                        lambda tokens, update=update: self._backward(model, episodes, experience, update, tokens),
                     )
                 )
             if not self.policy_learns:  # a gradient of 0 would still decay weights and count for the optimizer's means
                 for parameter in self.accelerator.unwrap_model(self.model).policy_parameters:
                     parameter.grad = None
-            if number < len(parts) - 1:  # the trainer steps with the last one
+            if number < len(updates) - 1:  # the trainer steps with the last one
                 if args.max_grad_norm > 0:
                     self._clip_grad_norm(model)
                 self.optimizer.step()
                 model.zero_grad()
-        return self._log_update(sums)
+        return self._log_update(sums, sum(update.counted for update in updates))
 
     def _fit(self, episodes: Episodes, experience: Experience, groups: list[int]) -> None:
         """Finds in a rehearsal what fits."""
@@ -311,7 +372,7 @@ class OnPolicyTrainer(Trainer):
         fitting.find(self, tokens, self._longest, compute)
 
     def _backward(
-        self, model: nn.Module, episodes: Episodes, experience: Experience, groups: list[int], tokens: int
+        self, model: nn.Module, episodes: Episodes, experience: Experience, update: Update, tokens: int
     ) -> dict[str, Tensor]:
         """Adds the gradient of a mini-batch to the model's, in passes of at most so many tokens; returns the sums of
         what is logged."""
@@ -320,25 +381,24 @@ class OnPolicyTrainer(Trainer):
             (members, known), self._first_pass = self._first_pass, None
             passes = [members]
         else:
-            passes = list(passes_of(episodes, groups, tokens, self._packed))
+            passes = as_many(list(passes_of(episodes, update.groups, tokens, self._packed)), update.passes)
         everyone = [member for part in passes for member in part]
-        own = self.counted(experience, everyone)
-        counted = accelerator.reduce(own, "sum")
-        passes = as_many_everywhere(passes, accelerator)
-        sums: dict[str, Tensor] = {"counted": own.float(), "tokens": experience.mask[everyone].sum().float()}
+        sums: dict[str, Tensor] = {"tokens": experience.mask[everyone].sum().float()}
         by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         for number, part in enumerate(passes):
             # Gradients are added up over the processes once, with the last pass; DeepSpeed takes its step there, too.
             last = number == len(passes) - 1
             accelerator.sync_gradients = last
+            members = part or [0]  # where there is nothing to do, a completion is computed for nothing
             with nullcontext() if last or by_deepspeed else accelerator.no_sync(model):
                 outputs = known or model(
-                    self._batch(episodes, part), self.args.temperature, self.policy_learns, self.entropy_learns
+                    self._batch(episodes, members), self.args.temperature, self.policy_learns, self.entropy_learns
                 )
-                found = self.losses(outputs, experience.of(part))
-                accelerator.backward(found.loss * accelerator.num_processes / counted)
+                found = self.losses(outputs, experience.of(members))
+                share = accelerator.num_processes / max(update.counted, 1) if part else 0.0
+                accelerator.backward(found.loss * share)
             for name, value in {"loss": found.loss, **found.sums}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach()
+                sums[name] = sums.get(name, 0.0) + (value.detach() if part else 0.0 * value.detach())
         return sums
 
     def tried_outputs(self, model: nn.Module, ids: Tensor) -> list[Tensor]:
@@ -365,15 +425,13 @@ class OnPolicyTrainer(Trainer):
 
     # What is logged
 
-    def _log_update(self, steps: list[dict[str, Tensor]]) -> Tensor:
-        """Logs means over the tokens of all mini-batches, and returns that of the loss."""
-        names = list(steps[0])
-        totals = self.rollouts.add_up(torch.stack([sum(step[name] for step in steps) for name in names]))
-        of = dict(zip(names, totals.tolist(), strict=True))
-        for name in names:
-            if name not in ("counted", "tokens", "loss"):
-                self.rollouts.add(name, of[name] / of["tokens"])
-        return torch.tensor(of["loss"] / of["counted"], device=self.args.device)
+    def _log_update(self, steps: list[dict[str, Tensor]], counted: int) -> Tensor:
+        """Logs means over the tokens of all mini-batches; returns what this process has of the loss, so that its mean
+        over the processes is that of the step."""
+        total = {name: sum(step[name] for step in steps) for name in steps[0]}
+        for name in total.keys() - {"tokens", "loss"}:
+            self.rollouts.add_sums(name, total[name], total["tokens"])
+        return total["loss"] * self.accelerator.num_processes / max(counted, 1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

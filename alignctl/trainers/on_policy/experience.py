@@ -76,9 +76,9 @@ def at_tokens(scores: Sequence[Score], like: Tensor) -> Tensor:
 
 
 def moments(values: Tensor, mask: Tensor, add_up: Sum) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance under a mask, over all processes."""
-    mask = mask.to(values.dtype)
-    total, count = add_up(torch.stack([(values * mask).sum(), mask.sum()]))
+    """Mean and unbiased variance under a mask, over all processes: of sums in float64, which are asked for at once."""
+    kept = values.double() * mask
+    total, squares, count = add_up(torch.stack([kept.sum(), (kept**2).sum(), mask.double().sum()]))
     mean = total / count.clamp(min=1)
-    squares = add_up((((values - mean) ** 2) * mask).sum())
-    return mean, squares / (count - 1).clamp(min=1)
+    var = (squares - total * mean).clamp(min=0) / (count - 1).clamp(min=1)
+    return mean.to(values.dtype), var.to(values.dtype)

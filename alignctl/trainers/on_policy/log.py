@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from alignctl.rollout.episodes import Episodes
 from alignctl.rollout.kl import kl_estimates
 from alignctl.rollout.rewards import Score, totals
 from alignctl.run.files import append_json_lines, read_json_lines, write_json_lines
-from alignctl.trainers.on_policy.experience import Experience, moments
+from alignctl.trainers.on_policy.experience import Experience
+
+_OF = ("sum", "count", "squares")
 
 
 class RolloutLog:
-    """Numbers of the rollouts since the last log, and some completions of the newest one."""
+    """Numbers of the rollouts since the last log, and some completions of the newest one.
 
-    def __init__(self, accelerator: Accelerator):
-        self._accelerator = accelerator
+    What is a mean over completions or tokens is kept as sums until the end of the step, when the processes put theirs
+    together.
+    """
+
+    def __init__(self) -> None:
         self._values: dict[str, list[float]] = defaultdict(list)
+        self._sums: dict[str, Tensor] = {}
+        self._deviations: dict[str, str] = {}
         self.samples: list[dict[str, Any]] = []
+        self.counts = True
+        """Whether this process has a part in the rollout; else its sums are 0."""
         self._file_is_clean = False
 
     def add(self, name: str, value: float) -> None:
+        """Adds what this process knows."""
         self._values[name].append(value)
 
-    def add_mean(self, name: str, values: Tensor | list[float] | list[bool]) -> None:
-        """Adds the mean over all processes."""
-        self.add(name, float(self._everywhere(values).mean()))
+    def add_mean(self, name: str, values: Tensor | list[float] | list[bool], deviation: str | None = None) -> None:
+        """Adds the mean over all processes, and the standard deviation under a name of its own."""
+        given = (values.detach() if isinstance(values, Tensor) else torch.tensor(values)).double().flatten()
+        if deviation is not None:
+            self._deviations[name] = deviation
+        self.add_sums(name, given.sum(), len(given), (given**2).sum())
 
-    def add_scores(self, name: str, deviation: str, scores: list[Score]) -> None:
-        """Adds mean and standard deviation of the completions' scores over all processes."""
-        everywhere = self._everywhere(totals(scores))
-        self.add(name, float(everywhere.mean()))
-        self.add(deviation, float(everywhere.std(unbiased=False)))
+    def add_sums(self, name: str, total: Tensor, count: Tensor | float, squares: Tensor | float = 0.0) -> None:
+        """Adds the mean over all processes of what adds up to these."""
+        sums = torch.stack([torch.as_tensor(one, device=total.device).double() for one in (total, count, squares)])
+        self._sums[name] = sums if self.counts else torch.zeros_like(sums)
 
     def add_rollout(
         self, episodes: Episodes, experience: Experience, rewards: dict[str, list[Score]], scores: list[Score]
@@ -49,21 +62,34 @@ class RolloutLog:
             scores: What was made of them.
         """
         for name, values in rewards.items():
-            self.add_scores(f"rewards/{name}", f"rewards/{name}_std", values)
-        self.add_scores("score", "score_std", scores)
+            self.add_mean(f"rewards/{name}", totals(values), f"rewards/{name}_std")
+        self.add_mean("score", totals(scores), "score_std")
         if experience.ref_logps is not None:
             for estimator in ("k1", "k2", "k3"):
                 per_token = kl_estimates(experience.logps, experience.ref_logps, estimator) * experience.mask
                 self.add_mean(f"kl/{estimator}", per_token.sum(1))
         self.add_mean("completion_length", [float(len(ids)) for ids in episodes.completion_ids])
         self.add_mean("eos_share", episodes.ended)
-        mean, var = moments(experience.advantages, experience.mask, self.add_up)
-        self.add("advantages/mean", float(mean))
-        self.add("advantages/std", float(var.sqrt()))
+        self.add_mean("advantages/mean", experience.advantages[experience.mask.bool()], "advantages/std")
 
-    def add_up(self, value: Tensor) -> Tensor:
-        """Over all processes."""
-        return self._accelerator.reduce(value, "sum")
+    def numbers(self) -> dict[str, float]:
+        """What the processes tell each other at the end of a step, under the same names in all of them."""
+        names, sums = list(self._sums), torch.stack([one.cpu() for one in self._sums.values()]).tolist()
+        return {
+            f"{name} {of}": value
+            for name, row in zip(names, sums, strict=True)
+            for of, value in zip(_OF, row, strict=True)
+        }
+
+    def take(self, everyone: Mapping[str, Tensor]) -> None:
+        """Takes the numbers of all processes."""
+        for name in self._sums:
+            total, count, squares = (float(everyone[f"{name} {of}"].sum()) for of in _OF)
+            mean = total / max(count, 1.0)
+            self.add(name, mean)
+            if name in self._deviations:
+                self.add(self._deviations[name], math.sqrt(max(squares / max(count, 1.0) - mean**2, 0.0)))
+        self._sums.clear()
 
     def last(self, name: str) -> float:
         return self._values[name][-1]
@@ -95,7 +121,3 @@ class RolloutLog:
             write_json_lines(path, [row for row in read_json_lines(path) if row["step"] < step])
             self._file_is_clean = True
         append_json_lines(path, [{"step": step} | row for row in self.samples])
-
-    def _everywhere(self, values: Tensor | list[float] | list[bool]) -> Tensor:
-        given = values.detach() if isinstance(values, Tensor) else torch.tensor(values)
-        return self._accelerator.gather(given.float().to(self._accelerator.device))

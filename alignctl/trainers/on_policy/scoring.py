@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from alignctl.errors import AlignctlError, NotANumber, RequestError
@@ -23,7 +20,6 @@ from alignctl.rollout.rewards import (
     combine,
     load_function,
     score,
-    totals,
 )
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.paths import REWARD_STATISTICS, StagePaths
@@ -73,12 +69,11 @@ def build_sources(
 
 
 class Scoring:
-    """Scores rollouts. All processes call it together."""
+    """Scores rollouts. What processes have to know of each other's is handed over as numbers."""
 
     def __init__(
         self,
         args: OnPolicyConfig,
-        accelerator: Accelerator,
         sources: list[RewardSource],
         statistics: dict[str, float] | None,
     ):
@@ -93,30 +88,47 @@ class Scoring:
                 "weights",
                 "set `normalize_rewards=running`",
             )
-        self._args, self._accelerator, self._statistics = args, accelerator, statistics
+        self._args, self._statistics = args, statistics
         self.sources = sources
         self._weights = args.reward_weights or [1.0] * len(sources)
         self._seen = {source.name: Moments() for source in sources}
         self._constant = 0
 
-    def __call__(self, episodes: Episodes) -> tuple[dict[str, list[Score]], list[Score]]:
-        """Scores by each source, by its name, and what is made of them.
+    def ask(self, episodes: Episodes) -> dict[str, list[Score]]:
+        """Scores by each source, by its name.
 
         Raises:
-            AlignctlError: A number is none, or all completions have had the same score for a while. A process that
-                fails here does not ask the others: whoever started them ends them.
+            AlignctlError: A number is none. A process that fails here does not ask the others: whoever started them
+                ends them.
         """
         try:
-            rewards = score(self.sources, episodes)
+            return score(self.sources, episodes)
         except NotANumber as error:
             raise AlignctlError(error.problems[0].message, self._last_checkpoint()) from error
-        scores = combine(rewards, self._weights, self._moments(rewards), self._args.reward_clip)
+
+    def numbers(self, rewards: dict[str, list[Score]]) -> dict[str, float]:
+        """What the processes have to tell each other of what the sources said."""
+        if self._args.normalize_rewards != "running":
+            return {}
+        own = {
+            name: Moments.of([value for one in scores for value in one.values()]) for name, scores in rewards.items()
+        }
+        return {f"{name} {key}": value for name, seen in own.items() for key, value in asdict(seen).items()}
+
+    def combined(
+        self, episodes: Episodes, rewards: dict[str, list[Score]], everyone: Mapping[str, Tensor]
+    ) -> list[Score]:
+        """What is made of the scores.
+
+        Args:
+            everyone: The numbers of all processes.
+        """
+        scores = combine(rewards, self._weights, self._moments(rewards, everyone), self._args.reward_clip)
         if (penalty := self._args.missing_eos_penalty) is not None:
             for one, ids, ended in zip(scores, episodes.completion_ids, episodes.ended, strict=True):
                 if not ended:
                     one[len(ids) - 1] = one.get(len(ids) - 1, 0.0) - penalty
-        self._check_not_constant(totals(scores))
-        return rewards, scores
+        return scores
 
     def cut_fracs(self) -> dict[str, float]:
         """Shares of the texts that a source could not see whole, by the name it is logged under."""
@@ -131,24 +143,30 @@ class Scoring:
         self._seen = {name: Moments(**seen) for name, seen in state["seen"].items()}
         self._constant = state["constant"]
 
-    def _moments(self, rewards: dict[str, list[Score]]) -> dict[str, tuple[float, float]]:
+    def _moments(
+        self, rewards: dict[str, list[Score]], everyone: Mapping[str, Tensor]
+    ) -> dict[str, tuple[float, float]]:
         kind = self._args.normalize_rewards
         if kind == "statistics":
             return {"reward_model": (self._statistics["mean"], self._statistics["std"])}
         if kind == "none":
             return {}
-        for name, scores in rewards.items():
-            self._seen[name].add(gather_object([value for score in scores for value in score.values()]))
+        for name in rewards:
+            for numbers in zip(*(everyone[f"{name} {key.name}"].tolist() for key in fields(Moments)), strict=True):
+                self._seen[name].add(Moments(*numbers))
         return {name: (seen.mean, seen.std) for name, seen in self._seen.items()}
 
-    def _check_not_constant(self, scores: list[float]) -> None:
-        everywhere = self._accelerator.gather(torch.tensor(scores, device=self._accelerator.device))
-        constant = len(everywhere) > 1 and bool(everywhere.max() == everywhere.min())
-        self._constant = self._constant + 1 if constant else 0
+    def check_not_constant(self, least: float, most: float, count: int) -> None:
+        """Looks at the scores of a rollout, of all processes.
+
+        Raises:
+            AlignctlError: All completions have had the same for a while.
+        """
+        self._constant = self._constant + 1 if count > 1 and least == most else 0
         if self._constant >= _CONSTANT_STEPS:
             paths = StagePaths(Path(self._args.output_dir).parent)
             raise AlignctlError(
-                f"all completions of the last {_CONSTANT_STEPS} rollouts had the same score, {scores[0]:.4g}: there is "
+                f"all completions of the last {_CONSTANT_STEPS} rollouts had the same score, {least:.4g}: there is "
                 "nothing to learn from",
                 f"look at {paths.samples_while_training.name}; {self._last_checkpoint()}",
             )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from alignctl.engine.layout import bins
 from alignctl.rollout.episodes import Episodes
-from alignctl.trainers.base.everywhere import largest
 
 
 class PassLoss(NamedTuple):
@@ -23,10 +22,23 @@ class PassLoss(NamedTuple):
     """Of the tokens of the pass that are learnt from, by the names under which their means are logged."""
 
 
+@dataclass(frozen=True)
+class Update:
+    """An optimizer step that is made with a rollout."""
+
+    groups: list[int]
+    """Numbers of the groups of this process; none where others have more."""
+    counted: int
+    """What the loss is divided by; of all processes once they have told each other."""
+    passes: int
+    """How many there are; the most of any process once they have."""
+
+
 def mini_batches(count: int, parts: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Numbers of groups, shuffled and divided into parts of about the same size."""
+    """Numbers of groups, shuffled and divided into parts of about the same size, of which some have none where there
+    are fewer groups."""
     order = torch.randperm(count, generator=generator).tolist()
-    for part in range(min(parts, count)):
+    for part in range(parts):
         yield order[part::parts]
 
 
@@ -53,12 +65,11 @@ def _units(episodes: Episodes, group: int, budget: int, packed: bool) -> Iterato
     yield unit
 
 
-def as_many_everywhere(passes: list[list[int]], accelerator: Accelerator) -> list[list[int]]:
-    """Divides passes until there are as many as in the process that has most: DeepSpeed's processes wait for each other
-    in every one. A mini-batch has as many completions everywhere, so there are enough to divide."""
-    most = largest(accelerator, len(passes))
-    while len(passes) < most:
-        longest = max(passes, key=len)
+def as_many(passes: list[list[int]], most: int) -> list[list[int]]:
+    """Divides passes until there are as many as in the process that has most: processes wait for each other in every
+    one. Where there is nothing left to divide, some have no completions."""
+    passes = list(passes)
+    while len(passes) < most and (longest := max(passes, key=len, default=[]))[1:]:
         at = passes.index(longest)
         passes[at : at + 1] = [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
-    return passes
+    return passes + [[]] * (most - len(passes))

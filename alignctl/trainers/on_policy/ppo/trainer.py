@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignctl.models.adapters import ScoreAdapter
@@ -80,17 +81,16 @@ class PPOTrainer(Managed, OnPolicyTrainer):
     def entropy_learns(self) -> bool:
         return self.args.entropy_coef > 0
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        args, count = self.args, len(inputs["prompt"]) * self.accelerator.num_processes
+    def take_step_numbers(self, everyone: Mapping[str, Tensor]) -> None:
+        super().take_step_numbers(everyone)
+        args, count = self.args, int(everyone["scores"].sum())
         if args.target_kl is not None:
             kl = self.rollouts.last("kl/k1")
             self.kl_coef = adapted_kl_coef(self.kl_coef, kl, args.target_kl, args.kl_horizon, count)
-        return loss
 
     def learn_from(self, episodes: Episodes, scores: list[Score]) -> PPOExperience:
         outputs = self.outputs_of(episodes)
-        found = build_experience(episodes, outputs, scores, self.kl_coef, self.args, self.rollouts.add_up)
+        found = build_experience(episodes, outputs, scores, self.kl_coef, self.args, self.add_up)
         self.rollouts.add("kl_coef", self.kl_coef)
         explained = explained_variance(found.values, found.returns, found.mask)
         self.rollouts.add("value/explained_variance", float(explained))
