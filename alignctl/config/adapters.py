@@ -58,6 +58,11 @@ def rewrites_base(peft: Mapping[str, Any]) -> str | None:
     return f"init_lora_weights={start}" if rewrites else None
 
 
+def looks_at_base(peft: Mapping[str, Any]) -> bool:
+    """Whether an adapter begins with something that is computed from the weights under it."""
+    return rewrites_base(peft) is not None or bool(peft.get("use_dora"))
+
+
 def changes_base(peft: Mapping[str, Any]) -> str | None:
     """The setting, `key=value`, by which a model whose adapter is switched off is not what training started from."""
     bias = peft.get("bias") or "none"

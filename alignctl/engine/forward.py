@@ -54,8 +54,11 @@ def as_many(model: nn.Module, passes: list[T]) -> list[T]:
 
 
 def has_all_weights(model: nn.Module) -> bool:
-    """Whether a model can be run as it is: not so the shards of ZeRO-3 before training."""
-    return not any(parameter.numel() == 0 or parameter.is_meta for parameter in model.parameters())
+    """Whether a model can be run as it is: not so what ZeRO-3 divides before training, nor what FSDP2 does, before that
+    or of a part by itself."""
+    return not any(
+        p.numel() == 0 or p.is_meta or isinstance(p, DTensor) or hasattr(p, "share") for p in model.parameters()
+    )
 
 
 @contextmanager

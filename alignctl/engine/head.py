@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
 from alignctl.engine.forward import is_divided, most_of_all
@@ -56,6 +58,24 @@ def score_tokens(
         entropy_gradient: Whether the entropy, one of the statistics, has a gradient.
     """
     head = model.get_output_embeddings()
+    arguments = (model, hidden, targets, statistics, temperature, entropy_gradient)
+    if not isinstance(head, FSDPModule):
+        return _score_chunks(head, *arguments)
+    if not hasattr(head, "score_chunks"):  # gathers the head once for all chunks, and once for their backward pass
+        head.score_chunks = MethodType(_score_chunks, head)
+        register_fsdp_forward_method(head, "score_chunks")
+    return head.score_chunks(*arguments)
+
+
+def _score_chunks(
+    head: nn.Module,
+    model: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    statistics: bool,
+    temperature: float,
+    entropy_gradient: bool,
+) -> TokenScores:
     chunk = max(
         1, (_LOGITS_CPU if hidden.device.type == "cpu" else _LOGITS_GPU) // model.config.get_text_config().vocab_size
     )
@@ -83,6 +103,11 @@ def _cut(tokens: Tensor, chunk: int, pieces: int) -> tuple[Tensor, ...]:
     return cut + (tokens[:0],) * (pieces - len(cut))
 
 
+def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Of a head that is there: what FSDP puts around a call would let go of it after each."""
+    return head.forward(hidden) if isinstance(head, FSDPModule) else head(hidden)
+
+
 def _is_fixed(head: nn.Module) -> bool:
     """Whether a head is not trained and whole: ZeRO-3 gathers its shards for a backward pass in turn."""
     return not any(p.requires_grad or p.numel() == 0 or hasattr(p, "ds_id") for p in head.parameters())
@@ -97,7 +122,7 @@ def _score(
     temperature: float,
     entropy_gradient: bool,
 ) -> TokenScores:
-    logits = _scaled(model, head(hidden))
+    logits = _scaled(model, _logits(head, hidden))
     if entropy_gradient:
         return _measure(logits, targets, True, temperature, entropy_gradient=True)
     return _maybe_compiled(model, _measure)(logits, targets, statistics, temperature)
@@ -120,7 +145,7 @@ class _WithSlope(torch.autograd.Function):
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_()
             given = hidden.view_as(hidden)  # no leaf: FlopCounterMode's hooks on what a module is given refuse leaves
-            logits = _scaled(model, head(given))
+            logits = _scaled(model, _logits(head, given))
         measure = _maybe_compiled(model, _measure_with_slope)
         scores, slope = measure(logits.detach(), targets, statistics, temperature)
         ctx.save_for_backward(*torch.autograd.grad(logits, hidden, slope))

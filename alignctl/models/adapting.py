@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from alignctl.config.adapters import without_effect
+from alignctl.engine.forward import has_all_weights
 from alignctl.errors import Problem, RequestError
 
 
@@ -56,7 +57,7 @@ def check_merges(model: nn.Module) -> None:
     for name, layer in adapted.items():
         base = layer.get_base_layer()
         kind = (type(layer), type(base), getattr(base, "bias", None) is None)
-        divided = any(p.is_meta or p.numel() == 0 or hasattr(p, "ds_id") for p in layer.parameters())
+        divided = not has_all_weights(layer) or any(hasattr(p, "ds_id") for p in layer.parameters())
         if kind in seen or divided:
             continue
         seen.add(kind)

@@ -1,6 +1,7 @@
 """Weights that ZeRO-3 or FSDP2 divides among processes: made whole where somebody has to look at them.
 
-The only place that touches DeepSpeed itself, and accelerate's notion of processes; transformers does the rest.
+The only place that touches DeepSpeed itself; transformers and accelerate do the rest. What FSDP2 divides is made in
+dividing.py.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -35,18 +34,6 @@ def start_deepspeed_on_cpu() -> None:
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
 
 
-def allow_fsdp_on_cpu() -> None:
-    """Lets accelerate divide weights by FSDP among processes without GPUs; to be called once they have found each
-    other, before a trainer is built.
-
-    accelerate (1.15) looks for FSDP only among types of processes that are on GPUs, and elsewhere copies the model to
-    each process, without a word. The type is all it looks at: devices and gloo are as they were.
-    """
-    processes = PartialState()
-    if processes.distributed_type == DistributedType.MULTI_CPU:
-        processes._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-
-
 @contextmanager
 def whole_weights(*models: nn.Module | None) -> Iterator[None]:
     """Models with all their weights in every process, where ZeRO-3 divides them; under FSDP2 with those that no layer
@@ -57,8 +44,8 @@ def whole_weights(*models: nn.Module | None) -> Iterator[None]:
             layer's weights again after each time it is run.
     """
     there = [model for model in models if model is not None]
-    if roots := [model for model in there if isinstance(model, FSDPModule)]:
-        with _gathered_outside_layers(roots):
+    if any(isinstance(model, FSDPModule) for model in there):
+        with gathered_outside_layers(*there):
             yield
         return
     divided = [p for model in there for p in model.parameters() if hasattr(p, "ds_id")]
@@ -80,16 +67,17 @@ def whole_weights(*models: nn.Module | None) -> Iterator[None]:
 
 
 @contextmanager
-def _gathered_outside_layers(models: list[FSDPModule]) -> Iterator[None]:
+def gathered_outside_layers(*models: nn.Module) -> Iterator[None]:
     """Under FSDP2 layers gather their weights whenever they are run; what lies outside of them, when the whole model is
-    run from its outermost module, which measuring does not do."""
-    for model in models:
-        model.unshard()
+    run from its outermost module, which measuring does not do. Nothing is done to other models."""
+    roots = [model for model in models if isinstance(model, FSDPModule)]
+    for root in roots:
+        root.unshard()
     try:
         yield
     finally:
-        for model in models:
-            model.reshard()
+        for root in roots:
+            root.reshard()
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor] | None:

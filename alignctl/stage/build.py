@@ -17,8 +17,9 @@ from alignctl.errors import AlignctlError, RequestError, refused
 from alignctl.methods.registry import Role, methods, resolve
 from alignctl.models.adapters import load_score_adapter
 from alignctl.models.adapting import check_merges, check_names
+from alignctl.models.dividing import allow_fsdp_on_cpu
 from alignctl.models.loading import build_peft_config, load_own_tokenizer, longest_seen
-from alignctl.models.sharding import allow_fsdp_on_cpu, start_deepspeed_on_cpu
+from alignctl.models.sharding import start_deepspeed_on_cpu
 from alignctl.models.vocabulary import check_same_tokens, rows_to_train
 from alignctl.monitor.callbacks import MetricsFile
 from alignctl.run.files import read_json
@@ -173,7 +174,9 @@ def _reference(job: Job, others: dict[str, Any]) -> dict[str, Any]:
     if has_adapter(job.stage.peft):
         spared = itself and changes_base(job.stage.peft) is None
     else:
-        spared = itself and job.stage.trainer.get("precompute_ref_log_probs")
+        # FSDP2 has not divided the model yet when TRL (1.16) asks for its reference.
+        divides = job.stage.distributed.type == "fsdp2"
+        spared = itself and job.stage.trainer.get("precompute_ref_log_probs") and not divides
     return {"ref_model": None if spared else _load(job, "reference", alive=True)}
 
 

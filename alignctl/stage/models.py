@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignctl.config.adapters import looks_at_base
 from alignctl.methods.registry import Role
+from alignctl.models.dividing import divide, processes_mesh, read_in_shares, set_shares_aside
 from alignctl.models.loading import load_model
 from alignctl.stage.job import Job
+from alignctl.trainers.base.mixed import mixed_dtype
 
 
 def load(
@@ -19,7 +22,8 @@ def load(
     tokenizer: PreTrainedTokenizerBase | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> PreTrainedModel:
-    """The model of a role from a folder or Hub id; None for random weights.
+    """The model of a role from a folder or Hub id; None for random weights. Under FSDP2 each process reads its share of
+    one that learns, which the trainer divides; others are divided.
 
     Args:
         trained: Whether it is one that learns.
@@ -27,17 +31,24 @@ def load(
         notice: Is told what people should know of how it was loaded.
     """
     stage = job.stage
-    return load_model(
-        stage.model,
-        role,
-        source,
-        tokenizer or job.tokenizer,
-        stage.peft,
-        stage.seed,
-        trained=trained,
-        new_tokens=job.new_to(source),
-        notice=notice,
-    )
+    mesh = processes_mesh(job.args.device) if stage.distributed.type == "fsdp2" else None
+    whole = trained and looks_at_base(stage.peft)
+    with read_in_shares(None if whole else mesh):
+        model = load_model(
+            stage.model,
+            role,
+            source,
+            tokenizer or job.tokenizer,
+            stage.peft,
+            stage.seed,
+            trained=trained,
+            new_tokens=job.new_to(source),
+            notice=notice,
+        )
+    set_shares_aside(model)
+    if mesh is not None and not trained:
+        divide(model.requires_grad_(False), mesh, mixed_dtype(job.args))
+    return model
 
 
 def load_under_adapter(job: Job) -> PreTrainedModel:

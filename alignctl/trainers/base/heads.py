@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -105,7 +106,7 @@ def why_not_scored_packed(model: nn.Module) -> str | None:
     kind = f"models of type `{model.config.model_type}`"
     if not hasattr(model, "score"):
         return f"{kind} do not score a single token"
-    if not has_all_weights(model):
+    if not _can_be_tried(model):
         return None
     ids = _few_tokens(model)
     with evaluating(model):
@@ -141,13 +142,14 @@ def _check_head(model: nn.Module) -> None:
         RequestError: They differ: the architecture does something between its layers and its logits that we do not. Or
             they are no numbers.
     """
-    if not has_all_weights(model):
+    if not _can_be_tried(model):
         return
     ids = _few_tokens(model)
     with evaluating(model):
         hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         found = None if hidden is None else score_tokens(model, hidden[0, :-1], ids[0, 1:]).logps
-    if found is None or not _as_by_itself(found, model, ids):
+        same = found is not None and _as_by_itself(found, model, ids)
+    if not same:
         kind = model.config.model_type
         raise RequestError(
             f"models of type `{kind}` compute their logits in a way that alignctl does not know, so log-probabilities "
@@ -163,7 +165,7 @@ def check_head_of_trl(model: nn.Module) -> None:
     Raises:
         RequestError: They differ, or TRL (1.16) does not find in the model what its load balancing takes.
     """
-    if not has_all_weights(model):
+    if not _can_be_tried(model):
         return
     ids = _few_tokens(model)
     mask = torch.ones_like(ids)
@@ -174,12 +176,18 @@ def check_head_of_trl(model: nn.Module) -> None:
             ).log_probs[0]
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
             found = None
-    if found is None or not _as_by_itself(found, model, ids):
+        same = found is not None and _as_by_itself(found, model, ids)
+    if not same:
         kind = model.config.model_type
         raise RequestError(
             f"TRL does not know the mixture of experts of models of type `{kind}`, so it cannot balance their load",
             "leave that out, `router_aux_loss_coef=0.0` of the stage, or use another model",
         )
+
+
+def _can_be_tried(model: nn.Module) -> bool:
+    """Whether there are weights to run a model with: whole ones, or such as FSDP2 gathers."""
+    return has_all_weights(model) or any(isinstance(one, FSDPModule) for one in model.modules())
 
 
 def _few_tokens(model: nn.Module) -> Tensor:

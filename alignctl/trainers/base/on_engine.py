@@ -20,7 +20,10 @@ from alignctl.errors import RequestError
 from alignctl.models.compiling import compile_layers
 from alignctl.models.dropout import disable_dropout
 from alignctl.models.packing import put_packed_attention_on
+from alignctl.models.sharding import gathered_outside_layers
+from alignctl.trainers.base.divided import divide_model
 from alignctl.trainers.base.heads import check_head_of_trl, put_head_on, put_score_on, why_not_scored_packed
+from alignctl.trainers.base.mixed import mixed_dtype
 from alignctl.trainers.base.passes import DividesSteps
 
 _PASS_TOKENS = {True: 896, False: 16384}
@@ -79,11 +82,6 @@ def pass_tokens(args: EngineConfig) -> int:
     return args.pass_tokens if args.pass_tokens != "auto" else _PASS_TOKENS[args.device.type == "cpu"]
 
 
-def mixed_dtype(args: EngineConfig) -> torch.dtype | None:
-    """What is computed in, where mixed precision says so."""
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-
-
 def compile_as_wanted(model: PreTrainedModel, args: EngineConfig) -> str | None:
     """Compiles a model's layers where its settings say so; says for people what became of it, None where nothing was
     to be done.
@@ -124,6 +122,7 @@ class OnEngine(DividesSteps):
         """`keeps_batches` says why the rows of a batch have to stay together; None where they need not."""
         self.keeps_batches = keeps_batches
         super().__init__(*args, **kwargs)
+        divide_model(self)
         if getattr(self, "aux_loss_enabled", False):
             self.keeps_batches = "the load of a mixture of experts is balanced over the tokens of a batch"
         self._put_engine_on()
@@ -152,7 +151,8 @@ class OnEngine(DividesSteps):
     def _put_engine_on(self) -> None:
         for model in (self.model, getattr(self, "ref_model", None)):
             if model is not None:
-                self._put_under(bare(self.accelerator.unwrap_model(model)), trained=model is self.model)
+                with gathered_outside_layers(model):
+                    self._put_under(bare(self.accelerator.unwrap_model(model)), trained=model is self.model)
 
     def _put_under(self, model: PreTrainedModel, trained: bool) -> None:
         if getattr(model, "on_engine", False):

@@ -40,6 +40,7 @@ from alignctl.rollout.episodes import Episodes, Segment, episodes_of, unlearnt
 from alignctl.rollout.rewards import Score, totals
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
+from alignctl.trainers.base.divided import divide_model
 from alignctl.trainers.base.everywhere import from_all
 from alignctl.trainers.base.fitting import try_pass
 from alignctl.trainers.base.last_batch import own_rows_of_last
@@ -119,6 +120,7 @@ class OnPolicyTrainer(Trainer):
             data_collator=collate,
             callbacks=callbacks,
         )
+        divide_model(self)
         for one in frozen:
             one.to(self.args.device)
         compiled = [compile_as_wanted(one, args) for one in whole]

@@ -16,6 +16,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from alignctl.engine.forward import evaluating
 from alignctl.run.paths import cache_dir
@@ -35,10 +36,22 @@ class CachedReferenceLogps:
 
     notices: list[str]
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, args: Any, **kwargs: Any):
+        # TRL (1.16) computes them before the model is divided, and would hash all of its weights in each process.
+        later = args.precompute_ref_log_probs and bool(args.fsdp)
+        args.precompute_ref_log_probs &= not later
+        super().__init__(args=args, **kwargs)
+        if later:
+            args.precompute_ref_log_probs = self.precompute_ref_logps = True
+            self._precompute_model_hash = None
+            self.train_dataset = self._precompute(self.train_dataset, "train", args.per_device_train_batch_size)
+            if self.eval_dataset is not None:
+                self.eval_dataset = self._precompute(self.eval_dataset, "eval", args.per_device_eval_batch_size)
         if self.precompute_ref_logps:
             self.ref_model = None  # its work is done
+
+    def _precompute(self, rows: Dataset, name: str, batch_size: int) -> Dataset:
+        return self._precompute_ref_logps(rows, name, self.args.precompute_ref_batch_size or batch_size)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if len(dataset) == 0:
@@ -68,7 +81,8 @@ class CachedReferenceLogps:
 
 
 def _content_key(model: nn.Module, dataset: Dataset, args: Any) -> str | None:
-    """Hash of all that the log-probabilities depend on; None where the weights are not whole in this process."""
+    """Hash of all that the log-probabilities depend on; None where ZeRO-3 divides the weights. All processes call it
+    together."""
     digest = hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
     digest.update(
@@ -80,6 +94,7 @@ def _content_key(model: nn.Module, dataset: Dataset, args: Any) -> str | None:
         if tensor.numel() == 0:  # a shard of ZeRO-3
             return None
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     for column in _TOKENS:
         if column in dataset.features:

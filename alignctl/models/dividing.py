@@ -1,0 +1,181 @@
+"""Models that PyTorch's FSDP2 divides among processes: each reads its share of the weights, and a layer gathers its own
+when it is run.
+
+A model that was read in shares knows nothing of FSDP yet. Its weights are without numbers, so that adapters are put on
+it as on any other, and each has the share that `divide` fills it with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed import get_world_size
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from transformers import PreTrainedModel
+from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+
+_EXPERTS = (MergeModulelist, Concatenate)
+"""What becomes of the weights of experts as they are read: each whole into its place in a list of them, so a process
+can leave out those of others. What else becomes of weights as they are read wants them whole."""
+
+Place = tuple[nn.Module, str]
+
+
+def allow_fsdp_on_cpu() -> None:
+    """Lets accelerate divide weights by FSDP among processes without GPUs; to be called once they have found each
+    other, before a trainer is built.
+
+    accelerate (1.15) looks for FSDP only among types of processes that are on GPUs, and elsewhere copies the model to
+    each process, without a word. The type is all it looks at: devices and gloo are as they were.
+    """
+    processes = PartialState()
+    if processes.distributed_type == DistributedType.MULTI_CPU:
+        processes._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def processes_mesh(device: torch.device) -> DeviceMesh:
+    """All processes, among which weights are divided."""
+    return init_device_mesh(device.type, (get_world_size(),), mesh_dim_names=("dp_shard",))
+
+
+@contextmanager
+def read_in_shares(mesh: DeviceMesh | None) -> Iterator[None]:
+    """Of the models that are loaded here each process reads its share of the weights, by the rows of each; other
+    weights, as a new head, are whole. With None all are.
+
+    transformers (5.23) reads into a DTensor its share alone, whatever made it one; its own way divides as it loads,
+    before there is an adapter.
+    """
+    usual = PreTrainedModel._load_pretrained_model
+
+    def load(model: PreTrainedModel, state_dict: Any, files: Any, config: Any, *args: Any, **options: Any) -> Any:
+        if mesh is not None and _can_be_read_in_shares(model, config):
+            _expect_shares(model, mesh)
+        return usual(model, state_dict, files, config, *args, **options)
+
+    PreTrainedModel._load_pretrained_model = staticmethod(load)
+    try:
+        yield
+    finally:
+        PreTrainedModel._load_pretrained_model = staticmethod(usual)
+
+
+def _can_be_read_in_shares(model: PreTrainedModel, config: Any) -> bool:
+    converters = [one for one in config.weight_mapping or [] if isinstance(one, WeightConverter)]
+    operations = [one for converter in converters for one in converter.operations]
+    return config.hf_quantizer is None and all(
+        isinstance(one, _EXPERTS) and (isinstance(one, MergeModulelist) == (one.dim == 0)) for one in operations
+    )
+
+
+def _expect_shares(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Makes DTensors, of which nothing is there yet, of the weights of a model, a head that is new left out."""
+    head = model.get_output_embeddings()
+    known = {id(p) for part in (model.base_model, head) if part is not None for p in part.parameters()}
+    rank, processes = mesh.get_local_rank(), mesh.size()
+    for parameter, places in _places(model):
+        if id(parameter) not in known or parameter.dim() == 0:
+            continue
+        size, _ = Shard.local_shard_size_and_offset(parameter.size(0), processes, rank)
+        local = torch.empty(size, *parameter.shape[1:], dtype=parameter.dtype, device="meta")
+        share = DTensor.from_local(
+            local, mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
+        )
+        _put(nn.Parameter(share, requires_grad=parameter.requires_grad), places)
+
+
+class Awaited(nn.Parameter):
+    """A weight of which this process has a share: of its shape, type and device, but one number for all."""
+
+    share: DTensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Awaited:
+        return memo.setdefault(id(self), _awaited(self.share.clone(), self.requires_grad))
+
+
+def _awaited(share: DTensor, requires_grad: bool) -> Awaited:
+    one = torch.zeros((), dtype=share.dtype, device=share.device)  # on `meta` peft would put adapters there, too
+    found = Awaited(one.expand(share.shape), requires_grad)
+    found.share = share
+    return found
+
+
+def set_shares_aside(model: nn.Module) -> None:
+    """Puts weights without numbers in the place of shares: who makes adapters for DTensors takes their local shapes for
+    those of the weights (peft 0.21)."""
+    for parameter, places in _places(model):
+        if isinstance(parameter, DTensor):
+            _put(_awaited(parameter.detach(), parameter.requires_grad), places)
+
+
+def divide(model: nn.Module, mesh: DeviceMesh, compute_in: torch.dtype | None = None) -> None:
+    """Divides a model, or a module with models in it; those that it is made of are whole or in shares.
+
+    Embeddings, each layer and the head are gathered by themselves when they are run, the rest with the outermost
+    module.
+
+    Args:
+        compute_in: What gathered weights are cast to. Gradients are added up in float32, and what a model says keeps
+            its type.
+    """
+    if isinstance(model, FSDPModule):
+        return
+    awaited = [(p, places) for p, places in _places(model) if isinstance(p, Awaited)]
+    for parameter, places in awaited:
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        _put(nn.Parameter(empty, parameter.requires_grad), places)
+    policy = MixedPrecisionPolicy(param_dtype=compute_in, reduce_dtype=compute_in and torch.float32)
+    for group in list(_groups(model)):  # their classes change
+        fully_shard(group if len(group) > 1 else group[0], mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for parameter, places in awaited:
+        _put(nn.Parameter(parameter.share, parameter.requires_grad), places)
+    model.load_state_dict({}, strict=False)  # FSDP then takes what it finds in its modules
+    fully_shard.state(model)._lazy_init()  # else what is run first would be the outermost, also where that is a layer
+
+
+def _groups(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """What is gathered together, the innermost first; what models share once."""
+    seen: set[nn.Module] = set()
+    for one in _language_models(model):
+        names = set(one._no_split_modules or ())
+        layers = [[layer] for layer in one.modules() if type(layer).__name__ in names]
+        ends = list(dict.fromkeys(filter(None, (one.get_input_embeddings(), one.get_output_embeddings()))))
+        weights = [set(end.parameters()) for end in ends]
+        tied = len(ends) == 2 and weights[0] & weights[1]
+        for group in [*layers, *([ends] if tied else [[end] for end in ends])]:
+            if not seen.intersection(group):
+                seen.update(group)
+                yield group
+
+
+def _language_models(module: nn.Module) -> Iterator[PreTrainedModel]:
+    """Models of transformers in a module, those left out that are a part of another."""
+    if isinstance(module, PreTrainedModel):
+        yield module
+    else:
+        for child in module.children():
+            yield from _language_models(child)
+
+
+def _places(model: nn.Module) -> list[tuple[nn.Parameter, list[Place]]]:
+    """The parameters of a model, each with all the modules that have it."""
+    found: dict[int, tuple[nn.Parameter, list[Place]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(id(parameter), (parameter, []))[1].append((module, name))
+    return list(found.values())
+
+
+def _put(parameter: nn.Parameter, places: list[Place]) -> None:
+    for module, name in places:
+        setattr(module, name, parameter)

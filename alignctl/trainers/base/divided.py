@@ -1,0 +1,33 @@
+"""Divides a trainer's model by FSDP2 as soon as the trainer is there, and lets accelerate take it as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import Trainer
+
+from alignctl.models.dividing import divide, processes_mesh
+from alignctl.trainers.base.mixed import mixed_dtype
+
+
+def divide_model(trainer: Trainer) -> None:
+    """Under FSDP2; all processes call it together, before there is an optimizer."""
+    if trainer.is_fsdp_enabled:
+        divide(trainer.model, processes_mesh(trainer.args.device), mixed_dtype(trainer.args))
+        _take_as_it_is(trainer.accelerator)
+
+
+def _take_as_it_is(accelerator: Accelerator) -> None:
+    """Lets accelerate prepare a model that is divided.
+
+    accelerate (1.15) itself looks for layers by their classes, which FSDP has changed by then, and finds the weights of
+    an optimizer again by where they lie in memory, while shares without rows all lie nowhere.
+    """
+
+    def prepare(*args: Any) -> list[Any]:
+        accelerator._models += [one for one in args if isinstance(one, nn.Module) and one not in accelerator._models]
+        return [one if isinstance(one, nn.Module) else accelerator._prepare_one(one, first_pass=True) for one in args]
+
+    accelerator._prepare_fsdp2 = prepare
