@@ -4,8 +4,38 @@ from __future__ import annotations
 
 import pytest
 from support.cells import CASES as METHODS
-from support.cells import job
-from support.many import differ, outcome, run_many
+from support.cells import STEPS, job
+from support.many import RUN_MANY, differ, outcome, run_many
+
+WATCHED = f"""
+import runpy
+import sys
+
+from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+backward = Accelerator.backward
+
+def watched(self, *args, **options):
+    backward(self, *args, **options)
+    model = self._models[-1]
+    if not isinstance(model, FSDPModule) or self.process_index:
+        return
+    trained = [p for p in model.parameters() if p.requires_grad]
+    there = sum(p.grad.to_local().nbytes for p in trained if p.grad is not None)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            for group in fully_shard.state(module)._fsdp_param_groups:
+                gathered = [p.unsharded_accumulated_grad for p in group.fsdp_params]
+                gathered += [p._unsharded_param.grad for p in group.fsdp_params if hasattr(p, "_unsharded_param")]
+                there += sum(gradient.nbytes for gradient in gathered if gradient is not None)
+    with open("gradients", "a") as file:
+        print(there / sum(p.to_local().nbytes for p in trained), file=file)
+
+Accelerator.backward = watched
+runpy.run_path({str(RUN_MANY)!r}, run_name="__main__")
+"""
+"""Notes after each backward pass of the first process how large its gradients are, as a part of its weights."""
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
@@ -20,7 +50,8 @@ def pair(folder, shared_data, case):
     """A case as DDP and as FSDP2 train it."""
     name, peft = case
     adapter = "none" if peft == PRECOMPUTED else peft
-    more = ["cell.precompute_ref_log_probs=true"] * (peft == PRECOMPUTED)
+    more = ["cell.precompute_ref_log_probs=true"] if peft == PRECOMPUTED else []
+    more += [] if "pass_tokens" in METHODS[name][2] else ["cell.pass_tokens=256"]  # several passes a step
     jobs = [job(folder, shared_data, (name, adapter, "auto"), (4, 1, how)) for how in ("ddp", "fsdp2")]
     return [one | {"run_dir": f"{one['run_dir']}-{peft}", "arguments": one["arguments"] + more} for one in jobs]
 
@@ -28,7 +59,8 @@ def pair(folder, shared_data, case):
 def run(folder, shared_data, cases, *others):
     """Runs cases and other jobs; what came of each, by case or run directory."""
     jobs = {case: pair(folder, shared_data, case) for case in cases}
-    run_many(folder, [one for both in jobs.values() for one in both] + list(others), 2)
+    (folder / "watched.py").write_text(WATCHED)
+    run_many(folder, [one for both in jobs.values() for one in both] + list(others), 2, folder / "watched.py")
     found = {case: [outcome(one["run_dir"]) for one in both] for case, both in jobs.items()}
     return found | {one["run_dir"]: outcome(one["run_dir"]) for one in others}
 
@@ -46,12 +78,19 @@ def daily(tmp_path_factory, shared_data):
     again = whole | {"run_dir": whole["run_dir"] + "-again", "continues": whole["run_dir"]}
     bf16 = {"run_dir": whole["run_dir"] + "-bf16", "arguments": [*whole["arguments"], "cell.bf16=true"]}
     found = run(folder, shared_data, [*DAILY, CONTINUED], again, bf16)
-    return found | {"again": found[again["run_dir"]], "bf16": found[bf16["run_dir"]]}
+    gradients = [float(line) for line in (folder / "gradients").read_text().splitlines()]
+    return found | {"again": found[again["run_dir"]], "bf16": found[bf16["run_dir"]], "gradients": gradients}
 
 
 @pytest.mark.parametrize("case", [*DAILY, CONTINUED], ids="-".join)
 def test_losses_and_saved_weights_are_those_of_ddp(daily, case):
     assert_same(daily, case)
+
+
+def test_gradients_are_divided_in_every_pass_of_a_step(daily):
+    steps = (len(DAILY) + 1 + 1) * STEPS + STEPS // 2  # of all runs
+    assert len(daily["gradients"]) > 1.2 * steps
+    assert max(daily["gradients"]) <= 1.05  # a process has a row more than another of some weights
 
 
 def test_a_run_that_is_continued_is_the_same(daily):

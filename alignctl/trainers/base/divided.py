@@ -1,7 +1,12 @@
-"""Divides a trainer's model by FSDP2 as soon as the trainer is there, and lets accelerate take it as it is."""
+"""Divides a trainer's model by FSDP2 as soon as the trainer is there, and lets accelerate take it as it is.
+
+Gradients are divided, too, in every pass of a step: to wait for the last one, as accelerate does for DDP's sake, is to
+hold the whole gradient in each process.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from accelerate import Accelerator
@@ -31,3 +36,4 @@ def _take_as_it_is(accelerator: Accelerator) -> None:
         return [one if isinstance(one, nn.Module) else accelerator._prepare_one(one, first_pass=True) for one in args]
 
     accelerator._prepare_fsdp2 = prepare
+    accelerator.no_sync = lambda model: nullcontext()
