@@ -45,12 +45,13 @@ def most_of_all(number: int, device: torch.device) -> int:
     return int(largest)
 
 
-def as_many(model: nn.Module, passes: list[T]) -> list[T]:
+def in_step(model: nn.Module, passes: list[T]) -> list[T]:
     """The passes of this process through a model. Where processes divide it, the last of them is there so often that
     all have as many as the one with most; they ask together."""
     if not is_divided(model):
         return passes
-    return passes + passes[-1:] * (most_of_all(len(passes), bare(model).device) - len(passes))
+    most = most_of_all(len(passes), next(model.parameters()).device)
+    return passes + passes[-1:] * (most - len(passes))
 
 
 def has_all_weights(model: nn.Module) -> bool:
@@ -101,7 +102,7 @@ def passes(
         groups.setdefault(tuple(prompt) if packed else index, []).append(index)
     items = list(groups.values())
     sizes = [len(prompts[item[0]]) + sum(len(completions[index]) for index in item) for item in items]
-    for part in as_many(model, list(bins(sizes, budget, padded=not packed))):
+    for part in in_step(model, list(bins(sizes, budget, padded=not packed))):
         members = [index for item in part for index in items[item]]
         sequences = [rows[index] for index in members]
         if packed:

@@ -46,8 +46,6 @@ class Trained:
     """What was trained, and how it is to be saved."""
 
     model: PreTrainedModel | PeftModel
-    state: Mapping[str, Tensor] | None
-    """The weights, where those of `model` are divided among processes."""
     start: Configs
     rows: Sequence[Tensor]
     """Token ids of a few rows, and"""
@@ -89,7 +87,7 @@ def save_finished(
 
     Args:
         load_whole: Gives the weights under the adapter as the checkpoint has them, where those of the trained model
-            will not do: merging into 4 bits would round the adapter away, and a share of them is not all.
+            will not do: merging into 4 bits would round the adapter away.
         facts: JSON files to put beside the weights, by name.
         made: What its manifest says besides.
 
@@ -99,31 +97,44 @@ def save_finished(
     Raises:
         AlignctlError: What was written is not what was trained; none of it is left.
     """
-    model, state = trained.model, trained.state
-    in_memory, in_4_bits = _type_of(model, state), bool(getattr(model, "is_loaded_in_4bit", False))
-    on_gpu = model.device.type != "cpu"
+    model = trained.model
     if isinstance(model, PeftModel):
-        with _publishing(paths.adapter, model, tokenizer, facts, made | {"product": "adapter"}, state) as staged:
+        with publishing(paths.adapter, tokenizer, facts, made | {"product": "adapter"}) as staged:
+            model.save_pretrained(staged, selected_adapters=["default"])  # others may have been trained beside it
             if trained.wholly:
                 check_saved(staged, model)
-        loads = state is not None or in_4_bits
-        if not trained.merge or (loads and not trained.wholly):  # what was saved in part cannot be loaded
+            write_readme(staged, model)
+    return save_model(trained, tokenizer, paths, load_whole, facts, made)
+
+
+def save_model(
+    trained: Trained,
+    tokenizer: PreTrainedTokenizerBase,
+    paths: StagePaths,
+    load_whole: Callable[[], PreTrainedModel],
+    facts: Mapping[str, Any],
+    made: Mapping[str, Any],
+) -> Saved | None:
+    """The same, once the adapter is saved."""
+    model = trained.model
+    in_memory, in_4_bits = type_of(model), is_in_4_bits(model)
+    on_gpu = model.device.type != "cpu"
+    if isinstance(model, PeftModel):
+        if not trained.merge or (in_4_bits and not trained.wholly):  # what was saved in part cannot be loaded
             return None
-        if loads:
-            model, state = PeftModel.from_pretrained(load_whole(), paths.adapter), None
+        if in_4_bits:
+            model = PeftModel.from_pretrained(load_whole(), paths.adapter)
         if trained.dtype and trained.dtype.itemsize > model.dtype.itemsize:
             model.to(trained.dtype)
         model = merged(model)
     if trained.dtype:
         model.to(trained.dtype)
-        state = state and {name: _cast(tensor, trained.dtype) for name, tensor in state.items()}
-    _as_before(model.config, trained.start.model)
-    if trained.start.generation is not None:
-        _as_before(model.generation_config, trained.start.generation)
-    kind = _type_of(model, state)
+    start_again(model, trained.start)
+    kind = type_of(model)
     narrower = in_memory.itemsize < 4 or kind.itemsize < in_memory.itemsize
     rounded = in_4_bits or narrower or trained.computed_in_16_bits
-    with _publishing(paths.model, model, tokenizer, facts, made | {"product": "model"}, state) as staged:
+    with publishing(paths.model, tokenizer, facts, made | {"product": "model"}) as staged:
+        model.save_pretrained(staged)
         said = None
         if trained.wholly:
             check_saved(staged, model)
@@ -131,7 +142,12 @@ def save_finished(
         apart = None if said is None else difference(said, trained.said)
         if apart and not (in_4_bits or is_same(said, trained.said, gives_scores(model), rounded, on_gpu)):
             raise _saved_otherwise(apart, narrower and kind != torch.float32)
-    return Saved(str(kind).removeprefix("torch."), _bytes(paths.model), rounded, apart)
+    return Saved(shown(kind), bytes_of(paths.model), rounded, apart)
+
+
+def is_in_4_bits(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether weights are quantized, so that an adapter cannot be put into them."""
+    return bool(getattr(model, "is_loaded_in_4bit", False))
 
 
 def _saved_otherwise(apart: Difference, may_be_wider: bool) -> AlignctlError:
@@ -143,19 +159,28 @@ def _saved_otherwise(apart: Difference, may_be_wider: bool) -> AlignctlError:
     )
 
 
-def _bytes(folder: Path) -> int:
+def shown(kind: torch.dtype) -> str:
+    """A type as people write it."""
+    return str(kind).removeprefix("torch.")
+
+
+def bytes_of(folder: Path) -> int:
+    """Of the weights in a folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _type_of(model: PreTrainedModel | PeftModel, state: Mapping[str, Tensor] | None) -> torch.dtype:
+def type_of(model: PreTrainedModel | PeftModel) -> torch.dtype:
     """Of the weights: the widest that one of them has. What is trained beside them does not count."""
-    tensors = state.items() if state is not None else model.named_parameters()
-    kinds = {one.dtype for name, one in tensors if one.is_floating_point() and not is_beside(name)}
+    weights = model.named_parameters()
+    kinds = {one.dtype for name, one in weights if one.is_floating_point() and not is_beside(name)}
     return max(kinds, key=lambda kind: kind.itemsize, default=model.dtype)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def start_again(model: PreTrainedModel, start: Configs) -> None:
+    """Puts back what training changed of a model's configs for its own sake."""
+    _as_before(model.config, start.model)
+    if start.generation is not None:
+        _as_before(model.generation_config, start.generation)
 
 
 def _as_before(config: Any, start: Any) -> None:
@@ -169,25 +194,16 @@ def _as_before(config: Any, start: Any) -> None:
 
 
 @contextmanager
-def _publishing(
-    folder: Path,
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    facts: Mapping[str, Any],
-    made: Mapping[str, Any],
-    state: Mapping[str, Tensor] | None,
+def publishing(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any], made: Mapping[str, Any]
 ) -> Iterator[Path]:
-    """Writes a model or an adapter beside its folder, which it becomes unless the caller finds a fault with it."""
+    """A folder to write a model or an adapter to; it takes its name, with the tokenizer and a manifest in it, unless
+    the caller finds a fault with it."""
     staged = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staged, ignore_errors=True)
-    options: dict[str, Any] = {} if state is None else {"state_dict": dict(state)}
-    if isinstance(model, PeftModel):
-        options["selected_adapters"] = ["default"]  # others may have been trained beside it
+    staged.mkdir(parents=True)
     try:
-        model.save_pretrained(staged, **options)
         yield staged
-        if isinstance(model, PeftModel):
-            write_readme(staged, model)
         tokenizer.save_pretrained(staged)
         for name, content in facts.items():
             (staged / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from peft import PeftModel, get_peft_model_state_dict
@@ -10,17 +10,21 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from alignctl.errors import AlignctlError, first_few
+from alignctl.models.bits import sum_of_bits
 from alignctl.models.sharding import undivided
 
 
-def check_saved(folder: Path, model: PreTrainedModel | PeftModel) -> None:
+def check_saved(folder: Path, model: PreTrainedModel | PeftModel, sums: Mapping[str, int] | None = None) -> None:
     """Compares the weights in a folder with the model they were saved from; one tensor at a time is in memory.
 
+    Args:
+        sums: Of the bits of each tensor that was written, where these are compared as well.
+
     Raises:
-        AlignctlError: Tensors are missing, empty, of another shape, or hold NaN or infinite numbers.
+        AlignctlError: Tensors are missing, empty, of another shape, hold NaN or infinite numbers, or other bits.
     """
     try:
-        shapes, flaws = _read(folder)
+        shapes, flaws = _read(folder, sums)
         if shapes:
             flaws += _differences(shapes, model) if isinstance(model, PeftModel) else _loaded_otherwise(folder, model)
     except SafetensorError as error:
@@ -34,7 +38,7 @@ def check_saved(folder: Path, model: PreTrainedModel | PeftModel) -> None:
         )
 
 
-def _read(folder: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+def _read(folder: Path, sums: Mapping[str, int] | None = None) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """Shapes of all tensors in a folder, and what is wrong with their content.
 
     Raises:
@@ -51,6 +55,8 @@ def _read(folder: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
                     flaws.append(f"`{name}` is empty")
                 elif not tensor.isfinite().all():
                     flaws.append(f"`{name}` holds NaN or infinite numbers")
+                elif sums is not None and int(sum_of_bits(tensor)) != sums.get(name):
+                    flaws.append(f"`{name}` holds other bits than were written")
     return shapes, flaws if shapes else ["there are no weights"]
 
 

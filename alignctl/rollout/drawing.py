@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alignctl.engine.forward import as_many, bare, is_divided, takes_packed_rows
+from alignctl.engine.forward import bare, in_step, is_divided, takes_packed_rows
 from alignctl.engine.layout import bins
 from alignctl.errors import NotANumber
 from alignctl.models.merging import merged_meanwhile
@@ -108,7 +108,7 @@ def _in_batches(
     sizes = [len(prompt) + sampling.length for prompt in prompts]
     with _plain_attention(model):
         draw = _by_generate if why_not_fixed(model) else decode
-        for batch in as_many(model, list(bins(sizes, max_tokens, padded=True))):
+        for batch in in_step(model, list(bins(sizes, max_tokens, padded=True))):
             own = sampling if sampling.seeds is None else replace(sampling, seeds=[sampling.seeds[i] for i in batch])
             for index, tokens in zip(batch, draw(model, [prompts[i] for i in batch], own), strict=True):
                 generated[index] = tokens

@@ -6,12 +6,14 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from alignctl.engine.forward import is_divided
 from alignctl.evaluate.evaluator import Evaluation
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.models.comparing import rows_to_compare, said_of
 from alignctl.models.loading import longest_seen
 from alignctl.models.saving import Saved, Trained, save_finished
-from alignctl.models.sharding import undivided, whole_state, whole_weights
+from alignctl.models.saving_divided import save_divided
+from alignctl.models.sharding import undivided
 from alignctl.run.disk import shown_bytes
 from alignctl.run.files import read_json, write_json, write_json_lines
 from alignctl.stage.finished_type import checkpoint_type, finished_type
@@ -36,43 +38,44 @@ def save(
     """
     job.progress.phase("saving model")
     stage, trained = job.stage, trainer.trained_model
+    divided = is_divided(trained)
     texts = texts_of((job.held_rows or job.rows).dataset)
-    rows = rows_to_compare(job.tokenizer, texts, longest_seen(trained))
-    with whole_weights(trainer.model_wrapped):
-        facts = measuring.facts()
-        said = said_of(trained, rows)
-    state = whole_state(trained)
+    rows = [] if divided else rows_to_compare(job.tokenizer, texts, longest_seen(trained))
+    facts, said = measuring.facts(), said_of(trained, rows)
+    finished = Trained(
+        trained,
+        trainer.start,
+        rows,
+        said,
+        # FSDP2 casts the weights of a layer for mixed precision as it gathers them.
+        computed_in_16_bits=trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no",
+        dtype=finished_type(job),
+        merge=stage.model.merge,
+        wholly=wholly,
+    )
+    made = {"checkpoint_type": checkpoint_type(job)}
+    saved = None
+    with undivided():
+        if divided or trainer.is_world_process_zero():
+            save_as = save_divided if divided else save_finished
+            saved = save_as(finished, job.tokenizer, job.paths, partial(load_under_adapter, job), facts, made)
     if trainer.is_world_process_zero():
-        with undivided():
-            saved = save_finished(
-                Trained(
-                    trained,
-                    state,
-                    trainer.start,
-                    rows,
-                    said,
-                    # FSDP2 casts the weights of a layer for mixed precision as it gathers them.
-                    computed_in_16_bits=trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no",
-                    dtype=finished_type(job),
-                    merge=stage.model.merge,
-                    wholly=wholly,
-                ),
-                job.tokenizer,
-                job.paths,
-                partial(load_under_adapter, job),
-                facts,
-                {"checkpoint_type": checkpoint_type(job)},
-            )
         if saved:
-            _say(job, saved)
+            _say(job, saved, divided)
         _write_result(job, trainer.state.global_step, measuring, after, saved)
     trainer.accelerator.wait_for_everyone()
 
 
-def _say(job: Job, saved: Saved) -> None:
-    """One line about the finished model, and one where a later stage does not start from what was trained."""
+def _say(job: Job, saved: Saved, divided: bool) -> None:
+    """One line about the finished model, and one where a later stage does not start from what was trained.
+
+    Args:
+        divided: Whether processes divide the model.
+    """
     size = f"model/: {saved.dtype}, {shown_bytes(saved.bytes)}"
-    if saved.difference is None:
+    if divided:
+        size += "; each tensor was read back and has the bits that were written"
+    elif saved.difference is None:
         size += "; there is too little memory to load it once more and compare it with what was trained"
     elif saved.rounded:
         apart, what = saved.difference, "log-probabilities" if job.method.trained == "policy" else "scores"

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from alignctl.models.sharding import load_trained, loaded_without_weights, saved_without_weights
+from alignctl.models.layers import layers_of, once, read_layers, write_file, write_layers
+from alignctl.models.sharding import divided_by_zero, loaded_without_weights, saved_without_weights
 from alignctl.run.checkpoints import PREFIX, STAGING, Checkpoint, complete_checkpoints, publish, remove_old
 from alignctl.trainers.base.universal import mend_loaded
 
@@ -65,7 +67,7 @@ class CompleteCheckpoints:
         self.state = TrainerState.load_from_json(str(checkpoint.path / TRAINER_STATE_NAME))
         find_best(self.state, checkpoint.path.parent)
         if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):  # which is loaded at the end
-            load_trained(self, str(checkpoint.path))
+            self._load_trained(checkpoint.path)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._ended:
@@ -78,7 +80,7 @@ class CompleteCheckpoints:
         if not (checkpoint and self.checkpoint_kind()["zero_stage"] in (1, 2)):
             return super()._inner_training_loop(*args, **kwargs)
         if not any(Path(checkpoint).glob("*_universal")):  # which has all in a form of its own
-            load_trained(self, checkpoint)
+            self._load_trained(Path(checkpoint))
         with loaded_without_weights():
             return super()._inner_training_loop(*args, **kwargs)
 
@@ -100,9 +102,43 @@ class CompleteCheckpoints:
     def _load_best_model(self) -> None:
         """The weights alone, where DeepSpeed would load its whole state, which other processes may have written."""
         if self.is_deepspeed_enabled:
-            load_trained(self, self.state.best_model_checkpoint)
+            self._load_trained(Path(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
+
+    def weights_to_save(self) -> tuple[str, dict[str, Tensor]]:
+        """What a checkpoint has of the model: the name of its file, without an ending, and its tensors by name. A
+        trainer that saves something else says what."""
+        if hasattr(super(), "weights_to_save"):
+            return super().weights_to_save()
+        model = self.accelerator.unwrap_model(self.model)
+        weights = model.state_dict(keep_vars=True)
+        if isinstance(model, PeftModel):
+            return "adapter_model", get_peft_model_state_dict(model, state_dict=weights)
+        return "model", once(weights)
+
+    def _load_trained(self, folder: Path) -> None:
+        """Puts the weights of a checkpoint into the model, without anything that is needed to train on."""
+        if divided_by_zero(self.model):
+            stem, weights = self.weights_to_save()
+            read_layers(folder, stem, weights)
+        else:
+            self._load_from_checkpoint(str(folder))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers does, and layer by layer where ZeRO-3 divides the weights."""
+        if not divided_by_zero(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        stem, weights = self.weights_to_save()
+        if self.args.should_save:
+            self._save(str(folder), state_dict={})
+            (folder / f"{stem}.safetensors").unlink(missing_ok=True)  # which is of nothing
+        if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):  # whose weights are read from one file
+            write_file(folder / f"{stem}.safetensors", weights)
+        else:
+            write_layers(folder, stem, layers_of(weights))
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)

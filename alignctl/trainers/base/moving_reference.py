@@ -6,13 +6,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import nn
 
-from alignctl.models.sharding import to_write, whole_state
+from alignctl.engine.forward import is_divided
+from alignctl.models.layers import layers_of, read_layers, write_layers
 from alignctl.run.checkpoints import Checkpoint
 
-REFERENCE_FILE = "reference.safetensors"
+REFERENCE = "reference"
+"""Of its files, what their names begin with."""
 
 
 class KeepsReference:
@@ -27,26 +29,24 @@ class KeepsReference:
         super()._save_optimizer_and_scheduler(output_dir)
         if not moves(self.args):
             return
-        model = self.accelerator.unwrap_model(self.ref_model)
-        weights = dict(model.named_parameters())  # weights that are tied once
-        whole = whole_state(model)
-        if self.args.should_save:
-            state = {name: (weights if whole is None else whole)[name].detach().cpu().contiguous() for name in weights}
-            save_file(state, Path(output_dir, REFERENCE_FILE))
+        weights = self._reference_weights()
+        if is_divided(self.ref_model):
+            write_layers(Path(output_dir), REFERENCE, layers_of(weights))
+        elif self.args.should_save:
+            content = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+            save_file(content, Path(output_dir, f"{REFERENCE}.safetensors"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and moves(self.args):
             self._load_reference(Path(checkpoint))
 
-    @torch.no_grad()
     def _load_reference(self, folder: Path) -> None:
-        model = self.accelerator.unwrap_model(self.ref_model)
-        kept = load_file(folder / REFERENCE_FILE)
-        with to_write(model) as writes:
-            if writes:
-                for name, weight in model.named_parameters():
-                    weight.copy_(kept[name])
+        read_layers(folder, REFERENCE, self._reference_weights())
+
+    def _reference_weights(self) -> dict[str, nn.Parameter]:
+        """Weights that are tied once."""
+        return dict(self.accelerator.unwrap_model(self.ref_model).named_parameters())
 
 
 def moves(args: Any) -> bool:

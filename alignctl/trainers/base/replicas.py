@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from alignctl.models.bits import sum_of_bits
 
 
 class OneModel(TrainerCallback):
@@ -80,9 +80,3 @@ def checksum(model: nn.Module) -> Tensor:
         if weight.requires_grad and not isinstance(weight, DTensor) and not hasattr(weight, "ds_id"):
             total += sum_of_bits(weight)
     return total
-
-
-def sum_of_bits(tensor: Tensor) -> Tensor:
-    """Of the numbers of a tensor as whole numbers, on the CPU."""
-    bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
-    return bits.sum(dtype=torch.int64).cpu()

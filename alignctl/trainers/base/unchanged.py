@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignctl.trainers.base.replicas import sum_of_bits
+from alignctl.models.bits import sum_of_bits
 
 
 class Unchanged(TrainerCallback):

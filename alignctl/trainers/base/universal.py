@@ -14,7 +14,7 @@ import torch
 from transformers import Trainer
 
 from alignctl.run.checkpoints import STAGING, Checkpoint
-from alignctl.trainers.base.moving_reference import REFERENCE_FILE
+from alignctl.trainers.base.moving_reference import REFERENCE
 
 _CONVERTED = "converted"
 
@@ -36,7 +36,7 @@ def _convert(checkpoint: Path, folder: Path) -> None:
 
     folder.mkdir(parents=True)
     for file in checkpoint.iterdir():
-        weights = file.suffix == ".safetensors" and file.name != REFERENCE_FILE
+        weights = file.suffix == ".safetensors" and not file.name.startswith(REFERENCE)
         if file.is_file() and not weights:  # DeepSpeed's own files have them, too
             shutil.copyfile(file, folder / file.name)  # no link: where room is looked for, staged files are written to
     step = (checkpoint / "latest").read_text(encoding="utf-8").strip()

@@ -30,11 +30,11 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from alignctl.data.messages import is_messages
-from alignctl.engine.forward import bare, takes_packed_rows
+from alignctl.engine.forward import bare, in_step, takes_packed_rows
 from alignctl.models.adapters import Adapters
 from alignctl.models.dropout import disable_dropout
 from alignctl.models.lora import make_lora_fast
-from alignctl.models.sharding import whole_weights
+from alignctl.models.sharding import divided_by_zero, gather_as_run, gathered_outside_layers
 from alignctl.rollout.drawing import Drawn, draw_completions, why_cache_grows
 from alignctl.rollout.episodes import Episodes, Segment, episodes_of, unlearnt
 from alignctl.rollout.rewards import Score, totals
@@ -62,7 +62,7 @@ from alignctl.trainers.on_policy.setup import (
 from alignctl.trainers.on_policy.update import PassLoss, Update, as_many, mini_batches, passes_of
 
 _TOLD = ("counted", "passes")
-_STATE, _WEIGHTS = "on_policy.json", "trained.safetensors"
+_STATE, _WEIGHTS = "on_policy.json", "trained"
 
 
 class OnPolicyTrainer(Trainer):
@@ -122,6 +122,7 @@ class OnPolicyTrainer(Trainer):
         )
         divide_model(self)
         for one in frozen:
+            gather_as_run(one, self.accelerator)
             one.to(self.args.device)
         compiled = [compile_as_wanted(one, args) for one in whole]
         self.notices += compiled[:1] if compiled[0] else []
@@ -177,11 +178,9 @@ class OnPolicyTrainer(Trainer):
         the trainer to step with."""
         began = time.perf_counter()
         self.optimizer.train()  # of a schedule-free one: what draws is what learns
-        # TRL's helper for vLLM gathers divided weights by itself, and they may not be gathered twice.
         drawn = self._vllm.draw(inputs[PROMPT_IDS]) if self._vllm is not None else None
         inputs, drawn = self._own_share(inputs, drawn)
-        # Divided weights are gathered once a rollout, not once a token; so processes need not run as often as others.
-        with whole_weights(self.model_wrapped):
+        with gathered_outside_layers(self.model_wrapped, self.ref_model, self.reward_model):
             episodes = self._roll_out(inputs, drawn)
             rolled_out = time.perf_counter()
             updates, experience = self._learn(episodes)
@@ -223,8 +222,7 @@ class OnPolicyTrainer(Trainer):
     @torch.no_grad()
     def _learn(self, episodes: Episodes) -> tuple[list[Update], Experience]:
         self.model.eval()
-        with whole_weights(self.reward_model):
-            rewards = self.scoring.ask(episodes)
+        rewards = self.scoring.ask(episodes)
         counts = self.rollouts.counts
         updates = self._updates(episodes)
         numbers = {f"{number} {key}": one[key] for number, one in enumerate(map(asdict, updates)) for key in _TOLD}
@@ -280,23 +278,23 @@ class OnPolicyTrainer(Trainer):
         model, args = self.accelerator.unwrap_model(self.model), self.args
         parts: dict[int, tuple[Tensor | None, ...]] = {}
         kept = self._first_pass_is_scoring(episodes)
-        with whole_weights(self.ref_model):
-            for members in passes_of(episodes, range(len(episodes.groups)), self._pass_tokens(), self._packed):
-                batch = self._batch(episodes, members)
-                counts = [len(episodes.completion_ids[member]) for member in members]
-                with self.accelerator.autocast():
-                    ref_logps = self._reference_logps(model, batch)
-                    with torch.set_grad_enabled(kept):
-                        outputs = model(
-                            batch, args.temperature, self.policy_learns, kept and self.entropy_learns, entropy=True
-                        )
-                if kept:
-                    self._first_pass = members, outputs
-                    outputs = outputs.detach()
-                tokens = (outputs.logps, outputs.entropy, outputs.values, ref_logps)
-                split = [[None] * len(members) if one is None else one.split(counts) for one in tokens]
-                split.append([None] * len(members) if outputs.last_values is None else outputs.last_values)
-                parts |= {member: row for member, *row in zip(members, *split, strict=True)}
+        passes = passes_of(episodes, range(len(episodes.groups)), self._pass_tokens(), self._packed)
+        for members in in_step(model, list(passes)):
+            batch = self._batch(episodes, members)
+            counts = [len(episodes.completion_ids[member]) for member in members]
+            with self.accelerator.autocast():
+                ref_logps = self._reference_logps(model, batch)
+                with torch.set_grad_enabled(kept):
+                    outputs = model(
+                        batch, args.temperature, self.policy_learns, kept and self.entropy_learns, entropy=True
+                    )
+            if kept:
+                self._first_pass = members, outputs
+                outputs = outputs.detach()
+            tokens = (outputs.logps, outputs.entropy, outputs.values, ref_logps)
+            split = [[None] * len(members) if one is None else one.split(counts) for one in tokens]
+            split.append([None] * len(members) if outputs.last_values is None else outputs.last_values)
+            parts |= {member: row for member, *row in zip(members, *split, strict=True)}
         *columns, last = zip(*(parts[member] for member in range(len(episodes.prompt_ids))), strict=True)
         logps, entropy, values, ref_logps = (None if one[0] is None else torch.cat(one) for one in columns)
         self.rollouts.add_mean("entropy", entropy)
@@ -453,15 +451,20 @@ class OnPolicyTrainer(Trainer):
     def policy(self) -> PreTrainedModel | PeftModel:
         return self.accelerator.unwrap_model(self.model).policy
 
+    def weights_to_save(self) -> tuple[str, dict[str, Tensor]]:
+        model = self.accelerator.unwrap_model(self.model)
+        return _WEIGHTS, {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        whole = dict(model.named_parameters()) if state_dict is None else state_dict  # given where they are divided
-        names = [name for name, p in model.named_parameters() if p.requires_grad]
-        save_file({name: whole[name].detach().cpu().contiguous() for name in names}, folder / _WEIGHTS)
+        stem, weights = self.weights_to_save()
+        if not divided_by_zero(self.model):  # elsewhere they are written layer by layer
+            whole = weights if state_dict is None else state_dict  # given where they are divided
+            content = {name: whole[name].detach().cpu().contiguous() for name in weights}
+            save_file(content, folder / f"{stem}.safetensors")
         state = {
             "method": {name: getattr(self, name) for name in self.in_checkpoints},
             "scoring": self.scoring.state(),
@@ -471,7 +474,7 @@ class OnPolicyTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         trained = self.accelerator.unwrap_model(model or self.model)
-        kept = load_file(Path(resume_from_checkpoint, _WEIGHTS))
+        kept = load_file(Path(resume_from_checkpoint, f"{_WEIGHTS}.safetensors"))
         with torch.no_grad():
             for name, parameter in trained.named_parameters():
                 if parameter.requires_grad:
