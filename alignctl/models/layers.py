@@ -14,9 +14,10 @@ from math import prod
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from alignctl.models.bits import sum_of_bits
@@ -46,6 +47,11 @@ def layers_of(tensors: Layer) -> list[dict[str, Tensor]]:
         number = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
         layers.setdefault(".".join(parts[: number + 1]), {})[name] = tensor
     return list(layers.values())
+
+
+def without_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A state of nothing, for `save_pretrained` to write all but the weights with."""
+    return {name: torch.empty(0) for name in model.state_dict()} if isinstance(model, PeftModel) else {}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
-from alignctl.models.layers import is_first, layers_of, once, write_file, write_layers
+from alignctl.models.layers import is_first, layers_of, once, without_weights, write_file, write_layers
 from alignctl.models.merging import is_beside
 from alignctl.models.readme import write_readme
 from alignctl.models.saving import (
@@ -89,7 +89,7 @@ def _save_adapter(
         staged = Path()
         if is_first():
             staged = stack.enter_context(publishing(paths.adapter, tokenizer, facts, made | {"product": "adapter"}))
-            model.save_pretrained(staged, selected_adapters=["default"], state_dict={})
+            model.save_pretrained(staged, selected_adapters=["default"], state_dict=without_weights(model))
         write_file(staged / file, get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True)))
         if is_first():
             if trained.wholly:
@@ -113,7 +113,7 @@ def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _write_beside(folder: Path, model: PreTrainedModel, kind: torch.dtype) -> None:
     """All that `save_pretrained` writes but the weights."""
-    model.save_pretrained(folder, state_dict={})
+    model.save_pretrained(folder, state_dict=without_weights(model))
     for file in folder.glob("*.safetensors"):
         file.unlink()
     model.config.dtype = shown(kind)

@@ -1,7 +1,7 @@
 """What DeepSpeed has to be told, and what is outside of layers where FSDP2 divides weights.
 
-The only place that touches DeepSpeed itself, with layers.py; transformers and accelerate do the rest. What FSDP2 divides
-is made in dividing.py.
+The only place that touches DeepSpeed itself, with layers.py; transformers and accelerate do the rest. What FSDP2
+divides is made in dividing.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -55,6 +56,28 @@ def gathered_outside_layers(*models: nn.Module | None) -> Iterator[None]:
 def divided_by_zero(model: nn.Module) -> bool:
     """Whether ZeRO-3 divides the weights of a model."""
     return any(hasattr(weight, "ds_id") for weight in model.parameters())
+
+
+def release_after_backward(model: nn.Module) -> None:
+    """Lets ZeRO-3 divide the weights of a layer again after its backward pass where a pass without gradients lies
+    between that and the forward pass: a reference's that is the model without its adapter.
+
+    DeepSpeed (0.19.8) counts in each layer what the backward pass has to come to before its weights are released. Every
+    forward pass begins to count anew, one without gradients at nothing, and the backward pass then leaves all that it
+    gathers until its end.
+    """
+    kept: list[dict[nn.Module, int]] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        counted = () if torch.is_grad_enabled() else module.modules()
+        kept.append({one: one.ds_grads_remaining for one in counted if getattr(one, "ds_grads_remaining", 0) > 0})
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        for one, count in kept.pop().items():
+            one.ds_grads_remaining = count
+
+    model.register_forward_pre_hook(before, prepend=True)
+    model.register_forward_hook(after, always_call=True)
 
 
 @contextmanager

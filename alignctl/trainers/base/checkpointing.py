@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from alignctl.models.layers import layers_of, once, read_layers, write_file, write_layers
+from alignctl.models.layers import layers_of, once, read_layers, without_weights, write_file, write_layers
 from alignctl.models.sharding import divided_by_zero, loaded_without_weights, saved_without_weights
 from alignctl.run.checkpoints import PREFIX, STAGING, Checkpoint, complete_checkpoints, publish, remove_old
 from alignctl.trainers.base.universal import mend_loaded
@@ -131,11 +131,12 @@ class CompleteCheckpoints:
             super().save_model(output_dir, _internal_call)
             return
         folder = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
         stem, weights = self.weights_to_save()
         if self.args.should_save:
-            self._save(str(folder), state_dict={})
+            self._save(str(folder), state_dict=without_weights(model))
             (folder / f"{stem}.safetensors").unlink(missing_ok=True)  # which is of nothing
-        if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):  # whose weights are read from one file
+        if isinstance(model, PeftModel):  # whose weights are read from one file
             write_file(folder / f"{stem}.safetensors", weights)
         else:
             write_layers(folder, stem, layers_of(weights))

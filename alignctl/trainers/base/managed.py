@@ -21,6 +21,7 @@ from transformers import (
 
 from alignctl.errors import RequestError, refused
 from alignctl.models.saving import Configs
+from alignctl.models.sharding import divided_by_zero, release_after_backward
 from alignctl.run.checkpoints import Checkpoint
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.agreement import EndsStepsTogether, StopRequest
@@ -136,6 +137,12 @@ class Managed(
     def begin_with(self, callback: TrainerCallback) -> None:
         """Adds a callback before all others but the one that makes sure of the model's wrapper."""
         self.callback_handler.callbacks.insert(1, callback)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if divided_by_zero(self.model):
+            release_after_backward(self.model)
+        return prepared
 
     def get_train_dataloader(self) -> DataLoader:
         batches, args, count = super().get_train_dataloader(), self.args, len(self.train_dataset)
