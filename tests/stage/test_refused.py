@@ -6,7 +6,7 @@ import pytest
 from support.in_process import run_stages
 from support.methods import small_run
 
-from alignctl.errors import RequestError, refused
+from alignctl.errors import AlignctlError, RequestError, refused
 
 pytestmark = pytest.mark.train
 
@@ -42,3 +42,19 @@ def test_our_own_errors_and_lack_of_memory_are_not_a_librarys_refusal():
     for error in (RequestError("ours"), RuntimeError("out of memory"), OSError("no room")):
         with pytest.raises(type(error), match=str(error.args[0])), refused("it"):
             raise error
+
+
+def test_processes_without_rows_are_refused(tmp_path, small, monkeypatch):
+    trainer = small.trainer("sft", rows=small.rows("demonstrations", 3))
+    monkeypatch.setattr(type(trainer.args), "world_size", property(lambda args: 4))
+    with pytest.raises(RequestError, match="4 processes cannot share 3 rows") as caught:
+        trainer.get_train_dataloader()
+    assert "3 processes or fewer" in caught.value.problems[0].hint
+
+
+def test_other_steps_than_planned_are_told_before_the_first(tmp_path):
+    """Planned for two processes, of which one is there."""
+    arguments = small_run("sft", "distributed=ddp", "launcher.processes=2", "rehearse=false", rows=32)
+    with pytest.raises(AlignctlError, match=r"would take 32 optimizer steps, .* 16 rows .* together, 16\n"):
+        run_stages(tmp_path / "run", *arguments)
+    assert not (tmp_path / "run" / "sft" / "metrics.jsonl").read_text()

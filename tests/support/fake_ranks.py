@@ -4,12 +4,13 @@ counts what it would ask them in each optimizer step, gradients left out.
     python fake_ranks.py JOBS.json PROCESSES
 
 JOBS.json is as scripts/run_many.py takes it. Beside it, JOBS.json.counts has a line for each: {"run_dir": ..., "steps":
-the collectives from the beginning of a step to that of the next, by name, but of the first two, which have more to do,
-and of the last}.
+the collectives from the beginning of a step to that of the next, by name, of the third and the fourth step; before them
+there is more to do}. A run ends there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -24,7 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+FIRST, LAST = 3, 4  # steps
 ROOT = Path(__file__).parents[2]
+
+
+class Enough(BaseException):
+    """All that is counted is."""
 
 
 class Collectives(TorchDispatchMode):
@@ -79,15 +85,16 @@ def main(jobs: Path, processes: int) -> None:
 
     def beginning(self, *args, **kwargs):
         begins.append(collectives.seen.copy())
+        if len(begins) > LAST:
+            raise Enough
         return begin(self, *args, **kwargs)
 
     ProgressFile.on_step_begin = beginning
     for job in json.loads(jobs.read_text(encoding="utf-8")):
         begins.clear()
-        with collectives:
-            error = run(Path(job["run_dir"]), job["arguments"], None)
-        assert error is None, error
-        steps = [after - before for before, after in zip(begins[2:], begins[3:], strict=False)]
+        with collectives, contextlib.suppress(Enough):
+            raise ValueError(run(Path(job["run_dir"]), job["arguments"], None))
+        steps = [after - before for before, after in zip(begins[FIRST - 1 :], begins[FIRST:], strict=False)]
         with Path(f"{jobs}.counts").open("a", encoding="utf-8") as counts:
             counts.write(json.dumps({"run_dir": job["run_dir"], "steps": steps}) + "\n")
 

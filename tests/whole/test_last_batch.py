@@ -61,15 +61,18 @@ def logs(tmp_path_factory, shared_data):
     return of
 
 
-def cases():
-    for lane, (*_, names) in LANES.items():
-        marks = [pytest.mark.night] if lane == "night" else []
-        yield from (pytest.param(lane, case, marks=marks, id=f"{lane}-{case}") for case in names)
+def params() -> list:
+    return [
+        pytest.param(lane, case, marks=[pytest.mark.night] if lane == "night" else [], id=f"{lane}-{case}")
+        for lane, (*_, cases) in LANES.items()
+        for case in cases
+    ]
 
 
-@pytest.mark.parametrize(("lane", "case"), cases())
+@pytest.mark.parametrize(("lane", "case"), params())
 def test_all_that_is_logged_is_the_same(logs, lane, case):
     alone, *others = logs(lane)[case].values()
+    assert all("num_tokens" in row for row in alone)
     assert sum("loss" in row for row in alone) > 2
     for found in others:
         assert len(found) == len(alone)
@@ -84,3 +87,17 @@ def test_all_that_is_logged_is_the_same(logs, lane, case):
                     assert row[name] == value, name
                 else:  # rewards are differences of sums of float32, which later steps multiply
                     assert row[name] == pytest.approx(value, rel=1e-4, abs=2e-4), name
+
+
+def test_prompts_that_fill_a_rollout_count_for_nothing(tmp_path, shared_data):
+    """11 prompts in rollouts of 8 by two processes: of the last one the second has none."""
+    one = job(tmp_path, shared_data, ("ppo", "none", "auto"), (4, 1, "ddp"))
+    one["arguments"] += [
+        "data.limit=11", "data.eval_rows=0", "eval.prompts=0", "rehearse=false", "cell.max_steps=-1",
+        "cell.save_strategy=no", "cell.num_mini_batches=2", "cell.normalize_rewards=running",
+    ]  # fmt: skip
+    run_many(tmp_path, [one], 2)
+    first, last = metrics(Path(one["run_dir"], "cell"))
+    assert first["num_tokens"] == pytest.approx(8 * first["completion_length"])
+    assert last["num_tokens"] - first["num_tokens"] == pytest.approx(3 * last["completion_length"])
+    assert last["loss"] == pytest.approx(last["loss/policy"] + 0.1 * last["loss/value"], rel=1e-4, abs=1e-6)
