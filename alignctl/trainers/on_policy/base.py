@@ -429,7 +429,7 @@ class OnPolicyTrainer(Trainer):
         """Logs means over the tokens of all mini-batches; returns what this process has of the loss, so that its mean
         over the processes is that of the step."""
         total = {name: sum(step[name] for step in steps) for name in steps[0]}
-        for name in total.keys() - {"tokens", "loss"}:
+        for name in (name for name in total if name not in ("tokens", "loss")):
             self.rollouts.add_sums(name, total[name], total["tokens"])
         return total["loss"] * self.accelerator.num_processes / max(counted, 1)
 
