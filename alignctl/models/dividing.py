@@ -113,7 +113,16 @@ def set_shares_aside(model: nn.Module) -> None:
     those of the weights (peft 0.21)."""
     for parameter, places in _places(model):
         if isinstance(parameter, DTensor):
-            _put(_awaited(parameter.detach(), parameter.requires_grad), places)
+            _put(_awaited(_alone(parameter.detach()), parameter.requires_grad), places)
+
+
+def _alone(share: DTensor) -> DTensor:
+    """A share in memory of its own: as it was read it is a part of the whole weight, which would stay."""
+    if (local := share.to_local()).untyped_storage().nbytes() == local.nbytes:
+        return share
+    return DTensor.from_local(
+        local.clone(), share.device_mesh, share.placements, run_check=False, shape=share.shape, stride=share.stride()
+    )
 
 
 def divide(model: nn.Module, mesh: DeviceMesh, compute_in: torch.dtype | None = None) -> None:
