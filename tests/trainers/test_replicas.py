@@ -16,7 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from alignctl.trainers.base.replicas import check_same, check_wrapped, checksum
+from alignctl.trainers.base.replicas import check_same, check_wrapped
 
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2
@@ -25,13 +25,25 @@ with pytest.raises(RuntimeError, match="2 processes would each train a model of 
     check_wrapped(model, accelerator)
 prepared = accelerator.prepare(model)  # which gives all the weights of the first
 check_wrapped(prepared, accelerator)
-check_same(model, accelerator)
-with torch.no_grad():
-    model.weight[1, 2] += accelerator.process_index
-with pytest.raises(RuntimeError, match="differ between processes"):
-    check_same(model, accelerator)
-model.weight.requires_grad_(False)
-check_same(model, accelerator)
+model.register_buffer("seen", torch.zeros(2))
+optimizer = torch.optim.AdamW(model.parameters())
+prepared(torch.ones(1, 4, dtype=torch.bfloat16) * accelerator.process_index).sum().backward()
+optimizer.step()
+check_same(model, accelerator, "after a step", optimizer)
+own = float(accelerator.process_index)
+for tensor, words in (
+    (model.weight.data, "the weights differ between processes after a step"),
+    (model.seen, "the buffers differ"),
+    (optimizer.state[model.weight]["exp_avg"], "the state of the optimizer differ"),
+):
+    kept = tensor.clone()
+    tensor[0] += own
+    with pytest.raises(RuntimeError, match=words):
+        check_same(model, accelerator, "after a step", optimizer)
+    tensor.copy_(kept)
+model.requires_grad_(False).weight[1, 2] += own
+with pytest.raises(RuntimeError, match="the weights differ"):  # also those that are not trained
+    check_same(model, accelerator, "after a step")
 accelerator.wait_for_everyone()  # none leaves while another still listens to it
 accelerator.end_training()
 """

@@ -34,7 +34,7 @@ from alignctl.trainers.base.halving import Halving
 from alignctl.trainers.base.held_out import HeldOutLoss
 from alignctl.trainers.base.moving_reference import KeepsReference
 from alignctl.trainers.base.not_finite import StopsWhenNotFinite
-from alignctl.trainers.base.replicas import OneModel
+from alignctl.trainers.base.replicas import ChecksReplicas, OneModel
 from alignctl.trainers.base.tokens import CountsTokens
 from alignctl.trainers.base.unchanged import Unchanged
 from alignctl.trainers.base.unused import LooksForUnused
@@ -99,6 +99,7 @@ class StageTrainer(Protocol):
 class Managed(
     EndsStepsTogether,
     StopsWhenNotFinite,
+    ChecksReplicas,
     CarriesRowColumns,
     HeldOutLoss,
     WarmsUp,

@@ -1,7 +1,12 @@
-"""Ends a run whose processes do not train one model: where a wrapper is missing each would train its own, silently."""
+"""Ends a run whose processes do not train one model: where a wrapper is missing each would train its own, silently.
+
+Looked at is the wrapper before the first step; after it, and whenever a checkpoint is going to be saved, what every
+process holds whole.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,8 +21,17 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from alignctl.models.bits import sum_of_bits
 
 
+class ChecksReplicas:
+    """Mixin before CompleteCheckpoints and a transformers Trainer: looks before a checkpoint is written."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        when = f"in the checkpoint of step {self.state.global_step}"
+        check_same(self.model, self.accelerator, when, None if self.is_deepspeed_enabled else self.optimizer)
+        super()._save_checkpoint(model, trial)
+
+
 class OneModel(TrainerCallback):
-    """Looks at the model's wrapper before the first optimizer step, and after it at what every process holds.
+    """Looks before the first optimizer step and after it.
 
     A RuntimeError it raises is a bug, whoever's: no setting would mend it.
     """
@@ -34,7 +48,7 @@ class OneModel(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._looked:
-            check_same(self._trainer.model, self._trainer.accelerator)
+            check_same(self._trainer.model, self._trainer.accelerator, "after an optimizer step")
         self._looked = True
 
 
@@ -58,25 +72,29 @@ def check_wrapped(model: nn.Module, accelerator: Accelerator) -> None:
         )
 
 
-def check_same(model: nn.Module, accelerator: Accelerator) -> None:
-    """Whether the trained weights that every process holds whole are the same in all of them, bit for bit.
+def check_same(model: nn.Module, accelerator: Accelerator, when: str, optimizer: Any = None) -> None:
+    """Whether the weights and buffers that every process holds whole are the same in all of them, bit for bit.
+
+    Args:
+        when: Said where they are not.
+        optimizer: Whose state is compared, too.
 
     Raises:
         RuntimeError: They are not.
     """
     if accelerator.num_processes == 1:
         return
-    sums = accelerator.gather(checksum(model).to(accelerator.device)[None])
-    if (sums != sums[0]).any():
-        raise RuntimeError(
-            f"the weights differ between processes after an optimizer step: their checksums are {sums.tolist()}"
-        )
+    state = [value for of_weight in optimizer.state.values() for value in of_weight.values()] if optimizer else []
+    own = torch.stack(
+        [checksum(model.parameters()), checksum(model.buffers()), checksum(filter(torch.is_tensor, state))]
+    )
+    sums = accelerator.gather(own.to(accelerator.device)[None])
+    for what, found in zip(("weights", "buffers", "state of the optimizer"), sums.unbind(1), strict=True):
+        if (found != found[0]).any():
+            raise RuntimeError(f"the {what} differ between processes {when}: their checksums are {found.tolist()}")
 
 
-def checksum(model: nn.Module) -> Tensor:
-    """Sum of the bits of all trained weights, those left out that ZeRO-3 or FSDP2 divide among processes."""
-    total = torch.zeros((), dtype=torch.int64)
-    for weight in model.parameters():
-        if weight.requires_grad and not isinstance(weight, DTensor) and not hasattr(weight, "ds_id"):
-            total += sum_of_bits(weight)
-    return total
+def checksum(tensors: Iterable[Tensor]) -> Tensor:
+    """Sum of the bits of all tensors, those left out that ZeRO-3 or FSDP2 divide among processes."""
+    whole = (one for one in tensors if not isinstance(one, DTensor) and not hasattr(one, "ds_id"))
+    return sum((sum_of_bits(one) for one in whole), torch.zeros((), dtype=torch.int64))
