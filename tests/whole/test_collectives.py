@@ -14,6 +14,7 @@ from support.cells import CASES, job
 pytestmark = pytest.mark.train
 
 PROCESSES, MOST = 64, 3
+OURS = ("everywhere.py:from_all", "base.py:add_up")
 FAKE_RANKS = Path(__file__).parents[1] / "support" / "fake_ranks.py"
 # Of each: the case, the accumulation, the adapter, and more settings.
 DAY = [
@@ -76,3 +77,4 @@ def test_few_a_step(counted, lane, number):
     assert len(steps) == 2
     for step in steps:
         assert 1 <= sum(step.values()) <= MOST, step
+        assert all(name.endswith(OURS) for name in step), "nothing is asked beside it, as DDP does for unused weights"

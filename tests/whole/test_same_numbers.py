@@ -47,7 +47,7 @@ def pairs() -> list[tuple[tuple, tuple]]:
     for case, peft in ((case, peft) for case in CASES for peft in ("none", "lora")):
         for number, division in enumerate(DIVIDED):
             accumulates = division[1] > 1 and CASES[case][0] == "ppo"  # whose mini-batches are divided by tokens
-            if division == reference_of(case, division) or accumulates or (division[2] == "none" and case == "kto"):
+            if division == reference_of(case, division) or accumulates:
                 continue
             found.append(((case, peft, "padded" if number in (0, 5) and case == "dpo" else "auto"), division))
     return found
