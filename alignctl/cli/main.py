@@ -71,6 +71,31 @@ def submit(**asked: Any) -> None:
     train_command(**asked, on_slurm=True)
 
 
+@cli.command()
+@_overrides
+@_recipe_dir
+@click.option("--as", "place", required=True, metavar="RANK/N", help="Which process of how many.")
+@click.option("--stage", help="This stage; else the first one.")
+@click.option("--tokens", type=click.IntRange(min=2), help="Of each sequence; else `max_length` of the stage.")
+@_json
+def rehearse(
+    overrides: tuple[str, ...],
+    recipe_dirs: tuple[Path, ...],
+    place: str,
+    stage: str | None,
+    tokens: int | None,
+    as_json: bool,
+) -> None:
+    """Say what one process of many would hold and send: `rehearse recipe=NAME --as 5/64`.
+
+    Two optimizer steps of a stage are taken by that process alone, on this machine and without its GPUs: weights are
+    made up, and so are rows. Nothing is downloaded or kept.
+    """
+    from alignctl.cli.rehearse import rehearse_command
+
+    rehearse_command(overrides, recipe_dirs, place, stage, tokens, as_json)
+
+
 _run = click.argument("run", type=click.Path(path_type=Path))
 
 

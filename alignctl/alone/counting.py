@@ -1,0 +1,75 @@
+"""Counts what a process sends to others and gets from them, at torch's dispatcher."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import GradBucket
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GRADIENTS, WEIGHTS, SMALL = "gradients", "weights", "small"
+KINDS = (GRADIENTS, WEIGHTS, SMALL)
+_FROM = 4096  # bytes of a collective of which one cannot tell by its name whether it is of metrics
+_REDUCE_SHARES = ("_reduce_scatter_base_", "reduce_scatter_", "reduce_scatter_tensor_coalesced_")
+_GATHER_SHARES = ("_allgather_base_", "allgather_into_tensor_coalesced_")
+_REDUCE = ("allreduce_", "allreduce_coalesced_", "reduce_")
+_PLACES = ("c10d", "_c10d_functional")
+_NOT_SENT = ("wait", "wrap", "barrier")  # parts of names
+
+
+class Collectives(TorchDispatchMode):
+    """While it is entered, counts collectives by kind, with the bytes of the larger side of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self.count: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+
+    def add(self, kind: str, size: int) -> None:
+        """Counts one that torch does not dispatch."""
+        self.count[kind] += 1
+        self.bytes[kind] += size
+
+    def to_dict(self) -> dict[str, dict[str, int]]:
+        return {kind: {"count": self.count[kind], "bytes": self.bytes[kind]} for kind in KINDS}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(one, DTensor) for one in types):
+            return NotImplemented  # it comes back as what is done with its share
+        name = func.overloadpacket.__name__
+        if func.namespace in _PLACES and not any(part in name for part in _NOT_SENT):
+            size = max((one.numel() * one.element_size() for one in _tensors(args)), default=0)
+            self.add(_kind(name, size), size)
+        return func(*args, **kwargs or {})
+
+
+def _kind(name: str, size: int) -> str:
+    if name in _REDUCE_SHARES or (name in _REDUCE and size >= _FROM):
+        return GRADIENTS
+    return WEIGHTS if name in _GATHER_SHARES or (name == "broadcast_" and size >= _FROM) else SMALL
+
+
+def _tensors(args: Any) -> list[Tensor]:
+    return [one for one in tree_leaves(args) if isinstance(one, Tensor)]
+
+
+def count_gradients_of(model: DistributedDataParallel, collectives: Collectives) -> None:
+    """Counts the gradients that DDP adds up, past the dispatcher; nothing is added up then."""
+
+    def added(_: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        collectives.add(GRADIENTS, bucket.buffer().numel() * bucket.buffer().element_size())
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    model.register_comm_hook(None, added)

@@ -1,0 +1,155 @@
+"""Builds a stage as one process of many would, takes two optimizer steps, and says what was held and sent."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.parallel import DistributedDataParallel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from alignctl.alone.counting import Collectives, count_gradients_of
+from alignctl.alone.held import gradients, optimizer_state, trained_weights, weights
+from alignctl.alone.made import made_rows, stand_in
+from alignctl.alone.numberless import without_numbers
+from alignctl.config.stages import StageConfig
+from alignctl.methods.registry import Method, Role, methods
+from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
+from alignctl.monitor.heartbeat import Heartbeat
+from alignctl.monitor.stopping import StopSignal
+from alignctl.run.paths import StagePaths
+from alignctl.stage.build import build_arguments, build_trainer
+from alignctl.stage.job import Job, rank
+from alignctl.trainers.base.managed import StageTrainer
+
+STEPS = 2  # the second has the optimizer's state in memory
+_DIFFERENT = 8  # rows that are tokenised; the others are these again
+
+
+class NeverAsked(StopSignal):
+    """A signal that is not given."""
+
+    requested = False
+
+    def __init__(self) -> None:
+        self.waits = False
+
+
+class Looks(TrainerCallback):
+    """Looks at a trainer at the moments that matter."""
+
+    def __init__(self, trainer: StageTrainer, method: Method, collectives: Collectives):
+        self._trainer, self._method, self._collectives = trainer, method, collectives
+        self._passes = 0
+        self.seen: dict[str, Any] = {}
+        compute_loss = trainer.compute_loss
+
+        def counted(*args: Any, **options: Any) -> Any:
+            self._passes += 1
+            return compute_loss(*args, **options)
+
+        trainer.compute_loss = counted
+
+    def on_train_begin(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
+        self.seen["weights"] = weights(self._trainer, self._method)
+        self.seen["trained"] = trained_weights(self._trainer)
+        wrapped = self._trainer.model_wrapped
+        if isinstance(wrapped, DistributedDataParallel):
+            count_gradients_of(wrapped, self._collectives)
+        if self._trainer.is_deepspeed_enabled:  # which steps within the backward pass
+            step = wrapped.step
+
+            def looked(*args: Any, **options: Any) -> Any:
+                self._look_at_gradients()
+                return step(*args, **options)
+
+            wrapped.step = looked
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._collectives.forget()
+        self._passes = 0
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._look_at_gradients()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seen |= {"collectives": self._collectives.to_dict(), "passes": self._passes}
+        self.seen["optimizer"] = optimizer_state(self._trainer)
+
+    def _look_at_gradients(self) -> None:
+        self.seen["gradients"] = max(gradients(self._trainer), self.seen.get("gradients", 0))
+
+
+def rehearse(stage: StageConfig, paths: StagePaths, tokens: int, numberless: bool) -> dict[str, Any]:
+    """Two steps of a stage that was prepared for it (plan/alone.py), in the place that the environment gives this
+    process.
+
+    Args:
+        tokens: Of each sequence of the made rows.
+        numberless: Whether weights are without numbers.
+    """
+    with without_numbers() if numberless else nullcontext(), Collectives() as collectives:  # which sees all first
+        job = _job(stage, paths, tokens)
+        trainer = build_trainer(job, job.rows, None)
+        trainer.train_dataset = _enough(trainer)
+        if numberless:
+            _let_losses_be_numbers(trainer)
+        looks = Looks(trainer, job.method, collectives)
+        trainer.begin_with(looks)
+        trainer.train()
+    return looks.seen
+
+
+def _job(stage: StageConfig, paths: StagePaths, tokens: int) -> Job:
+    method, vocabulary = methods()[stage.method], stage.model.scratch["vocab_size"]
+    args = build_arguments(stage, paths, {})
+    tokenizer = stand_in(vocabulary)
+    sources: dict[Role, str | None] = dict.fromkeys(method.roles)
+    if "reward_model" in method.roles[1:] and not stage.trainer.get("reward_funcs"):
+        sources["reward_model"] = _made_reward_model(stage, paths, tokenizer)
+    return Job(
+        stage=stage,
+        weights=sources,
+        paths=paths,
+        progress=ProgressFile(paths, (), Heartbeat(paths, rank()), is_first=False),
+        stop=StopOnRequest(NeverAsked()),
+        tokenizer=tokenizer,
+        rows=made_rows(method.data_kind, _DIFFERENT, tokens, vocabulary),
+        held_rows=None,
+        new_tokens=(),
+        args=args,
+    )
+
+
+def _made_reward_model(stage: StageConfig, paths: StagePaths, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A folder with one of random weights: it comes with a tokenizer of its own, so it is read from somewhere."""
+    folder = str(paths.root / "reward_model")
+    config = AutoConfig.for_model(
+        **stage.model.scratch["config"], vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _enough(trainer: StageTrainer) -> Dataset:
+    """The rows of a trainer, again and again, for the steps of all processes."""
+    args, rows = trainer.args, trainer.train_dataset
+    count = STEPS * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    count = math.ceil(count / getattr(args, "num_generations", 1))
+    return rows.select([number % len(rows) for number in range(count)])
+
+
+def _let_losses_be_numbers(trainer: StageTrainer) -> None:
+    """What a step gives back, which transformers wants on the device that it trains on."""
+    training_step = trainer.training_step
+    trainer.training_step = lambda *args, **options: torch.ones(training_step(*args, **options).shape)

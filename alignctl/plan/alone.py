@@ -1,0 +1,185 @@
+"""A stage as one process of many rehearses it by itself (alone/): how many there are, what stands in for its inputs.
+
+Pure; torch-free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alignctl.config.adapters import has_adapter
+from alignctl.config.schema import QUANTIZED, LauncherSettings, ModelSettings
+from alignctl.config.stages import StageConfig
+from alignctl.config.suggest import did_you_mean
+from alignctl.config.trl_fields import config_fields
+from alignctl.errors import RequestError
+from alignctl.methods.registry import methods
+from alignctl.plan.shapes import Shape, known_ids, saved_in, tensors, without_files
+from alignctl.run.disk import shown_bytes
+
+_STEPS = 2
+_A_MACHINE = 8  # processes, where nothing says how many
+_LONGEST = 131_072  # tokens that a model of the table is said to see: it costs nothing
+_FUSED = {"adamw_torch_fused": "adamw_torch"}  # which keep the same, and need no numbers
+_PASS_TOKENS = 16_384
+"""Of a pass on a GPU, with activations computed again: where processes divide weights, so that a stage's own rehearsal
+cannot try what fits."""
+_LARGEST = 4_000_000_000
+"""Bytes of all models of a stage that are made with numbers."""
+_LENGTHS = ("max_length", "max_prompt_length")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process of how many."""
+
+    rank: int
+    processes: int
+
+    def __str__(self) -> str:
+        return f"{self.rank}/{self.processes}"
+
+
+def read_place(given: str) -> Place:
+    """`RANK/N` as a user writes it.
+
+    Raises:
+        RequestError: It is not that, or there is no such rank.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", given)
+    if found is None or int(found[2]) == 0:
+        raise RequestError(f"`--as {given}` is not a rank and a number of processes", "for example `--as 5/64`")
+    place = Place(int(found[1]), int(found[2]))
+    if place.rank >= place.processes:
+        raise RequestError(
+            f"`--as {given}`: of {place.processes} processes the last has the rank {place.processes - 1}",
+            f"`--as {place.processes - 1}/{place.processes}`",
+        )
+    return place
+
+
+def with_processes(config: Mapping[str, Any], place: Place, run_dir: str) -> dict[str, Any]:
+    """A composed config whose launcher starts so many processes, on machines as large as it says.
+
+    Raises:
+        RequestError: They do not fill the machines.
+    """
+    launcher = dict(config.get("launcher") or {})
+    launcher["stages"] = {}
+    key = "processes" if launcher.get("processes") else "gpus_per_node"
+    each = launcher.get(key)
+    if not isinstance(each, int) or each < 1:
+        each = min(place.processes, _A_MACHINE)
+    if place.processes % each:
+        raise RequestError(
+            f"`--as {place}`: {place.processes} processes do not fill machines of {each} (`launcher.{key}`)",
+            f"give a multiple of {each}, or another `launcher.{key}`",
+        )
+    launcher |= {key: each, "nodes": place.processes // each, "node_rank": 0}
+    if launcher.get("type", "local") == "local" and launcher["nodes"] > 1:
+        launcher["rdzv_endpoint"] = launcher.get("rdzv_endpoint") or "localhost:29500"  # nobody is going to meet there
+    return dict(config) | {"launcher": launcher, "run_dir": run_dir}
+
+
+def check_can_be_made(stage: StageConfig, shape: Shape | None) -> Shape:
+    """Whether a stage can be rehearsed without its files.
+
+    Raises:
+        RequestError: It cannot.
+    """
+    if stage.peft.get("type") in QUANTIZED:
+        raise RequestError(
+            f"`peft.type={stage.peft['type']}` packs the weights of a checkpoint in 4 bits, and here they are made up",
+            "rehearse it with `peft=lora`, whose weights take four times as much",
+        )
+    if stage.trainer.get("sharing") == "shared_base" and "reward_model" in (*stage.roles_from, *stage.role_paths):
+        raise RequestError(
+            f"`{stage.name}.sharing=shared_base` puts the adapter of a reward model on the policy, and there is none",
+            f"rehearse it with `{stage.name}.sharing=separate`",
+        )
+    if shape is None:
+        raise RequestError(
+            f"`model.path={stage.model.path}`: the shape of this model is not known here",
+            did_you_mean(str(stage.model.path), known_ids()) or "give a folder with its config.json as `model.path`",
+        )
+    return shape
+
+
+def stood_in(stage: StageConfig, shape: Shape) -> StageConfig:
+    """A stage as the child builds it: random weights of a shape, on CPUs what GPUs would do, two steps, nothing
+    measured or saved."""
+    launcher, given = stage.launcher, stage.trainer
+    on_gpus = bool(launcher.gpus_per_node)
+    fields = given | {
+        "max_steps": _STEPS, "warmup_steps": 0, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no",
+        "load_best_model_at_end": False, "early_stopping_patience": None, "push_to_hub": False,
+        "dataloader_num_workers": 0, "dataset_num_proc": None, "compile": "off",
+        "optim": _FUSED.get(optimizer_of(stage), optimizer_of(stage)),
+    }  # fmt: skip
+    if on_gpus:
+        fields["bf16"] = given.get("bf16", not given.get("fp16", False))
+        if given.get("activation_checkpointing") in (None, "auto"):
+            fields["activation_checkpointing"] = True
+        if given.get("pass_tokens") in (None, "auto"):
+            fields["pass_tokens"] = _PASS_TOKENS
+    config = without_files(shape)
+    vocabulary = config.pop("vocab_size")
+    if stage.model.scratch is None:
+        config["max_position_embeddings"] = max(config.get("max_position_embeddings", 0), _LONGEST)
+    dtype = stage.model.dtype
+    if dtype == "auto":
+        dtype = saved_in(shape) if has_adapter(stage.peft) and stage.model.scratch is None else "float32"
+    return dataclasses.replace(
+        stage,
+        start_from=None,
+        roles_from={},
+        role_paths={},
+        model=ModelSettings(
+            scratch={"vocab_size": vocabulary, "config": config},
+            dtype=dtype,
+            attn_implementation=stage.model.attn_implementation,
+            merge=stage.model.merge,
+        ),
+        launcher=LauncherSettings(nodes=launcher.nodes, processes=launcher.processes_per_node),
+        report_to="none",
+        rehearse=False,
+        trainer=fields,
+    )
+
+
+def is_numberless(stage: StageConfig, shape: Shape) -> bool:
+    """Whether a stage is rehearsed with weights that have no numbers, which may be of any size.
+
+    Raises:
+        RequestError: It cannot be, and its weights are too large to be made.
+    """
+    kind, draws = stage.distributed.type, methods()[stage.method].data_kind == "prompts"
+    if kind == "fsdp2" and not draws:
+        return True
+    whole = tensors(shape)
+    size = 4 * len(methods()[stage.method].roles) * sum(one.numbers * one.count for one in whole or ())
+    if size > _LARGEST:
+        reason = "completions are drawn by looking at numbers" if draws else f"`distributed={kind}` moves their numbers"
+        raise RequestError(
+            f"weights of {shown_bytes(size)} would have to be made, because {reason}; the most is "
+            f"{shown_bytes(_LARGEST)}",
+            "rehearse a smaller model of the family, by `model.path`"
+            + ("" if draws else ", or this one with `distributed=fsdp2`, whose weights need no numbers"),
+        )
+    return False
+
+
+def optimizer_of(stage: StageConfig) -> str:
+    """transformers' name of the optimizer; its default (5.23) where the stage names none."""
+    return str(stage.trainer.get("optim") or "adamw_torch_fused")
+
+
+def longest(stage: StageConfig) -> int:
+    """Tokens of the sequences that a stage is made for."""
+    fields = config_fields(methods()[stage.method].config_class)
+    given = (stage.trainer.get(key, fields[key].default if key in fields else None) for key in _LENGTHS)
+    return next((int(one) for one in given if isinstance(one, int)), 1024)

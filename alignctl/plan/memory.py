@@ -1,0 +1,233 @@
+"""Bytes of weights, gradients and optimizer state that each process holds, and what it sends in a step. Pure;
+torch-free.
+
+FSDP2 (torch.distributed.fsdp.fully_shard) divides each tensor by its first dimension into as many pieces as there are
+processes, all as large as the first. DeepSpeed (arXiv:1910.02054, Sec. 5) divides the numbers of all tensors evenly: the
+optimizer's from stage 1 on, gradients from stage 2 on, weights in stage 3. What passes need beside these is not
+counted here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from alignctl.config.adapters import HEADS, changes_base, has_adapter, matches
+from alignctl.config.schema import ZERO_STAGES
+from alignctl.config.stages import StageConfig
+from alignctl.methods.registry import methods
+from alignctl.plan.alone import Place, optimizer_of
+from alignctl.plan.shapes import Shape, Tensor, tensors
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FLOAT32 = 4
+_MOMENTS = {"adamw": 2, "sgd": 0}
+"""Numbers that an optimizer keeps of each weight, by how transformers' name of it begins."""
+_PEFT_CHOOSES = {"phi3": ("qkv_proj",)}
+_QUERIES_AND_VALUES = ("q_proj", "v_proj")
+"""What peft (0.21) puts adapters on where it is not told."""
+_PERSISTENT = 100_000
+"""Numbers of the largest tensor that ZeRO-3 leaves whole (`stage3_param_persistence_threshold`)."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds and sends, in bytes; None where that is not known here."""
+
+    weights: dict[str, int]
+    """Of each role."""
+    gradients: int
+    """Before the optimizer steps."""
+    optimizer: int | None
+    """Once it has stepped; with DeepSpeed the weights in float32 that it steps with, too."""
+    gathered: int | None
+    """Weights that come together in a forward and backward pass, and in that of a reference."""
+    reduced: int | None
+    """Gradients that are added up at once."""
+    reduced_each_pass: bool = False
+    """Whether that is in every pass of a step, or in its last one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors of a model that are held in one type and learn, or do not."""
+
+    tensors: Sequence[Tensor]
+    size: int
+    """Bytes of a number."""
+    learns: bool
+
+
+def held(stage: StageConfig, shape: Shape, place: Place) -> Held | None:
+    """What a stage (plan/alone.py) takes of one of its processes; None for a model or an adapter that is not known
+    here."""
+    models = _models(stage, shape)
+    if models is None:
+        return None
+    kind, mixed = stage.distributed.type, bool(stage.trainer.get("bf16") or stage.trainer.get("fp16"))
+    if kind in ZERO_STAGES:
+        return _by_deepspeed(stage, models, place, mixed)
+    divided = Divided(place if kind == "fsdp2" else Place(0, 1))
+    trained = [(part, one) for parts in models.values() for part in parts if part.learns for one in part.tensors]
+    gathered = None
+    if kind == "fsdp2":
+        gathered = sum(
+            (2 if role == methods()[stage.method].trained else 1) * divided.together(one, 2 if mixed else part.size)
+            for role, parts in models.items()
+            for part in parts
+            for one in part.tensors
+        )
+        if _is_reference_too(stage):
+            gathered += gathered // 2
+    return Held(
+        weights={
+            role: sum(divided.piece(one, part.size) for part in parts for one in part.tensors)
+            for role, parts in models.items()
+        },
+        gradients=sum(divided.piece(one, part.size) for part, one in trained),
+        optimizer=_state(stage, [(divided.own(one), part.size, one.count) for part, one in trained]),
+        gathered=gathered,
+        reduced=sum(divided.together(one, _FLOAT32 if mixed else part.size) for part, one in trained)
+        if kind != "none"
+        else None,
+        reduced_each_pass=kind == "fsdp2",
+    )
+
+
+def writes(stage: StageConfig, place: Place, share: int) -> dict[str, Any]:
+    """What a process writes of a checkpoint.
+
+    Args:
+        share: Bytes that it holds of the trained weights and of the optimizer's state.
+    """
+    kind, rank = stage.distributed.type, place.rank
+    files = [f"rng_state_{rank}.pth" if place.processes > 1 else "rng_state.pth"]
+    if kind == "fsdp2":
+        return {"files": [f"__{rank}_0.distcp", *files], "bytes": share}
+    if kind in ZERO_STAGES:
+        return {"files": [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", *files], "bytes": share}
+    if rank:
+        return {"files": files, "bytes": 0}
+    return {"files": ["model.safetensors", "optimizer.pt", *files], "bytes": share}
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Tensors among processes, each by its first dimension."""
+
+    place: Place
+
+    def piece(self, tensor: Tensor, size: int) -> int:
+        """Bytes that each process holds."""
+        return self._rows(tensor) * math.prod(tensor.shape[1:]) * tensor.count * size
+
+    def together(self, tensor: Tensor, size: int) -> int:
+        """Bytes of all pieces."""
+        return self.piece(tensor, size) * self.place.processes
+
+    def own(self, tensor: Tensor) -> int:
+        """Numbers of the tensor itself in the piece of this process; what fills up the last pieces left out."""
+        rows = min(self._rows(tensor), max(0, tensor.shape[0] - self.place.rank * self._rows(tensor)))
+        return rows * math.prod(tensor.shape[1:]) * tensor.count
+
+    def _rows(self, tensor: Tensor) -> int:
+        return math.ceil(tensor.shape[0] / self.place.processes)
+
+
+def _by_deepspeed(stage: StageConfig, models: Mapping[str, list[Part]], place: Place, mixed: bool) -> Held:
+    zero, processes = ZERO_STAGES[stage.distributed.type], place.processes
+    trained = [one for parts in models.values() for part in parts if part.learns for one in part.tensors]
+    numbers = sum(one.numbers * one.count for one in trained)
+
+    def size(part: Part) -> int:
+        return 2 if mixed else part.size
+
+    def piece(one: Tensor) -> int:
+        whole = zero < 3 or one.numbers < _PERSISTENT
+        return one.count * (one.numbers if whole else math.ceil(one.numbers / processes))
+
+    each = math.ceil(numbers / processes)
+    state = _state(stage, [(each, _FLOAT32, 1)])
+    return Held(
+        weights={
+            role: sum(piece(one) * size(part) for part in parts for one in part.tensors)
+            for role, parts in models.items()
+        },
+        gradients=(each if zero >= 2 else numbers) * (2 if mixed else _FLOAT32),
+        optimizer=None if state is None else state + _FLOAT32 * each,
+        gathered=None,
+        reduced=numbers * (2 if mixed else _FLOAT32),
+    )
+
+
+def _state(stage: StageConfig, trained: Sequence[tuple[int, int, int]]) -> int | None:
+    """What an optimizer keeps of numbers of so many bytes each, in so many tensors, each with its count of steps."""
+    name = optimizer_of(stage)
+    if "8bit" in name or "4bit" in name:
+        return None
+    moments = next((count for begin, count in _MOMENTS.items() if name.startswith(begin)), None)
+    if not moments:
+        return moments
+    return sum(moments * numbers * size + _FLOAT32 * count for numbers, size, count in trained)
+
+
+def _models(stage: StageConfig, shape: Shape) -> dict[str, list[Part]] | None:
+    """The models of a stage's roles."""
+    method, adapter = methods()[stage.method], has_adapter(stage.peft)
+    models: dict[str, list[Part]] = {}
+    for role in method.roles:
+        whole = tensors(shape, scores=role in ("reward_model", "value_model"))
+        if whole is None:
+            return None
+        size, learns = _BYTES.get(stage.model.dtype, _FLOAT32), role in (method.trained, "value_model")
+        if learns and adapter:
+            beside = _adapter(stage.peft, shape, whole)
+            if beside is None:
+                return None
+            models[role] = [Part(whole, size, learns=False), Part(beside, _FLOAT32, learns=True)]
+        elif role != "reference" or _has_reference(stage):
+            models[role] = [Part(whole, size, learns)]
+    return models
+
+
+def _has_reference(stage: StageConfig) -> bool:
+    """Whether the reference is a model of its own while training."""
+    if stage.trainer.get("precompute_ref_log_probs"):
+        return False
+    return not has_adapter(stage.peft) or changes_base(stage.peft) is not None
+
+
+def _is_reference_too(stage: StageConfig) -> bool:
+    """Whether the trained model, its adapter switched off, is run as the reference besides."""
+    roles = methods()[stage.method].roles
+    return "reference" in roles and not _has_reference(stage) and not stage.trainer.get("precompute_ref_log_probs")
+
+
+def _adapter(peft: Mapping[str, Any], shape: Shape, whole: Sequence[Tensor]) -> list[Tensor] | None:
+    """Tensors of a low-rank adapter (arXiv:2106.09685), and of what is trained whole beside it."""
+    if peft.get("rank_pattern") or peft.get("layers_to_transform") or peft.get("target_parameters"):
+        return None
+    targets, rank = peft.get("target_modules"), int(peft.get("r", 8))
+    found = []
+    for one in _linear(whole):
+        named = one.module not in HEADS if targets == "all-linear" else matches(one.module, targets or _chosen(shape))
+        if named and not matches(one.module, peft.get("exclude_modules")):
+            out, into = one.shape
+            found += [Tensor(one.module, (rank, into), one.count), Tensor(one.module, (out, rank), one.count)]
+            if peft.get("use_dora"):
+                found.append(Tensor(one.module, (out,), one.count))
+    saved = peft.get("modules_to_save")
+    return found + [one for one in whole if saved and matches(one.module, saved)]
+
+
+def _linear(whole: Sequence[Tensor]) -> Iterator[Tensor]:
+    return (one for one in whole if one.linear)
+
+
+def _chosen(shape: Shape) -> Sequence[str]:
+    return _PEFT_CHOOSES.get(shape["model_type"], _QUERIES_AND_VALUES)
