@@ -1,4 +1,5 @@
-"""What works together: every method, full and with LoRA, in one process and in two under DDP and DeepSpeed.
+"""What works together: every method, full and with LoRA, in one process and in two under DDP, DeepSpeed and
+FSDP2.
 
     python scripts/compat.py                      # all cells, and docs/compatibility.md
     python scripts/compat.py --part 3/12          # every twelfth cell from the third on; writes no page
@@ -30,7 +31,7 @@ from alignctl.methods.registry import methods
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 PEFT = ("none", "lora")
-DISTRIBUTED = ("none", "ddp", "zero2", "zero3")
+DISTRIBUTED = ("none", "ddp", "zero2", "zero3", "fsdp2")
 COLUMNS = ("train", "save", "load", "resume")
 RECIPE = """
 defaults:
@@ -130,7 +131,7 @@ def look(cell: Cell, folder: Path, done: dict[str, str | None]) -> str:
         return f"refused: {done[first['run_dir']]}"
     stage = Path(first["run_dir"], "cell")
     trained = (stage / "metrics.jsonl").exists() and len((stage / "metrics.jsonl").read_text().splitlines()) >= 4
-    saved = (stage / "result.json").exists() and (stage / "model" / "model.safetensors").exists()
+    saved = (stage / "result.json").exists() and bool(weights_of(stage))
     loaded = saved and loads(stage / "model", cell.method == "reward")
     resumed = saved and done[again["run_dir"]] is None and same(stage, Path(again["run_dir"], "cell"))
     return " | ".join("yes" if fact else "no" for fact in (trained, saved, loaded, resumed))
@@ -146,9 +147,14 @@ def loads(model: Path, scores: bool) -> bool:
     return whole and all(bool(weight.isfinite().all()) for weight in loaded.parameters())
 
 
+def weights_of(stage: Path) -> bytes:
+    """What the files of a finished model hold, one or several."""
+    return b"".join(file.read_bytes() for file in sorted((stage / "model").glob("*.safetensors")))
+
+
 def same(stage: Path, other: Path) -> bool:
     """Whether two runs ended with the same weights and logged the same losses."""
-    weights = [(one / "model" / "model.safetensors").read_bytes() for one in (stage, other)]
+    weights = [weights_of(one) for one in (stage, other)]
     losses = [[json.loads(line).get("loss") for line in (one / "metrics.jsonl").open()] for one in (stage, other)]
     return weights[0] == weights[1] and losses[0] == losses[1]
 
@@ -157,7 +163,7 @@ def digest(cell: Cell, folder: Path) -> str:
     """Of the weights and losses that a cell's run ended with."""
     stage = Path(cell.jobs(folder)[0]["run_dir"], "cell")
     losses = [json.loads(line).get("loss") for line in (stage / "metrics.jsonl").open()]
-    return hashlib.sha256((stage / "model" / "model.safetensors").read_bytes() + repr(losses).encode()).hexdigest()
+    return hashlib.sha256(weights_of(stage) + repr(losses).encode()).hexdigest()
 
 
 def page(found: dict[Cell, str]) -> str:

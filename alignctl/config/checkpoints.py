@@ -51,6 +51,8 @@ def find_flaw(given: str, source: str, role: Role, trained: bool, revision: str 
         source: Folder or Hub id.
         trained: Whether the model of that role is the one that learns: a head that scores may then start at random.
     """
+    if shares := _in_shares(given, source):
+        return shares
     if adapter := describe(source, "adapter_config.json", revision):
         return _an_adapter(given, source, role, adapter)
     described = describe(source, "config.json", revision) or {}
@@ -173,6 +175,20 @@ def _unknown_quantization(given: str, described: Mapping[str, Any]) -> Problem |
     return Problem(
         f"`{given}` is quantized ({how}), and of quantized weights alignctl takes those of bitsandbytes in 4 bits",
         "name the checkpoint that it was made from; `peft=qlora` holds that in 4 bits",
+    )
+
+
+def _in_shares(given: str, source: str) -> Problem | None:
+    """A checkpoint of a stage, of which each process that trained it under FSDP2 has written its share."""
+    folder = Path(source).expanduser()
+    if not any(folder.glob("shard-*-model-*.safetensors")):
+        return None
+    finished = folder.parent.parent / "model"
+    hint = f"name the stage's model, `{given.partition('=')[0]}={finished}`" if finished.is_dir() else None
+    return Problem(
+        f"`{given}` is a checkpoint to continue training from: its weights lie in shares of the processes that wrote "
+        "it",
+        hint or "run its command again: the stage ends with a model",
     )
 
 

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from alignctl.engine.forward import takes_packed_rows
 from alignctl.models.adapters import Adapters
 from alignctl.models.packing import put_packed_attention_on
-from alignctl.models.sharding import gathered_outside_layers
 
 Reference = Callable[[], AbstractContextManager[PreTrainedModel]]
 """Gives the reference model for the time of a `with` block."""
@@ -38,6 +37,4 @@ def loaded_beside(policy: PreTrainedModel, load: Callable[[], PreTrainedModel]) 
     model = load()
     if takes_packed_rows(policy):
         put_packed_attention_on(model, policy.device)
-    model = model.to(policy.device).eval()
-    with gathered_outside_layers(model):
-        yield model
+    yield model.to(policy.device).eval()

@@ -49,18 +49,20 @@ def processes_mesh(device: torch.device) -> DeviceMesh:
 @contextmanager
 def read_in_shares(mesh: DeviceMesh | None) -> Iterator[None]:
     """Of the models that are loaded here each process reads its share of the weights, by the rows of each; other
-    weights, as a new head, are whole. With None all are.
+    weights, as a new head, are whole. With None all are, also within a block that has a mesh.
 
     transformers (5.23) reads into a DTensor its share alone, whatever made it one; its own way divides as it loads,
     before there is an adapter.
     """
     usual = PreTrainedModel._load_pretrained_model
+    plain = getattr(usual, "plain", usual)
 
     def load(model: PreTrainedModel, state_dict: Any, files: Any, config: Any, *args: Any, **options: Any) -> Any:
-        if mesh is not None and _can_be_read_in_shares(model, config):
+        if mesh is not None and _can_be_read_in_shares(model, config, mesh.size()):
             _expect_shares(model, mesh)
-        return usual(model, state_dict, files, config, *args, **options)
+        return plain(model, state_dict, files, config, *args, **options)
 
+    load.plain = plain
     PreTrainedModel._load_pretrained_model = staticmethod(load)
     try:
         yield
@@ -68,9 +70,11 @@ def read_in_shares(mesh: DeviceMesh | None) -> Iterator[None]:
         PreTrainedModel._load_pretrained_model = staticmethod(usual)
 
 
-def _can_be_read_in_shares(model: PreTrainedModel, config: Any) -> bool:
+def _can_be_read_in_shares(model: PreTrainedModel, config: Any, processes: int) -> bool:
     converters = [one for one in config.weight_mapping or [] if isinstance(one, WeightConverter)]
     operations = [one for converter in converters for one in converter.operations]
+    if operations and any(p.dim() == 3 and len(p) < processes for p in model.parameters()):
+        return False  # a process would have none of the experts
     return config.hf_quantizer is None and all(
         isinstance(one, _EXPERTS) and (isinstance(one, MergeModulelist) == (one.dim == 0)) for one in operations
     )
@@ -128,12 +132,12 @@ def _alone(share: DTensor) -> DTensor:
 def divide(model: nn.Module, mesh: DeviceMesh, compute_in: torch.dtype | None = None) -> None:
     """Divides a model, or a module with models in it; those that it is made of are whole or in shares.
 
-    Embeddings, each layer and the head are gathered by themselves when they are run, the rest with the outermost
-    module.
+    Embeddings, each layer, the head and whatever else has weights are gathered by themselves when they are run, so it
+    does not matter from where they are. Only what a model has outside of its modules needs the whole of it to be run.
 
     Args:
-        compute_in: What gathered weights are cast to. Gradients are added up in float32, and what a model says keeps
-            its type.
+        compute_in: What gathered weights of models are cast to; a head beside them keeps its type, as does what a model
+            says. Gradients are added up in float32.
     """
     if isinstance(model, FSDPModule):
         return
@@ -141,10 +145,11 @@ def divide(model: nn.Module, mesh: DeviceMesh, compute_in: torch.dtype | None = 
     for parameter, places in awaited:
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
         _put(nn.Parameter(empty, parameter.requires_grad), places)
-    policy = MixedPrecisionPolicy(param_dtype=compute_in, reduce_dtype=compute_in and torch.float32)
-    for group in list(_groups(model)):  # their classes change
+    cast = MixedPrecisionPolicy(param_dtype=compute_in, reduce_dtype=compute_in and torch.float32)
+    in_models = {part for one in _language_models(model) for part in one.modules()}
+    for group in [*_groups(model), [model]]:  # in a list, because their classes change
+        policy = cast if in_models.issuperset(group) else MixedPrecisionPolicy()
         fully_shard(group if len(group) > 1 else group[0], mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
     for parameter, places in awaited:
         _put(nn.Parameter(parameter.share, parameter.requires_grad), places)
     model.load_state_dict({}, strict=False)  # FSDP then takes what it finds in its modules
@@ -164,6 +169,10 @@ def _groups(model: nn.Module) -> Iterator[list[nn.Module]]:
             if not seen.intersection(group):
                 seen.update(group)
                 yield group
+    inside = {part for group in seen for part in group.modules()}
+    for part in model.modules():
+        if part is not model and part not in inside and any(p is not None for p in part._parameters.values()):
+            yield [part]
 
 
 def _language_models(module: nn.Module) -> Iterator[PreTrainedModel]:

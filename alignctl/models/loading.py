@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from alignctl.config.schema import PEFT_CLASSES, QUANTIZED, ModelSettings
 from alignctl.engine.forward import bare
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.methods.registry import Role, resolve
+from alignctl.models.dividing import read_in_shares
 from alignctl.models.generation import mend_generation_config
 from alignctl.models.missing import check_all_loaded
 from alignctl.models.sharding import undivided
@@ -225,8 +226,8 @@ def _load_weights(
     pad = text.pad_token_id
     if pad is not None and pad >= text.vocab_size:
         text.pad_token_id = None  # torch takes none without a row
-    # Rows that ZeRO-3 has divided cannot be made; the trainer divides whole ones, too.
-    with undivided() if grows or new_tokens else nullcontext():
+    # Rows of what is divided cannot be made; the trainer divides whole weights, too.
+    with _whole() if grows or new_tokens else nullcontext():
         model, found = _from_pretrained(
             model_class, start, settings, config=config, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, **options,
@@ -237,6 +238,13 @@ def _load_weights(
             model.config.get_text_config().pad_token_id = pad
         refuse_without_row(model, start, tokenizer)
     return model
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """All weights of a model are read by each process, whatever divides them later."""
+    with undivided(), read_in_shares(None):
+        yield
 
 
 def _dtype(settings: ModelSettings, peft: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What DeepSpeed has to be told, and what is outside of layers where FSDP2 divides weights.
+"""What DeepSpeed has to be told.
 
 The only place that touches DeepSpeed itself, with layers.py; transformers and accelerate do the rest. What FSDP2
 divides is made in dividing.py.
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from transformers.integrations import deepspeed as integration
 
 
@@ -37,20 +36,6 @@ def gather_as_run(model: nn.Module, accelerator: Accelerator) -> None:
 
     if divided_by_zero(model):
         prepare_deepspeed(model, accelerator)  # its hooks stay in the model
-
-
-@contextmanager
-def gathered_outside_layers(*models: nn.Module | None) -> Iterator[None]:
-    """Under FSDP2 layers gather their weights whenever they are run; what lies outside of them, when the whole model is
-    run from its outermost module, which measuring does not do. Nothing is done to other models."""
-    roots = [model for model in models if isinstance(model, FSDPModule)]
-    for root in roots:
-        root.unshard()
-    try:
-        yield
-    finally:
-        for root in roots:
-            root.reshard()
 
 
 def divided_by_zero(model: nn.Module) -> bool:

@@ -26,7 +26,7 @@ from alignctl.run.fingerprint import VERSION
 from alignctl.run.frozen import frozen_fingerprints, frozen_version, read_stage
 from alignctl.run.paths import PLAN, RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
-from alignctl.run.shares import must_convert
+from alignctl.run.shares import kind_of, must_convert
 from alignctl.run.state import is_done
 
 _NOT_THE_RESULT = ("run_dir", "log_every", "rehearse")
@@ -218,8 +218,9 @@ def refuse_other_shares(plan: RunPlan) -> None:
     for stage in plan.stages:
         checkpoint = newest_checkpoint(plan.paths.stage(stage.config.name).checkpoints)
         if checkpoint and not is_done(plan.paths.stage(stage.config.name)):
-            zero_stage = ZERO_STAGES.get(stage.config.distributed.type, 0)
-            must_convert(checkpoint, {"processes": stage.config.launcher.world_size, "zero_stage": zero_stage})
+            kind = stage.config.distributed.type
+            zero_stage = ZERO_STAGES.get(kind, 0)
+            must_convert(checkpoint, kind_of(stage.config.launcher.world_size, zero_stage, kind == "fsdp2"))
 
 
 def _other_things(paths: RunPaths) -> bool:

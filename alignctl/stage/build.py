@@ -174,9 +174,7 @@ def _reference(job: Job, others: dict[str, Any]) -> dict[str, Any]:
     if has_adapter(job.stage.peft):
         spared = itself and changes_base(job.stage.peft) is None
     else:
-        # FSDP2 has not divided the model yet when TRL (1.16) asks for its reference.
-        divides = job.stage.distributed.type == "fsdp2"
-        spared = itself and job.stage.trainer.get("precompute_ref_log_probs") and not divides
+        spared = itself and job.stage.trainer.get("precompute_ref_log_probs")
     return {"ref_model": None if spared else _load(job, "reference", alive=True)}
 
 

@@ -23,7 +23,6 @@ from alignctl.evaluate.measure import check_finite
 from alignctl.evaluate.reference import Reference, adapter_off, loaded_beside
 from alignctl.evaluate.reward_model import reward_statistics
 from alignctl.models.loading import longest_seen
-from alignctl.models.sharding import gathered_outside_layers
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import REWARD_STATISTICS
@@ -93,7 +92,7 @@ class Measuring(TrainerCallback):
 
     def _evaluate(self, with_reference: bool) -> Evaluation:
         job, trainer, evaluator = self._job, self._trainer, self._evaluator
-        with random_state_kept(), gathered_outside_layers(trainer.model_wrapped, trainer.ref_model):
+        with random_state_kept():
             if job.method.trained == "policy":
                 reference = _reference(job, trainer) if with_reference else None
                 evaluation = evaluator.measure(trainer.trained_model, reference)

@@ -56,6 +56,17 @@ def test_of_an_adapter_of_ours_the_merged_model_is_named(tmp_path):
     assert problem.hint == f"name the model that it is merged into, `model.path={tmp_path / 'dpo' / 'model'}`"
 
 
+def test_of_weights_in_shares_the_finished_model_is_named(tmp_path):
+    shares = folder(
+        tmp_path / "sft" / "checkpoints" / "checkpoint-5", LM, None, "shard-00001-model-00001-of-00001.safetensors"
+    )
+    problem = only("dpo_local", f"model.path={shares}")
+    assert problem.message.startswith(f"`model.path={shares}` is a checkpoint to continue training from")
+    assert problem.hint == "run its command again: the stage ends with a model"
+    model = folder(tmp_path / "sft" / "model", LM)
+    assert only("dpo_local", f"model.path={shares}").hint == f"name the stage's model, `model.path={model}`"
+
+
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     """Puts a checkpoint into the local cache of the Hub, which is empty but for that."""

@@ -42,7 +42,8 @@ def outcome(run_dir: str) -> tuple[list[float], torch.Tensor]:
 
     (stage,) = (path for path in Path(run_dir).iterdir() if path.is_dir())
     rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    weights = load_file(stage / "model" / "model.safetensors")
+    files = sorted((stage / "model").glob("*.safetensors"))  # several where processes divide the model
+    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     return [row["loss"] for row in rows], torch.cat([weights[name].flatten().float() for name in sorted(weights)])
 
 

@@ -14,9 +14,12 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
+from alignctl.engine.forward import is_divided
 from alignctl.models.layers import layers_of, once, read_layers, without_weights, write_file, write_layers
 from alignctl.models.sharding import divided_by_zero, loaded_without_weights, saved_without_weights
+from alignctl.models.shared_files import load_weights, save_weights
 from alignctl.run.checkpoints import PREFIX, STAGING, Checkpoint, complete_checkpoints, publish, remove_old
+from alignctl.run.shares import kind_of
 from alignctl.trainers.base.universal import mend_loaded
 
 
@@ -40,7 +43,7 @@ class CompleteCheckpoints:
     def checkpoint_kind(self) -> dict[str, Any]:
         """What the manifest says of how a checkpoint was written."""
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
-        return {"processes": self.accelerator.num_processes, "zero_stage": plugin.zero_stage if plugin else 0}
+        return kind_of(self.accelerator.num_processes, plugin.zero_stage if plugin else 0, self.is_fsdp_enabled)
 
     def take_over(self, checkpoint: Checkpoint) -> bool:
         """Takes over weights and state of a checkpoint if training had ended with it, the best weights if they are
@@ -99,9 +102,15 @@ class CompleteCheckpoints:
         else:
             super()._load_rng_state(checkpoint)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_best_model(self) -> None:
         """The weights alone, where DeepSpeed would load its whole state, which other processes may have written."""
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             self._load_trained(Path(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
@@ -126,8 +135,9 @@ class CompleteCheckpoints:
             self._load_from_checkpoint(str(folder))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As transformers does, and layer by layer where ZeRO-3 divides the weights."""
-        if not divided_by_zero(self.model):
+        """As transformers does; layer by layer where ZeRO-3 divides the weights, and each process its share where FSDP2
+        does."""
+        if not is_divided(self.model):
             super().save_model(output_dir, _internal_call)
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -136,7 +146,10 @@ class CompleteCheckpoints:
         if self.args.should_save:
             self._save(str(folder), state_dict=without_weights(model))
             (folder / f"{stem}.safetensors").unlink(missing_ok=True)  # which is of nothing
-        if isinstance(model, PeftModel):  # whose weights are read from one file
+        if self.is_fsdp_enabled:
+            self.accelerator.wait_for_everyone()  # for the folder
+            save_weights(self.model, folder)
+        elif isinstance(model, PeftModel):  # whose weights are read from one file
             write_file(folder / f"{stem}.safetensors", weights)
         else:
             write_layers(folder, stem, layers_of(weights))

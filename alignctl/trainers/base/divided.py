@@ -7,13 +7,16 @@ hold the whole gradient in each process.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import transformers.trainer
 from accelerate import Accelerator
 from torch import nn
 from transformers import Trainer
 
 from alignctl.models.dividing import divide, processes_mesh
+from alignctl.models.shared_files import load_state, save_state
 from alignctl.trainers.base.mixed import mixed_dtype
 
 
@@ -22,6 +25,7 @@ def divide_model(trainer: Trainer) -> None:
     if trainer.is_fsdp_enabled:
         divide(trainer.model, processes_mesh(trainer.args.device), mixed_dtype(trainer.args))
         _take_as_it_is(trainer.accelerator)
+        _save_in_shares()
 
 
 def _take_as_it_is(accelerator: Accelerator) -> None:
@@ -37,3 +41,18 @@ def _take_as_it_is(accelerator: Accelerator) -> None:
 
     accelerator._prepare_fsdp2 = prepare
     accelerator.no_sync = lambda model: nullcontext()
+
+
+def _save_in_shares() -> None:
+    """Lets transformers save and load what an optimizer keeps as shared_files.py does, and weights not at all: those
+    are saved as models are (checkpointing.py)."""
+
+    def save_optimizer(_: Any, __: Any, optimizer: Any, model: nn.Module, folder: str) -> None:
+        save_state(model, optimizer.optimizer, Path(folder))
+
+    def load_optimizer(_: Any, __: Any, optimizer: Any, model: nn.Module, folder: str, **options: Any) -> None:
+        load_state(model, optimizer.optimizer, Path(folder))
+
+    transformers.trainer.save_fsdp_model = lambda *args, **options: None
+    transformers.trainer.save_fsdp_optimizer = save_optimizer
+    transformers.trainer.load_fsdp_optimizer = load_optimizer

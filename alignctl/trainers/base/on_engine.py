@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from trl.trainer import dpo_trainer, kto_trainer
 
 from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.errors import RequestError
 from alignctl.models.compiling import compile_layers
 from alignctl.models.dropout import disable_dropout
 from alignctl.models.packing import put_packed_attention_on
-from alignctl.models.sharding import gathered_outside_layers
 from alignctl.trainers.base.divided import divide_model
 from alignctl.trainers.base.heads import check_head_of_trl, put_head_on, put_score_on, why_not_scored_packed
 from alignctl.trainers.base.mixed import mixed_dtype
@@ -28,6 +29,7 @@ from alignctl.trainers.base.passes import DividesSteps
 
 _PASS_TOKENS = {True: 896, False: 16384}
 """Of a pass, on a CPU and elsewhere."""
+_NOT_WANTED = ("create_model_from_path", "hash_module")
 _MIXTURE = "the loss of a mixture of experts comes from padded rows"
 
 
@@ -121,7 +123,8 @@ class OnEngine(DividesSteps):
     def __init__(self, *args: Any, keeps_batches: str | None = None, **kwargs: Any):
         """`keeps_batches` says why the rows of a batch have to stay together; None where they need not."""
         self.keeps_batches = keeps_batches
-        super().__init__(*args, **kwargs)
+        with _all_models_given():
+            super().__init__(*args, **kwargs)
         divide_model(self)
         if getattr(self, "aux_loss_enabled", False):
             self.keeps_batches = "the load of a mixture of experts is balanced over the tokens of a batch"
@@ -151,8 +154,7 @@ class OnEngine(DividesSteps):
     def _put_engine_on(self) -> None:
         for model in (self.model, getattr(self, "ref_model", None)):
             if model is not None:
-                with gathered_outside_layers(model):
-                    self._put_under(bare(self.accelerator.unwrap_model(model)), trained=model is self.model)
+                self._put_under(bare(self.accelerator.unwrap_model(model)), trained=model is self.model)
 
     def _put_under(self, model: PreTrainedModel, trained: bool) -> None:
         if getattr(model, "on_engine", False):
@@ -213,6 +215,21 @@ class OnEngine(DividesSteps):
         rows = rows.select_columns([name for name in rows.column_names if name not in self.row_columns])
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return ByLength(rows, batch_size, seed, epoch)
+
+
+@contextmanager
+def _all_models_given() -> Iterator[None]:
+    """Keeps TRL (1.16) from loading a reference where none is given, as it does under FSDP for methods that need none,
+    and from hashing all weights for a cache of its own."""
+    modules = dpo_trainer, kto_trainer
+    usual = [(module, name, getattr(module, name)) for module in modules for name in _NOT_WANTED]
+    for module, name, _ in usual:
+        setattr(module, name, lambda *args, **options: None)
+    try:
+        yield
+    finally:
+        for module, name, function in usual:
+            setattr(module, name, function)
 
 
 class ByLength(Sampler):

@@ -30,11 +30,11 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from alignctl.data.messages import is_messages
-from alignctl.engine.forward import bare, in_step, takes_packed_rows
+from alignctl.engine.forward import bare, in_step, is_divided, takes_packed_rows
 from alignctl.models.adapters import Adapters
 from alignctl.models.dropout import disable_dropout
 from alignctl.models.lora import make_lora_fast
-from alignctl.models.sharding import divided_by_zero, gather_as_run, gathered_outside_layers
+from alignctl.models.sharding import gather_as_run
 from alignctl.rollout.drawing import Drawn, draw_completions, why_cache_grows
 from alignctl.rollout.episodes import Episodes, Segment, episodes_of, unlearnt
 from alignctl.rollout.rewards import Score, totals
@@ -180,10 +180,9 @@ class OnPolicyTrainer(Trainer):
         self.optimizer.train()  # of a schedule-free one: what draws is what learns
         drawn = self._vllm.draw(inputs[PROMPT_IDS]) if self._vllm is not None else None
         inputs, drawn = self._own_share(inputs, drawn)
-        with gathered_outside_layers(self.model_wrapped, self.ref_model, self.reward_model):
-            episodes = self._roll_out(inputs, drawn)
-            rolled_out = time.perf_counter()
-            updates, experience = self._learn(episodes)
+        episodes = self._roll_out(inputs, drawn)
+        rolled_out = time.perf_counter()
+        updates, experience = self._learn(episodes)
         updating = time.perf_counter()
         loss = self._update(model, episodes, experience, updates)
         tokens = sum(map(len, episodes.completion_ids))
@@ -461,7 +460,7 @@ class OnPolicyTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         stem, weights = self.weights_to_save()
-        if not divided_by_zero(self.model):  # elsewhere they are written layer by layer
+        if not is_divided(self.model):  # elsewhere they are written layer by layer, or in shares
             whole = weights if state_dict is None else state_dict  # given where they are divided
             content = {name: whole[name].detach().cpu().contiguous() for name in weights}
             save_file(content, folder / f"{stem}.safetensors")

@@ -15,7 +15,6 @@ from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.errors import RequestError
 from alignctl.models.loading import longest_seen
 from alignctl.models.packing import put_packed_attention_on
-from alignctl.models.sharding import gathered_outside_layers
 from alignctl.trainers.base.heads import why_not_scored_packed
 from alignctl.trainers.base.mixed import mixed_dtype
 from alignctl.trainers.on_policy.config import OnPolicyConfig
@@ -31,8 +30,7 @@ def put_engine_under(models: Sequence[PreTrainedModel], args: OnPolicyConfig) ->
     """
     reasons = []
     for one in models if args.engine != "padded" else ():
-        with gathered_outside_layers(one):
-            scored_otherwise = why_not_scored_packed(one) if one.get_output_embeddings() is None else None
+        scored_otherwise = why_not_scored_packed(one) if one.get_output_embeddings() is None else None
         if reason := scored_otherwise or put_packed_attention_on(one, args.device, mixed_dtype(args)):
             reasons.append(reason)
     if reasons and args.engine == "shared_prefix":

@@ -37,7 +37,7 @@ class CachedReferenceLogps:
     notices: list[str]
 
     def __init__(self, *, args: Any, **kwargs: Any):
-        # TRL (1.16) computes them before the model is divided, and would hash all of its weights in each process.
+        # TRL (1.16) computes them before the model is divided.
         later = args.precompute_ref_log_probs and bool(args.fsdp)
         args.precompute_ref_log_probs &= not later
         super().__init__(args=args, **kwargs)

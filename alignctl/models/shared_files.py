@@ -1,0 +1,78 @@
+"""Checkpoints of what FSDP2 divides: each process writes its share, and any number of processes reads them again.
+
+All of it lies in safetensors files of torch's own distributed checkpoints, and in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import _init_optim_state
+from torch.optim import Optimizer
+
+_OPTIMIZER, _SETTINGS = "optimizer", "optimizer.json"
+_PLAIN = (bool, int, float, str, list, tuple, type(None))
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Writes the trained weights of a model, those that are tied once; all processes call it together."""
+    _save(_trained(model), folder)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Reads them into the shares of a model; all processes call it together."""
+    _load(_trained(model), folder)
+
+
+def save_state(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
+    """Writes what an optimizer keeps of a model's weights, and its settings; all processes call it together."""
+    state = dict(_state(model, optimizer))
+    _save({name: value for name, value in state.items() if isinstance(value, Tensor)}, folder / _OPTIMIZER)
+    if distributed.get_rank() == 0:
+        numbers = {name: value for name, value in state.items() if isinstance(value, _PLAIN)}
+        groups = [
+            {key: value for key, value in group.items() if key != "params" and isinstance(value, _PLAIN)}
+            for group in optimizer.param_groups
+        ]
+        content = {"groups": groups, "state": numbers}
+        (folder / _SETTINGS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_state(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
+    """Reads it again; all processes call it together."""
+    _init_optim_state(optimizer)  # a step with a learning rate of 0, so that there is something to read into
+    state = dict(_state(model, optimizer))
+    _load({name: value for name, value in state.items() if isinstance(value, Tensor)}, folder / _OPTIMIZER)
+    kept = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    for name, parameter in model.named_parameters():
+        found = optimizer.state.get(parameter, {})
+        found.update({key: value for key in found if (value := kept["state"].get(f"{name}.{key}")) is not None})
+    for group, settings in zip(optimizer.param_groups, kept["groups"], strict=True):
+        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+
+
+def _save(tensors: dict[str, Tensor], folder: Path) -> None:
+    if tensors:
+        folder.mkdir(parents=True, exist_ok=True)
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+def _load(tensors: dict[str, Tensor], folder: Path) -> None:
+    if tensors:
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _state(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{name}.{key}", value
