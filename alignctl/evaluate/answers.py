@@ -37,4 +37,4 @@ def draw_answers(
         seeds = [seed + _APART * number for number in numbers]
         return draw_completions(policy, tokenizer, asked, drawing, seeds).completions
 
-    return shared_out(list(enumerate(prompts)), draw)
+    return shared_out(list(enumerate(prompts)), lambda row: len(row[1]), draw)

@@ -55,7 +55,7 @@ def kl_of_answers(
             theirs = completion_logps(model, *zip(*rows, strict=True), batch_size)
         return estimate_kl(ours, theirs)
 
-    estimates = shared_out(list(zip(prompts, answers, strict=True)), of_each)
+    estimates = shared_out(list(zip(prompts, answers, strict=True)), lambda row: sum(map(len, row)), of_each)
     return sum(estimates) / len(estimates)
 
 
@@ -101,6 +101,11 @@ def area_under_curve(scores: Sequence[float], labels: Sequence[bool]) -> float:
     return (rank_sum - true * (true + 1) / 2) / (true * false)
 
 
+def length(answer: Answer) -> int:
+    """Tokens of a prompt with its completion."""
+    return len(answer.prompt) + len(answer.completion)
+
+
 def _logps_of_pairs(
     model: PreTrainedModel, pairs: Sequence[tuple[Answer, Answer]], batch_size: int
 ) -> list[tuple[float, float]]:
@@ -110,14 +115,14 @@ def _logps_of_pairs(
         sums = _own_logps(model, [answer for pair in own for answer in pair], batch_size)
         return list(zip(sums[::2], sums[1::2], strict=True))
 
-    found = shared_out(pairs, of_pairs)
+    found = shared_out(pairs, lambda pair: sum(map(length, pair)), of_pairs)
     check_finite([value for pair in found for value in pair], _LOGPS)
     return found
 
 
 def _logps(model: PreTrainedModel, answers: Sequence[Answer], batch_size: int) -> list[float]:
     """Sequence sums of answers under a model."""
-    found = shared_out(answers, lambda own: _own_logps(model, own, batch_size))
+    found = shared_out(answers, length, lambda own: _own_logps(model, own, batch_size))
     check_finite(found, _LOGPS)
     return found
 

@@ -11,7 +11,7 @@ from alignctl.data.tokenizing import Answer
 from alignctl.engine.forward import evaluating
 from alignctl.engine.rewards import sequence_scores
 from alignctl.evaluate.held_out import Pairs
-from alignctl.evaluate.measure import check_finite
+from alignctl.evaluate.measure import check_finite, length
 from alignctl.evaluate.sharing import shared_out
 
 
@@ -46,6 +46,7 @@ def _scores(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> list[tuple
         return list(zip(scores[::2], scores[1::2], strict=True))
 
     with evaluating(model):
-        found = shared_out(list(zip(pairs.chosen, pairs.rejected, strict=True)), of_pairs)
+        both = list(zip(pairs.chosen, pairs.rejected, strict=True))
+        found = shared_out(both, lambda pair: sum(map(length, pair)), of_pairs)
     check_finite([score for pair in found for score in pair], "scores of completions")
     return found

@@ -1,0 +1,73 @@
+"""Processes that measure together share the held-out rows out: each takes its part of the time, and all find the same
+as one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from support.processes import HANG_S
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+ROWS, PROMPTS = 40, 8
+SCRIPT = f"""
+import json, os, sys
+from contextlib import nullcontext
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from alignctl.config.schema import EvalSettings
+from alignctl.data.reading import as_plain_text, read_split
+from alignctl.data.settings import DataSettings
+from alignctl.evaluate.evaluator import Evaluator
+from alignctl.evaluate.held_out import Lengths, build_held_out
+
+base, rows, out = sys.argv[1:]
+torch.set_num_threads(1)
+if "RANK" in os.environ:
+    torch.distributed.init_process_group("gloo")
+tokenizer = AutoTokenizer.from_pretrained(base)
+_, held = read_split(DataSettings(path=rows, limit={2 * ROWS}, eval_rows={ROWS}), "preferences", seed=3)
+held_out = build_held_out(
+    as_plain_text(held, base), tokenizer, Lengths(512, 256), {PROMPTS}, 48
+)
+evaluator = Evaluator(tokenizer, held_out, None, EvalSettings(max_new_tokens=48, batch_size=2), seed=3)
+policy = AutoModelForCausalLM.from_pretrained(base)
+reference = AutoModelForCausalLM.from_pretrained(base)
+with torch.no_grad():
+    reference.lm_head.weight.mul_(1.1)
+tokens = 0
+
+def count(module, args, options):
+    global tokens
+    tokens += options["input_ids"].numel()
+
+for model in (policy, reference):
+    model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+found = evaluator.measure(policy, lambda: nullcontext(reference))
+with open(f"{{out}}/{{os.environ.get('RANK', 'alone')}}.json", "w") as file:
+    json.dump({{"metrics": found.metrics, "completions": found.completions, "tokens": tokens}}, file)
+"""
+
+
+def test_four_processes_find_what_one_does_with_a_fourth_of_the_work(tmp_path, shared_data):
+    base, rows = shared_data / "models" / "stories260K", shared_data / "preference" / "llms_from_scratch_pref"
+    (tmp_path / "script.py").write_text(SCRIPT)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    for how in ([], torchrun):
+        done = subprocess.run(
+            [sys.executable, *how, tmp_path / "script.py", base, rows / "train.jsonl", tmp_path],
+            cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+    alone, *together = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", 0, 1, 2, 3))
+    assert len(alone["completions"]) == PROMPTS
+    for one in together:
+        assert one["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
+        assert one["completions"] == alone["completions"]
+        assert one["tokens"] < 0.3 * alone["tokens"]  # time itself depends on what else the machine does
