@@ -21,7 +21,9 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 def weights(model: Path) -> str:
     """Hash of a saved model's weights: equal where they are, bit for bit."""
-    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    files = sorted(model.glob("*.safetensors"))
+    assert files, f"there are no weights in {model}"
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def metrics(stage: Path) -> list[dict]:

@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import runpy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,9 +51,10 @@ class Counter:
 
     @property
     def outcome(self) -> dict:
-        return {"all": sum(self.layers.values()), "layer": max(self.layers.values()), "peak": self.peak} | {
-            "where": self.where
-        }
+        # The backward pass of a policy and its value model comes to the embeddings of both at once.
+        ends = sum(size for (model, name), size in self.layers.items() if model == 0 and name.endswith("embed_tokens"))
+        layer = max(ends, *self.layers.values())
+        return {"all": sum(self.layers.values()), "layer": layer, "peak": self.peak, "where": self.where}
 
     def look(self, where: str, everywhere: bool) -> None:
         """Counts what is held, `everywhere` or of the models alone, which takes a hundredth of the time."""
@@ -70,13 +70,16 @@ class Counter:
                 for part in (weight, getattr(weight, "ds_tensor", None)):
                     if part is not None and not part.is_meta:
                         add(part.to_local() if isinstance(part, DTensor) else part)
-        for one in gc.get_objects() if everywhere else ():
-            if issubclass(type(one), torch.Tensor) and not isinstance(one, DTensor) and not one.is_meta:
-                if tuple(one.shape) in self.shapes and (isinstance(one, nn.Parameter) or not one.requires_grad):
-                    add(one)
+        for one in filter(is_plain, gc.get_objects() if everywhere else ()):
+            if tuple(one.shape) in self.shapes and (isinstance(one, nn.Parameter) or not one.requires_grad):
+                add(one)
         held = sum(storages.values())
         if held > self.peak:
             self.peak, self.where = held, where
+
+
+def is_plain(one: object) -> bool:
+    return issubclass(type(one), torch.Tensor) and not isinstance(one, DTensor) and not one.is_meta
 
 
 def parameters_of(model: nn.Module) -> Iterator[torch.Tensor]:

@@ -1,0 +1,77 @@
+"""Where processes divide a model, none of them ever holds it whole: not to measure, to draw, to train, to save.
+
+Four processes, from a pretrained model with held-out rows; what is counted stands in support/held.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.cells import job
+from support.files import read
+from support.many import outcome, run_many
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+PROCESSES = 4
+HELD = Path(__file__).parents[1] / "support" / "held.py"
+# By default DeepSpeed keeps as many weights as this model has: for what comes next, or because they are few.
+KEEPS_NOTHING = tuple(
+    f"distributed.config.zero_optimization.stage3_{name}=0"
+    for name in ("param_persistence_threshold", "max_reuse_distance", "prefetch_bucket_size")
+)
+ALL = [(name, peft) for name in ("sft", "dpo", "kto", "reward", "ppo") for peft in ("none", "lora")]
+LANES = {"day": [("dpo", "lora")], "night": ALL[:]}
+LANES["night"].remove(("dpo", "lora"))
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, shared_data):
+    """Gives the run directories of the cells of a lane, under ZeRO-3 and under DDP."""
+    made: dict[str, dict] = {}
+
+    def of(lane: str) -> dict:
+        if lane not in made:
+            folder = tmp_path_factory.mktemp(lane)
+            jobs = {
+                (*cell, how): four(folder, shared_data, *cell, how) for cell in LANES[lane] for how in ("ddp", "zero3")
+            }
+            run_many(folder, list(jobs.values()), PROCESSES, HELD)
+            made[lane] = {key: one["run_dir"] for key, one in jobs.items()}
+        return made[lane]
+
+    return of
+
+
+def four(folder: Path, shared_data: Path, name: str, peft: str, how: str) -> dict:
+    """A job in four processes."""
+    made = job(folder, shared_data, (name, peft, "auto"), (2, 1, how))
+    arguments = [f"launcher.processes={PROCESSES}" if "processes" in one else one for one in made["arguments"]]
+    return made | {"arguments": arguments + list(KEEPS_NOTHING if how == "zero3" else ())}
+
+
+def cells():
+    for lane, found in LANES.items():
+        for cell in found:
+            yield pytest.param(lane, cell, marks=[pytest.mark.night] if lane == "night" else [], id="-".join(cell))
+
+
+@pytest.mark.parametrize(("lane", "cell"), cells())
+def test_a_process_holds_its_share_and_a_layer(outcomes, lane, cell):
+    stage = Path(outcomes(lane)[*cell, "zero3"], "cell")
+    for rank in range(PROCESSES):
+        held = json.loads((stage / f"held_{rank}.json").read_text())
+        assert held["peak"] <= held["all"] / PROCESSES + 1.2 * held["layer"], held["where"]
+
+
+@pytest.mark.parametrize(("lane", "cell"), cells())
+def test_all_numbers_are_those_of_processes_that_hold_everything(outcomes, lane, cell):
+    divided, whole = (outcomes(lane)[*cell, how] for how in ("zero3", "ddp"))
+    found, expected = (read(Path(one, "cell", "result.json")) for one in (divided, whole))
+    for when in ("before", "after"):
+        assert found[when] == pytest.approx(expected[when], rel=1e-5, abs=1e-5)
+    assert outcome(divided)[0] == pytest.approx(outcome(whole)[0], rel=1e-5, abs=1e-5)
+    if Path(whole, "cell", "samples.jsonl").exists():
+        assert read(Path(divided, "cell", "samples.jsonl")) == read(Path(whole, "cell", "samples.jsonl"))
