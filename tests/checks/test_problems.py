@@ -122,10 +122,6 @@ BAD = [
         [DPO, "dpo.pass_tokens=64", "dpo.loss_type=aot"],
         ["`dpo.pass_tokens` would have no effect: the loss aot sorts the pairs"],
     ),
-    (
-        ["recipe=kto_local", "data.path=x", "kto.pass_tokens=64"],
-        ["`kto.pass_tokens` would have no effect: the KL divergence"],
-    ),
     ([DPO, "dpo.parallelism_config={tp_size: 2}"], ["`dpo.parallelism_config` is not a stage's to set"]),
     ([DPO, "model.attn_implementation=flash_attention_2"], ["needs the package `flash-attn`"]),
     ([DPO, "model.attn_implementation=owner/kernel"], ["needs the package `kernels`"]),
