@@ -38,6 +38,7 @@ print("HEAVY", [m for m in {heavy!r} if m in sys.modules], "CODE", code, file=sy
         (["train", "recipe=sft_kto_llama3", "peft=dora", "--dry-run"], 0),
         (["train", "recipe=dpo_llama3"], 3),  # no GPU here
         (["submit", "recipe=sft_dpo_llama3", "--dry-run"], 0),
+        (["rehearse", "recipe=dpo_llama3", "--as", "3/2"], 2),
         (["status", "--all"], 0),
     ],
     ids=str,
@@ -103,6 +104,7 @@ ALLOWED = {
     "evaluate": {"config", "data", "engine", "errors", "models", "rollout"},
     "trainers": {"data", "engine", "errors", "models", "rollout", "run"},
     "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
+    "alone": {"config", "data", "errors", "methods", "monitor", "run", "stage", "trainers"},
     # worker: of stage only what the table of methods names
     "worker": {"config", "errors", "methods", "monitor", "run"},
     "cli": {"checks", "config", "data", "errors", "launch", "methods", "plan", "run"},

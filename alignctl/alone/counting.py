@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import GradBucket
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,9 +65,9 @@ def _tensors(args: Any) -> list[Tensor]:
 def count_gradients_of(model: DistributedDataParallel, collectives: Collectives) -> None:
     """Counts the gradients that DDP adds up, past the dispatcher; nothing is added up then."""
 
-    def added(_: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    def added(_, bucket):  # torch would look at annotations, which are text here
         collectives.add(GRADIENTS, bucket.buffer().numel() * bucket.buffer().element_size())
-        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        future = torch.futures.Future()
         future.set_result(bucket.buffer())
         return future
 

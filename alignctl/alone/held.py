@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 
 from alignctl.methods.registry import Method
 from alignctl.trainers.base.managed import StageTrainer
@@ -22,25 +22,28 @@ def weights(trainer: StageTrainer, method: Method) -> dict[str, int]:
     if "value_model" in models:
         models["value_model"] = getattr(trained, "value_model", None)
     seen: set[int] = set()
-    found = {method.trained: _bytes(map(_share, getattr(trained, "policy", trained).parameters()), seen)}
+    found = {method.trained: _bytes(_shares(getattr(trained, "policy", trained).parameters()), seen)}
     for role, model in models.items():
         if isinstance(model, nn.Module):
-            found[role] = _bytes(map(_share, model.parameters()), seen)
+            found[role] = _bytes(_shares(model.parameters()), seen)
     return found
 
 
 def trained_weights(trainer: StageTrainer) -> int:
     """Of those that learn, which a checkpoint has."""
-    return _bytes((_share(one) for one in trainer.model.parameters() if one.requires_grad), set())
+    return _bytes(_shares(one for one in trainer.model.parameters() if one.requires_grad), set())
 
 
 def gradients(trainer: StageTrainer) -> int:
     """Between the backward pass and the optimizer."""
-    parts = [one.grad for one in trainer.model.parameters() if one.grad is not None]
-    if (zero := _zero_optimizer(trainer)) is not None:
-        parts += torch.utils._pytree.tree_leaves(getattr(zero, "averaged_gradients", {}))
-        parts.append(getattr(zero, "grad_partitions_flat_buffer", None))
-    return _bytes(map(_local, filter(_is_tensor, parts)), set())
+    own = _bytes((_local(one.grad) for one in trainer.model.parameters() if one.grad is not None), set())
+    if (zero := _zero_optimizer(trainer)) is None:
+        return own
+    if (flat := getattr(zero, "grad_partitions_flat_buffer", None)) is not None:
+        return own + _bytes([flat], set())
+    # Those of a tensor of which others step with a part lie in one piece with that part until then.
+    parts = filter(_is_tensor, tree_leaves(zero.averaged_gradients))
+    return own + sum(one.numel() * one.element_size() for one in parts)
 
 
 def optimizer_state(trainer: StageTrainer) -> int:
@@ -59,10 +62,13 @@ def _zero_optimizer(trainer: StageTrainer) -> Any:
     return trainer.model_wrapped.optimizer if trainer.is_deepspeed_enabled else None
 
 
-def _share(weight: nn.Parameter) -> Tensor:
-    """What this process has of a weight: under ZeRO-3 its part, and all of one that is small."""
-    part = getattr(weight, "ds_tensor", None)
-    return _local(weight) if part is None or weight.numel() else part
+def _shares(weights: Iterable[nn.Parameter]) -> Iterator[Tensor]:
+    """What this process has of weights: under ZeRO-3 a part of each, and besides all of those that are small."""
+    for one in weights:
+        if (part := getattr(one, "ds_tensor", None)) is not None:
+            yield part
+        if part is None or one.numel():
+            yield _local(one)
 
 
 def _local(tensor: Tensor) -> Tensor:

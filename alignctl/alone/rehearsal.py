@@ -21,6 +21,7 @@ from alignctl.alone.counting import Collectives, count_gradients_of
 from alignctl.alone.held import gradients, optimizer_state, trained_weights, weights
 from alignctl.alone.made import made_rows, stand_in
 from alignctl.alone.numberless import without_numbers
+from alignctl.config.schema import ZERO_STAGES
 from alignctl.config.stages import StageConfig
 from alignctl.methods.registry import Method, Role, methods
 from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
@@ -60,8 +61,6 @@ class Looks(TrainerCallback):
         trainer.compute_loss = counted
 
     def on_train_begin(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
-        self.seen["weights"] = weights(self._trainer, self._method)
-        self.seen["trained"] = trained_weights(self._trainer)
         wrapped = self._trainer.model_wrapped
         if isinstance(wrapped, DistributedDataParallel):
             count_gradients_of(wrapped, self._collectives)
@@ -83,6 +82,8 @@ class Looks(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.seen |= {"collectives": self._collectives.to_dict(), "passes": self._passes}
+        self.seen["weights"] = weights(self._trainer, self._method)
+        self.seen["trained"] = trained_weights(self._trainer)
         self.seen["optimizer"] = optimizer_state(self._trainer)
 
     def _look_at_gradients(self) -> None:
@@ -99,6 +100,8 @@ def rehearse(stage: StageConfig, paths: StagePaths, tokens: int, numberless: boo
     """
     with without_numbers() if numberless else nullcontext(), Collectives() as collectives:  # which sees all first
         job = _job(stage, paths, tokens)
+        if ZERO_STAGES.get(stage.distributed.type) == 3:
+            _believe_in_agreement()
         trainer = build_trainer(job, job.rows, None)
         trainer.train_dataset = _enough(trainer)
         if numberless:
@@ -147,6 +150,13 @@ def _enough(trainer: StageTrainer) -> Dataset:
     count = STEPS * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     count = math.ceil(count / getattr(args, "num_generations", 1))
     return rows.select([number % len(rows) for number in range(count)])
+
+
+def _believe_in_agreement() -> None:
+    """DeepSpeed compares the order of its layers with that of the first process, which says nothing here."""
+    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+
+    coordinator.assert_ints_same_as_other_ranks = lambda numbers: None
 
 
 def _let_losses_be_numbers(trainer: StageTrainer) -> None:

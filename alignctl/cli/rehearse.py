@@ -68,7 +68,7 @@ def rehearse_command(
         "tokens": tokens, "passes": seen["passes"], "numberless": numberless, "seconds": seconds,
         "held": _compared(_held(seen), _held(planned.to_dict()) if planned else {}),
         "sent": _compared_sent(seen, planned),
-        "checkpoint": writes(alone, place, seen["trained"] + seen["optimizer"]),
+        "checkpoint": writes(alone, place, seen["trained"], seen["optimizer"]),
     }  # fmt: skip
     click.echo(json.dumps(report, indent=2) if as_json else _shown(report))
     if far := _far(report):

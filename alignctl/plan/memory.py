@@ -2,8 +2,8 @@
 torch-free.
 
 FSDP2 (torch.distributed.fsdp.fully_shard) divides each tensor by its first dimension into as many pieces as there are
-processes, all as large as the first. DeepSpeed (arXiv:1910.02054, Sec. 5) divides the numbers of all tensors evenly: the
-optimizer's from stage 1 on, gradients from stage 2 on, weights in stage 3. What passes need beside these is not
+processes, all as large as the first. DeepSpeed (arXiv:1910.02054, Sec. 5) divides the numbers of all tensors evenly:
+the optimizer's from stage 1 on, gradients from stage 2 on, weights in stage 3. What passes need beside these is not
 counted here.
 """
 
@@ -48,6 +48,16 @@ class Held:
     """Gradients that are added up at once."""
     reduced_each_pass: bool = False
     """Whether that is in every pass of a step, or in its last one."""
+
+    def gathered_in(self, passes: int) -> int | None:
+        """Weights that come together in a step of so many passes; None where passes are not counted."""
+        return self.gathered * passes if self.gathered and passes else None
+
+    def reduced_in(self, passes: int) -> int | None:
+        """Gradients that are added up in a step of so many passes; None where passes are not counted."""
+        if self.reduced is None or not passes:
+            return None
+        return self.reduced * (passes if self.reduced_each_pass else 1)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,21 +109,23 @@ def held(stage: StageConfig, shape: Shape, place: Place) -> Held | None:
     )
 
 
-def writes(stage: StageConfig, place: Place, share: int) -> dict[str, Any]:
-    """What a process writes of a checkpoint.
+def writes(stage: StageConfig, place: Place, trained: int, optimizer: int) -> dict[str, Any]:
+    """The files that a process writes of a checkpoint, but for what is small and the first one's, and their bytes.
 
     Args:
-        share: Bytes that it holds of the trained weights and of the optimizer's state.
+        trained: Bytes that it holds of the weights that learn.
+        optimizer: Of the optimizer's state.
     """
     kind, rank = stage.distributed.type, place.rank
-    files = [f"rng_state_{rank}.pth" if place.processes > 1 else "rng_state.pth"]
+    random = f"rng_state_{rank}.pth" if place.processes > 1 else "rng_state.pth"
     if kind == "fsdp2":
-        return {"files": [f"__{rank}_0.distcp", *files], "bytes": share}
+        return {"files": [f"__{rank}_0.distcp", random], "bytes": trained + optimizer}
+    model = ["model.safetensors"] if rank == 0 else []
     if kind in ZERO_STAGES:
-        return {"files": [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", *files], "bytes": share}
-    if rank:
-        return {"files": files, "bytes": 0}
-    return {"files": ["model.safetensors", "optimizer.pt", *files], "bytes": share}
+        state = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        return {"files": [*model, state, random], "bytes": optimizer + (trained if model else 0)}
+    own = [*model, "optimizer.pt"] if model else []
+    return {"files": [*own, random], "bytes": trained + optimizer if model else 0}
 
 
 @dataclass(frozen=True)
@@ -148,8 +160,8 @@ def _by_deepspeed(stage: StageConfig, models: Mapping[str, list[Part]], place: P
         return 2 if mixed else part.size
 
     def piece(one: Tensor) -> int:
-        whole = zero < 3 or one.numbers < _PERSISTENT
-        return one.count * (one.numbers if whole else math.ceil(one.numbers / processes))
+        part = math.ceil(one.numbers / processes) if zero == 3 else 0
+        return one.count * (part + (one.numbers if zero < 3 or one.numbers <= _PERSISTENT else 0))
 
     each = math.ceil(numbers / processes)
     state = _state(stage, [(each, _FLOAT32, 1)])
@@ -158,7 +170,7 @@ def _by_deepspeed(stage: StageConfig, models: Mapping[str, list[Part]], place: P
             role: sum(piece(one) * size(part) for part in parts for one in part.tensors)
             for role, parts in models.items()
         },
-        gradients=(each if zero >= 2 else numbers) * (2 if mixed else _FLOAT32),
+        gradients=each * (2 if mixed else _FLOAT32),  # stage 1 holds all until they are added up
         optimizer=None if state is None else state + _FLOAT32 * each,
         gathered=None,
         reduced=numbers * (2 if mixed else _FLOAT32),
