@@ -42,6 +42,7 @@ pytestmark = [pytest.mark.train, pytest.mark.slow]
 PRECOMPUTED = "precomputed"
 EVERY = [(name, peft) for name in METHODS for peft in ("none", "lora")]
 EVERY += [(name, PRECOMPUTED) for name in ("dpo", "ipo", "kto")]
+EVERY += [("dpo", "lora_embeddings"), ("sft", "dora")]  # tied embeddings trained beside an adapter; whole weights read
 DAILY = [("sft", "lora"), ("dpo", "none"), ("dpo", PRECOMPUTED)]
 CONTINUED = ("sft", "none")
 
@@ -114,3 +115,24 @@ def test_every_method_trains_as_under_ddp(tmp_path, shared_data):
     outcomes = run(tmp_path, shared_data, EVERY)
     for case in EVERY:
         assert_same(outcomes, case)
+
+
+@pytest.mark.night
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_other_numbers_of_processes_continue(tmp_path, shared_data, peft):
+    """From 2 to 4 and back, halfway; to the weights of a run whose processes were always as many."""
+
+    def one(name, processes, continues=None):
+        made = job(tmp_path, shared_data, ("sft", peft, "auto"), (8 // processes, 1, "fsdp2"))
+        arguments = [one.replace("processes=2", f"processes={processes}") for one in made["arguments"]]
+        begun = {"continues": str(tmp_path / continues)} if continues else {}
+        return {"run_dir": str(tmp_path / name), "arguments": arguments} | begun
+
+    run_many(tmp_path, [one("two", 2)], 2)
+    run_many(tmp_path, [one("four", 4), one("four_after_two", 4, "two")], 4)
+    (tmp_path / "jobs_2.json.done").unlink()
+    run_many(tmp_path, [one("two_after_four", 2, "four")], 2)
+    found = {name: outcome(str(tmp_path / name)) for name in ("two", "four", "four_after_two", "two_after_four")}
+    for name, undisturbed in (("four_after_two", "two"), ("two_after_four", "four")):
+        assert found[name][0] == pytest.approx(found[undisturbed][0], rel=1e-6)
+        assert (found[name][1] - found[undisturbed][1]).abs().max() < 1e-6
