@@ -59,3 +59,15 @@ def test_the_weights_reach_the_loss(small):
     trainer = small.trainer("kto", rows=rows)
     assert (trainer.desirable_weight, trainer.undesirable_weight) == (1.0, 3.0)
     assert "computed" in trainer.notices[-1]
+
+
+def test_a_batch_may_be_of_one_row_where_a_step_has_more(small):
+    def loss(**batches):
+        trainer = small.trainer("kto", max_steps=1, logging_steps=1, save_strategy="no", **batches)
+        trainer.train()
+        return next(row["loss"] for row in trainer.state.log_history if "loss" in row)
+
+    alone = loss(per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    assert alone == pytest.approx(loss(per_device_train_batch_size=4), rel=1e-6)
+    with pytest.raises(RequestError, match="the other rows of an optimizer step, and it has 1"):
+        small.trainer("kto", per_device_train_batch_size=1)

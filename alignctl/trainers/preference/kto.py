@@ -115,24 +115,28 @@ class KTOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.KTOTrainer):
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: KTOConfig, name: str) -> Dataset:
         """The completions of other rows are those of the rows of one optimizer step."""
-        size = args.per_device_train_batch_size
-        args.per_device_train_batch_size = size * args.world_size * args.gradient_accumulation_steps
+        size, args.per_device_train_batch_size = args.per_device_train_batch_size, self._together
         try:
             return super()._prepare_dataset(dataset, processing_class, args, name)
         finally:
             args.per_device_train_batch_size = size
 
     def __init__(self, *, args: KTOConfig, train_dataset: Dataset, **kwargs: Any):
-        together = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        if args.loss_type == "kto" and together < _LEAST_ROWS:
+        size = args.per_device_train_batch_size
+        self._together = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        if args.loss_type == "kto" and self._together < _LEAST_ROWS:
             raise RequestError(
-                f"KTO estimates the KL divergence from the other rows of an optimizer step, and it has {together}",
+                "KTO estimates the KL divergence from the other rows of an optimizer step, and it has "
+                f"{self._together}",
                 f"set `per_device_train_batch_size={_LEAST_ROWS}` or more",
             )
         given = args.desirable_weight, args.undesirable_weight
         args.desirable_weight = args.undesirable_weight = 1.0  # TRL wants numbers; which ones is known below
         # Batches are read in order, and the rows of a file may be sorted by label or come pair by pair.
+        args.per_device_train_batch_size = max(size, _LEAST_ROWS)  # TRL's estimate is of a batch, and it takes no less
         super().__init__(args=args, train_dataset=train_dataset.shuffle(seed=args.seed), **kwargs)
+        args.per_device_train_batch_size = size
+        self._train_batch_size = args.train_batch_size
         labels = self.train_dataset["label"] or train_dataset["label"]  # of the rows that are not too long
         desirable = sum(labels)
         weights = balanced_weights(desirable, len(labels) - desirable, *given)
