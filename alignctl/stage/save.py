@@ -6,7 +6,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from alignctl.engine.forward import is_divided
 from alignctl.evaluate.evaluator import Evaluation
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.models.comparing import rows_to_compare, said_of
@@ -38,7 +37,7 @@ def save(
     """
     job.progress.phase("saving model")
     stage, trained = job.stage, trainer.trained_model
-    divided = is_divided(trained)
+    divided = trainer.is_divided
     texts = texts_of((job.held_rows or job.rows).dataset)
     rows = [] if divided else rows_to_compare(job.tokenizer, texts, longest_seen(trained))
     facts, said = measuring.facts(), said_of(trained, rows)

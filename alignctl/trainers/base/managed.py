@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from alignctl.engine.forward import is_divided
 from alignctl.errors import RequestError, refused
 from alignctl.models.saving import Configs
 from alignctl.models.sharding import divided_by_zero, release_after_backward
@@ -80,6 +81,9 @@ class StageTrainer(Protocol):
 
     @property
     def trained_model(self) -> PreTrainedModel: ...
+
+    @property
+    def is_divided(self) -> bool: ...
 
     def train(self, resume_from_checkpoint: str | None = None) -> Any: ...
 
@@ -175,3 +179,8 @@ class Managed(
         """Without what processes or a value model have around it."""
         model = self.accelerator.unwrap_model(self.model)
         return getattr(model, "policy", model)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether processes divide the weights of the trained model."""
+        return is_divided(self.trained_model)
