@@ -18,7 +18,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllocMi
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 _ATEN = torch.ops.aten
@@ -35,7 +35,8 @@ class Numberless(TorchDispatchMode):
         if any(issubclass(one, DTensor) for one in types):
             return NotImplemented  # it comes back as what is done with its share
         kwargs = kwargs or {}
-        first = next((one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.is_meta), None)
+        tensors = list(_tensors((args, kwargs)))
+        first = next((one for one in tensors if one.is_meta), None)
         if first is None:
             return func(*args, **kwargs)
         if func is _ATEN._local_scalar_dense.default:
@@ -44,19 +45,16 @@ class Numberless(TorchDispatchMode):
             return True
         if func is _ATEN._to_copy.default and _is_cpu(kwargs.get("device")):
             return torch.ones(first.shape, dtype=kwargs.get("dtype") or first.dtype)
-        written = [
-            one
-            for one, argument in zip(args, func._schema.arguments, strict=False)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ]
-        if any(isinstance(one, Tensor) and not one.is_meta for one in tree_leaves(written)):
-            # Real numbers cannot come of none: those that were there stay.
-            return written[0] if func._schema.returns else None
-        if func in _BY_INDEX:
-            args = (args[0], _positions(args[1]), *args[2:])
         if _is_cpu(kwargs.get("device")):
             kwargs = kwargs | {"device": _META}
-        args, kwargs = tree_map(_without_numbers, (args, kwargs))
+        if not all(one.is_meta for one in tensors):
+            written = _written(func, args)
+            if any(not one.is_meta for one in _tensors(written)):
+                # Real numbers cannot come of none: those that were there stay.
+                return written[0] if func._schema.returns else None
+            if func in _BY_INDEX:
+                args = (args[0], _positions(args[1]), *args[2:])
+            args, kwargs = tree_map(_without_numbers, (args, kwargs))
         if func in non_functional_collectives:
             return _not_sent(func, args)
         return func(*args, **kwargs)
@@ -84,6 +82,21 @@ def without_numbers() -> Iterator[None]:
 
 def _allocate(_: Any, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(*size, dtype=dtype, device=_META)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those in arguments; torch's own walk through them takes longer than most operations."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
+
+
+def _written(func: Any, args: Sequence[Any]) -> list[Any]:
+    """The arguments that an operation changes."""
+    pairs = zip(args, func._schema.arguments, strict=False)
+    return [one for one, argument in pairs if argument.alias_info is not None and argument.alias_info.is_write]
 
 
 def _is_cpu(device: Any) -> bool:
