@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from alignctl.data.formats import detect_format
 from alignctl.data.reading import Ledger, Rows
 
-_UNKNOWN, _PADDING, _END = range(3)
+_SPECIAL = _UNKNOWN, _PADDING, _END = "<unknown>", "<padding>", "<end>"
 _TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }} "
     "{% if message['role'] == 'assistant' %}{{ eos_token }} {% endif %}{% endfor %}"
@@ -22,15 +22,12 @@ _PROMPT = 4  # of so many parts of a row, one is the prompt: branches of a pair 
 
 
 def stand_in(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of so many words, `t0`, `t1` and so on, each of them a token."""
-    words = Tokenizer(WordLevel({_word(number): number for number in range(vocabulary)}, unk_token=_word(_UNKNOWN)))
-    words.pre_tokenizer = WhitespaceSplit()
+    """A tokenizer of so many words, each of them a token: three special ones, `t3`, `t4` and so on."""
+    words = [*_SPECIAL, *map(_word, range(len(_SPECIAL), vocabulary))]
+    made = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token=_UNKNOWN))
+    made.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        unk_token=_word(_UNKNOWN),
-        pad_token=_word(_PADDING),
-        eos_token=_word(_END),
-        chat_template=_TEMPLATE,
+        tokenizer_object=made, unk_token=_UNKNOWN, pad_token=_PADDING, eos_token=_END, chat_template=_TEMPLATE
     )
 
 
@@ -43,10 +40,11 @@ def made_rows(kind: str, count: int, tokens: int, vocabulary: int) -> Rows:
 
 def _row(kind: str, number: int, tokens: int, vocabulary: int) -> dict[str, Any]:
     prompt = max(1, tokens // _PROMPT)
-    answer = max(1, tokens - prompt - 1)  # and its end
+    answer = max(1, tokens - prompt - 2)  # its end, and one that a trainer may put behind it
 
     def message(role: str, length: int, begin: int) -> list[dict[str, str]]:
-        ids = (_END + 1 + (begin + step) % (vocabulary - _END - 1) for step in range(length))
+        first = len(_SPECIAL)
+        ids = (first + (begin + step) % (vocabulary - first) for step in range(length))
         return [{"role": role, "content": " ".join(map(_word, ids))}]
 
     row: dict[str, Any] = {"prompt": message("user", tokens if kind == "prompts" else prompt, number)}

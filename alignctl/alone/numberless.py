@@ -38,6 +38,8 @@ class Numberless(TorchDispatchMode):
         tensors = list(_tensors((args, kwargs)))
         first = next((one for one in tensors if one.is_meta), None)
         if first is None:
+            if func is _ATEN._to_copy.default and kwargs.get("device") == _META and not args[0].is_floating_point():
+                kwargs = kwargs | {"device": None}  # what is computed depends on it
             return func(*args, **kwargs)
         if func is _ATEN._local_scalar_dense.default:
             return torch.ones((), dtype=first.dtype).item()

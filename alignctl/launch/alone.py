@@ -17,7 +17,7 @@ from alignctl.plan.plan import RunPlan
 from alignctl.run.files import read_json
 from alignctl.run.process import PARENT
 
-_SAID = 4000  # characters of what a process said last
+_SAID = 9000  # characters of what a process said last
 
 
 def temporary_run() -> tempfile.TemporaryDirectory:

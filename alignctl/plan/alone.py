@@ -114,12 +114,14 @@ def stood_in(stage: StageConfig, shape: Shape) -> StageConfig:
     measured or saved."""
     launcher, given = stage.launcher, stage.trainer
     on_gpus = bool(launcher.gpus_per_node)
-    fields = given | {
+    stands = {
         "max_steps": _STEPS, "warmup_steps": 0, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no",
         "load_best_model_at_end": False, "early_stopping_patience": None, "push_to_hub": False,
         "dataloader_num_workers": 0, "dataset_num_proc": None, "compile": "off",
         "optim": _FUSED.get(optimizer_of(stage), optimizer_of(stage)),
     }  # fmt: skip
+    known = config_fields(methods()[stage.method].config_class)
+    fields = given | {key: value for key, value in stands.items() if key in known}
     if on_gpus:
         fields["bf16"] = given.get("bf16", not given.get("fp16", False))
         if given.get("activation_checkpointing") in (None, "auto"):

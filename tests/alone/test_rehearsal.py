@@ -1,0 +1,90 @@
+"""One process of many, rehearsed by itself: what it holds and sends is what the plan says, to the byte where it can."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.methods import METHODS, small_run
+
+pytestmark = pytest.mark.train
+
+GPUS = "launcher.gpus_per_node=8"
+LARGE = ("recipe=dpo_llama3_70b", "--tokens", "64")
+ADAPTERS = ("none", "lora")
+DIVISIONS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+
+
+@pytest.fixture
+def rehearsed(alignctl):
+    """Runs `alignctl rehearse ARGUMENTS --json`; what it says has to agree with the plan."""
+
+    def run(*arguments: str) -> dict:
+        done = alignctl("rehearse", *arguments, "--json")
+        assert done.code == 0, done.err
+        return json.loads(done.out)
+
+    return run
+
+
+def sizes(part: dict) -> dict[str, tuple]:
+    return {name: (one["bytes"], one["planned"]) for name, one in part.items()}
+
+
+def test_under_ddp_a_process_holds_all(rehearsed):
+    """A Llama of 1 layer less than the quickstart's; 100 tokens x 32, tied: 3,200 numbers, and so on."""
+    report = rehearsed(*small_run("sft", "distributed=ddp", GPUS), "--as", "9/16")
+    weights = report["held"]["weights of policy"]["bytes"]
+    assert sizes(report["held"]) == {
+        "weights of policy": (weights, weights),
+        "gradients": (weights, weights),
+        "optimizer state": (2 * weights + 4 * 20, 2 * weights + 4 * 20),  # two layers of nine tensors, and two beside
+    }
+    assert sizes(report["sent"])["gradients"] == (weights, weights)
+    assert report["sent"]["weights"]["count"] == 0
+    assert report["sent"]["small"]["count"] <= 4
+    assert report["checkpoint"]["files"] == ["rng_state_9.pth"], "the first process writes the rest"
+
+
+def test_of_70b_a_process_holds_its_share(rehearsed):
+    """Weights, gradients and two moments of float32, of the policy; weights of the reference. Nothing of it is there,
+    so a small machine can do it."""
+    report = rehearsed(*LARGE, "--as", "5/512")
+    share = 4 * 70_553_706_496 / 512
+    held = {name: one["bytes"] for name, one in report["held"].items()}
+    assert held == {
+        "weights of policy": pytest.approx(share, rel=1e-3),
+        "weights of reference": pytest.approx(share, rel=1e-3),
+        "gradients": pytest.approx(share, rel=1e-3),
+        "optimizer state": pytest.approx(2 * share, rel=1e-3),
+    }
+    assert report["sent"]["small"]["count"] <= 3
+    # In bfloat16: a forward and a backward pass, and the reference's.
+    assert report["sent"]["weights"]["bytes"] == pytest.approx(3 * 2 * 70_553_706_496, rel=1e-3)
+    assert (report["global_batch_size"], report["machines"], report["numberless"]) == (512, 64, True)
+
+
+def test_what_is_said(alignctl):
+    done = alignctl("rehearse", *small_run("dpo", "distributed=fsdp2", GPUS), "--as", "5/64")
+    assert done.code == 0, done.err
+    assert "as rank 5 of 64: 8 x 8, fsdp2" in done.out
+    assert "weights of reference" in done.out
+    assert "__5_0.distcp" in done.out
+
+
+@pytest.mark.night
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("distributed", DIVISIONS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_cell_is_as_planned(rehearsed, method, distributed, adapter, accumulation):
+    """The command ends with 1 where anything is off by more than 2 %."""
+    stage = METHODS[method].stage
+    more = [] if method == "ppo" else [f"{stage}.gradient_accumulation_steps={accumulation}"]
+    report = rehearsed(
+        *small_run(method, f"distributed={distributed}", f"peft={adapter}", GPUS, per_device_train_batch_size=4), *more,
+        "--as", "5/64",
+    )  # fmt: skip
+    assert report["held"]["gradients"]["planned"], "nothing was compared"
+    assert report["sent"]["gradients"]["count"]
+    assert report["sent"]["small"]["count"] <= 6
