@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
-from alignctl.methods.registry import Method
+from alignctl.methods.registry import Method, Role
 from alignctl.trainers.base.managed import StageTrainer
 
 
-def weights(trainer: StageTrainer, method: Method) -> dict[str, int]:
-    """Of each role that has a model."""
+def models(trainer: StageTrainer, method: Method) -> dict[Role, nn.Module]:
+    """Of each role that has one, the trained one first."""
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    models = {role: getattr(trainer, role, None) for role in method.roles[1:]}
-    if "reference" in models:
-        models["reference"] = trainer.ref_model
-    if "value_model" in models:
-        models["value_model"] = getattr(trained, "value_model", None)
-    seen: set[int] = set()
-    found = {method.trained: _bytes(_shares(getattr(trained, "policy", trained).parameters()), seen)}
-    for role, model in models.items():
-        if isinstance(model, nn.Module):
-            found[role] = _bytes(_shares(model.parameters()), seen)
+    found: dict[Role, Any] = {method.trained: getattr(trained, "policy", trained)}
+    if "reference" in method.roles:
+        found["reference"] = trainer.ref_model
+    if "reward_model" in method.roles[1:]:
+        found["reward_model"] = getattr(trainer, "reward_model", None)
+    if "value_model" in method.roles:
+        found["value_model"] = getattr(trained, "value_model", None)
+    return {role: model for role, model in found.items() if isinstance(model, nn.Module)}
+
+
+def weights(trainer: StageTrainer, method: Method) -> dict[Role, int]:
+    """Of each role that has a model; what several share counts for the first."""
+    seen: set[nn.Parameter] = set()
+    found = {}
+    for role, model in models(trainer, method).items():
+        own = [one for one in model.parameters() if one not in seen]
+        seen.update(own)
+        found[role] = sum(map(_held_of, own))
     return found
 
 
 def trained_weights(trainer: StageTrainer) -> int:
     """Of those that learn, which a checkpoint has."""
-    return _bytes(_shares(one for one in trainer.model.parameters() if one.requires_grad), set())
+    return sum(_held_of(one) for one in trainer.model.parameters() if one.requires_grad)
 
 
 def gradients(trainer: StageTrainer) -> int:
@@ -62,13 +70,13 @@ def _zero_optimizer(trainer: StageTrainer) -> Any:
     return trainer.model_wrapped.optimizer if trainer.is_deepspeed_enabled else None
 
 
-def _shares(weights: Iterable[nn.Parameter]) -> Iterator[Tensor]:
-    """What this process has of weights: under ZeRO-3 a part of each, and besides all of those that are small."""
-    for one in weights:
-        if (part := getattr(one, "ds_tensor", None)) is not None:
-            yield part
-        if part is None or one.numel():
-            yield _local(one)
+def _held_of(weight: nn.Parameter) -> int:
+    """What this process has of a weight: under FSDP2 its piece and what fills that up; under ZeRO-3 a part, and besides
+    all of it where it is small; else all, which may lie in one piece with others."""
+    if isinstance(weight, DTensor):
+        return _bytes([weight.to_local()], set())
+    parts = [weight, getattr(weight, "ds_tensor", None)]
+    return sum(one.numel() * one.element_size() for one in parts if one is not None)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from transformers import (
 )
 
 from alignctl.alone.counting import Collectives, count_gradients_of
-from alignctl.alone.held import gradients, optimizer_state, trained_weights, weights
+from alignctl.alone.held import gradients, models, optimizer_state, trained_weights, weights
 from alignctl.alone.made import made_rows, stand_in
 from alignctl.alone.numberless import without_numbers
 from alignctl.config.schema import ZERO_STAGES
@@ -50,8 +52,10 @@ class Looks(TrainerCallback):
 
     def __init__(self, trainer: StageTrainer, method: Method, collectives: Collectives):
         self._trainer, self._method, self._collectives = trainer, method, collectives
-        self._passes = 0
+        self._passes, self._runs = 0, Counter[Role]()
         self.seen: dict[str, Any] = {}
+        for role, model in models(trainer, method).items():
+            model.get_input_embeddings().register_forward_pre_hook(partial(self._run, role))
         compute_loss = trainer.compute_loss
 
         def counted(*args: Any, **options: Any) -> Any:
@@ -75,16 +79,19 @@ class Looks(TrainerCallback):
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self._collectives.forget()
-        self._passes = 0
+        self._passes, self._runs = 0, Counter[Role]()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self._look_at_gradients()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seen |= {"collectives": self._collectives.to_dict(), "passes": self._passes}
+        self.seen |= {"collectives": self._collectives.to_dict(), "passes": self._passes, "runs": dict(self._runs)}
         self.seen["weights"] = weights(self._trainer, self._method)
         self.seen["trained"] = trained_weights(self._trainer)
         self.seen["optimizer"] = optimizer_state(self._trainer)
+
+    def _run(self, role: Role, *_: Any) -> None:
+        self._runs[role] += 1
 
     def _look_at_gradients(self) -> None:
         self.seen["gradients"] = max(gradients(self._trainer), self.seen.get("gradients", 0))

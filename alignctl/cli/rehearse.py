@@ -110,7 +110,10 @@ def _compared_sent(seen: Mapping[str, Any], planned: Held | None) -> dict[str, d
     """Collectives of a step; what passes gather is planned by the pass."""
     wanted: dict[str, int | None] = {}
     if planned is not None:
-        wanted = {"weights": planned.gathered_in(seen["passes"]), "gradients": planned.reduced_in(seen["passes"])}
+        wanted = {
+            "weights": planned.gathered_in(seen["runs"], seen["passes"]),
+            "gradients": planned.reduced_in(seen["passes"]),
+        }
     return {
         kind: {"count": one["count"], **_beside(one["bytes"], wanted.get(kind))}
         for kind, one in seen["collectives"].items()

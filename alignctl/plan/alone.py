@@ -30,6 +30,7 @@ _PASS_TOKENS = 16_384
 cannot try what fits."""
 _LARGEST = 4_000_000_000
 """Bytes of all models of a stage that are made with numbers."""
+_REWARD = "alignctl.alone.made:lengths"
 _LENGTHS = ("max_length", "max_prompt_length")
 
 
@@ -120,6 +121,8 @@ def stood_in(stage: StageConfig, shape: Shape) -> StageConfig:
         "dataloader_num_workers": 0, "dataset_num_proc": None, "compile": "off",
         "optim": _FUSED.get(optimizer_of(stage), optimizer_of(stage)),
     }  # fmt: skip
+    if given.get("reward_funcs"):
+        stands["reward_funcs"] = [_REWARD] * len(given["reward_funcs"])
     known = config_fields(methods()[stage.method].config_class)
     fields = given | {key: value for key, value in stands.items() if key in known}
     if on_gpus:

@@ -42,16 +42,25 @@ class Held:
     """Before the optimizer steps."""
     optimizer: int | None
     """Once it has stepped; with DeepSpeed the weights in float32 that it steps with, too."""
-    gathered: int | None
-    """Weights that come together in a forward and backward pass, and in that of a reference."""
+    gathered: dict[str, int] | None
+    """Weights of each role that come together whenever its model is run."""
+    gathered_again: int
+    """Weights that come together once more in a backward pass."""
     reduced: int | None
     """Gradients that are added up at once."""
     reduced_each_pass: bool = False
     """Whether that is in every pass of a step, or in its last one."""
 
-    def gathered_in(self, passes: int) -> int | None:
-        """Weights that come together in a step of so many passes; None where passes are not counted."""
-        return self.gathered * passes if self.gathered and passes else None
+    def gathered_in(self, runs: Mapping[str, int], passes: int) -> int | None:
+        """Weights that come together in a step.
+
+        Args:
+            runs: How often the model of each role is run in it.
+            passes: How many of these have a backward pass; none where they are not counted.
+        """
+        if self.gathered is None or not passes:
+            return None
+        return sum(self.gathered[role] * count for role, count in runs.items()) + self.gathered_again * passes
 
     def reduced_in(self, passes: int) -> int | None:
         """Gradients that are added up in a step of so many passes; None where passes are not counted."""
@@ -84,16 +93,10 @@ def held(stage: StageConfig, shape: Shape, place: Place) -> Held | None:
         return _by_deepspeed(stage, models, place, mixed)
     divided = Divided(place if kind == "fsdp2" else Place(0, 1))
     trained = [(part, one) for parts in models.values() for part in parts if part.learns for one in part.tensors]
-    gathered = None
-    if kind == "fsdp2":
-        gathered = sum(
-            (2 if role == methods()[stage.method].trained else 1) * divided.together(one, 2 if mixed else part.size)
-            for role, parts in models.items()
-            for part in parts
-            for one in part.tensors
-        )
-        if _is_reference_too(stage):
-            gathered += gathered // 2
+    gathered = {
+        role: sum(divided.together(one, 2 if mixed else size) for one, size in _run(parts))
+        for role, parts in models.items()
+    }
     return Held(
         weights={
             role: sum(divided.piece(one, part.size) for part in parts for one in part.tensors)
@@ -101,7 +104,8 @@ def held(stage: StageConfig, shape: Shape, place: Place) -> Held | None:
         },
         gradients=sum(divided.piece(one, part.size) for part, one in trained),
         optimizer=_state(stage, [(divided.own(one), part.size, one.count) for part, one in trained]),
-        gathered=gathered,
+        gathered=gathered if kind == "fsdp2" else None,
+        gathered_again=gathered[methods()[stage.method].trained],
         reduced=sum(divided.together(one, _FLOAT32 if mixed else part.size) for part, one in trained)
         if kind != "none"
         else None,
@@ -173,6 +177,7 @@ def _by_deepspeed(stage: StageConfig, models: Mapping[str, list[Part]], place: P
         gradients=each * (2 if mixed else _FLOAT32),  # stage 1 holds all until they are added up
         optimizer=None if state is None else state + _FLOAT32 * each,
         gathered=None,
+        gathered_again=0,
         reduced=numbers * (2 if mixed else _FLOAT32),
     )
 
@@ -201,6 +206,7 @@ def _models(stage: StageConfig, shape: Shape) -> dict[str, list[Part]] | None:
             beside = _adapter(stage.peft, shape, whole)
             if beside is None:
                 return None
+            beside += [one for one in whole if one.module == "score"]  # which peft trains whole
             models[role] = [Part(whole, size, learns=False), Part(beside, _FLOAT32, learns=True)]
         elif role != "reference" or _has_reference(stage):
             models[role] = [Part(whole, size, learns)]
@@ -214,10 +220,12 @@ def _has_reference(stage: StageConfig) -> bool:
     return not has_adapter(stage.peft) or changes_base(stage.peft) is not None
 
 
-def _is_reference_too(stage: StageConfig) -> bool:
-    """Whether the trained model, its adapter switched off, is run as the reference besides."""
-    roles = methods()[stage.method].roles
-    return "reference" in roles and not _has_reference(stage) and not stage.trainer.get("precompute_ref_log_probs")
+def _run(parts: Sequence[Part]) -> Iterator[tuple[Tensor, int]]:
+    """The tensors that are looked at when a model is run, with the bytes of a number: not those of which there is a
+    copy that learns."""
+    copied = {one for part in parts[1:] for one in part.tensors}
+    for number, part in enumerate(parts):
+        yield from ((one, part.size) for one in part.tensors if number or one not in copied)
 
 
 def _adapter(peft: Mapping[str, Any], shape: Shape, whole: Sequence[Tensor]) -> list[Tensor] | None:
