@@ -32,18 +32,25 @@ def sizes(part: dict) -> dict[str, tuple]:
 
 
 def test_under_ddp_a_process_holds_all(rehearsed):
-    """A Llama of 1 layer less than the quickstart's; 100 tokens x 32, tied: 3,200 numbers, and so on."""
+    """And the optimizer two numbers of each weight, and of each of 20 tensors (two layers of nine, embeddings, the last
+    norm) how often it stepped."""
     report = rehearsed(*small_run("sft", "distributed=ddp", GPUS), "--as", "9/16")
-    weights = report["held"]["weights of policy"]["bytes"]
+    weights = 4 * tiny_numbers()
     assert sizes(report["held"]) == {
         "weights of policy": (weights, weights),
         "gradients": (weights, weights),
-        "optimizer state": (2 * weights + 4 * 20, 2 * weights + 4 * 20),  # two layers of nine tensors, and two beside
+        "optimizer state": (2 * weights + 4 * 20, 2 * weights + 4 * 20),
     }
     assert sizes(report["sent"])["gradients"] == (weights, weights)
     assert report["sent"]["weights"]["count"] == 0
     assert report["sent"]["small"]["count"] <= 4
     assert report["checkpoint"]["files"] == ["rng_state_9.pth"], "the first process writes the rest"
+
+
+def tiny_numbers() -> int:
+    """Of the quickstart's model with a width of 32, 64 inside, and 400 tokens, tied."""
+    attention, inside, norms = 4 * 32 * 32, 3 * 32 * 64, 2 * 32
+    return 400 * 32 + 2 * (attention + inside + norms) + 32
 
 
 def test_of_70b_a_process_holds_its_share(rehearsed):

@@ -1,0 +1,30 @@
+"""What `alignctl rehearse` refuses, before any process is started."""
+
+from __future__ import annotations
+
+import pytest
+
+FSDP = ("recipe=dpo_llama3", "distributed=fsdp2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((*FSDP, "--as", "64/64"), "`--as 64/64`: of 64 processes the last has the rank 63"),
+        ((*FSDP, "--as", "5"), "`--as 5` is not a rank and a number of processes"),
+        ((*FSDP, "--as", "0/0"), "`--as 0/0` is not"),
+        ((*FSDP, "launcher.gpus_per_node=8", "--as", "5/12"), "12 processes do not fill machines of 8"),
+        (("recipe=dpo_llama3", "--as", "0/2"), "asks for 2 processes, and `distributed` is none"),
+        ((*FSDP, "--as", "0/2", "--stage", "sft"), "`--stage sft` is not among the stages"),
+        ((*FSDP, "--as", "0/2", "model.path=meta-llama/Llama-3.1-8B-Instrct"), "shape of this model is not known"),
+        ((*FSDP, "--as", "0/2", "dpo.bta=1"), "bta"),
+        (("recipe=dpo_llama3", "peft=qlora", "distributed=ddp", "--as", "0/2"), "in 4 bits"),
+        (("recipe=dpo_llama3_70b", "distributed=zero3", "--as", "5/32"), "the most is 4.0 GB"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_wrong_request(alignctl, arguments, said):
+    done = alignctl("rehearse", *arguments)
+    assert done.code == 2, done.err
+    assert said in done.err
+    assert "hint: " in done.err
