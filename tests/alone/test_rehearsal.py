@@ -94,4 +94,5 @@ def test_every_cell_is_as_planned(rehearsed, method, distributed, adapter, accum
     )  # fmt: skip
     assert report["held"]["gradients"]["planned"], "nothing was compared"
     assert report["sent"]["gradients"]["count"]
-    assert report["sent"]["small"]["count"] <= 6
+    if report["passes"]:  # else completions are drawn, which processes do together where weights are divided
+        assert report["sent"]["small"]["count"] <= 8  # three of ours, and what DeepSpeed asks
