@@ -135,10 +135,11 @@ def make_ways(
 
     def ours(generation: str) -> Callable[[], Sequence[Sequence[int]]]:
         settings = RolloutSettings(response_length=arguments.length, generation=generation)
-        return lambda: draw_completions(model, tokenizer, prompts, settings).completions
+        return lambda: draw_completions(model, tokenizer, prompts, settings, range(len(prompts))).completions
 
     def adapters_on() -> Sequence[Sequence[int]]:
-        return until_end(decode(bare(model), prompts, Sampling(1.0, arguments.length, ends, [], 0)), ends)
+        sampling = Sampling(1.0, arguments.length, ends, [], 0, range(len(prompts)))
+        return until_end(decode(bare(model), prompts, sampling), ends)
 
     def generate(**options: str) -> Sequence[Sequence[int]]:
         config = GenerationConfig(

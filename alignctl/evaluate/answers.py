@@ -10,8 +10,7 @@ from alignctl.config.schema import EvalSettings
 from alignctl.evaluate.sharing import shared_out
 from alignctl.rollout.drawing import draw_completions
 from alignctl.rollout.settings import RolloutSettings
-
-_APART = 1_000_003  # seeds of two prompts: runs whose seeds are one apart draw with other random numbers
+from alignctl.rollout.streams import seed_of
 
 
 def draw_answers(
@@ -34,7 +33,6 @@ def draw_answers(
 
     def draw(own: list[tuple[int, Sequence[int]]]) -> list[list[int]]:
         numbers, asked = zip(*own, strict=True)
-        seeds = [seed + _APART * number for number in numbers]
-        return draw_completions(policy, tokenizer, asked, drawing, seeds).completions
+        return draw_completions(policy, tokenizer, asked, drawing, [seed_of(seed, one) for one in numbers]).completions
 
     return shared_out(list(enumerate(prompts)), lambda row: len(row[1]), draw)

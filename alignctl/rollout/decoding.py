@@ -25,6 +25,7 @@ from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from alignctl.engine.forward import evaluating, has_all_weights, is_divided, most_of_all
 from alignctl.errors import NotANumber
+from alignctl.rollout.streams import choose, shares
 
 NOT_DRAWN = "the model's logits are not finite, so no answer can be drawn from it"
 
@@ -48,32 +49,8 @@ class Sampling:
     never: Sequence[int]
     """Ids that are not drawn."""
     pad_id: int
-    seeds: Sequence[int] | None = None
-    """Of each completion a random stream of its own, so that it does not depend on which others are drawn beside it;
-    None for torch's random numbers."""
-
-
-class Noise:
-    """What chances are divided by, so that the largest quotient is a draw: exponential random numbers."""
-
-    def __init__(self, sampling: Sampling, device: torch.device):
-        self._streams: list[torch.Generator] | None = None
-        if sampling.seeds is not None:
-            self._streams = [torch.Generator(device).manual_seed(seed) for seed in sampling.seeds]
-
-    def like(self, chances: Tensor) -> Tensor:
-        """`[rows, vocabulary]`, for the rows that are left."""
-        noise = torch.empty_like(chances)
-        if self._streams is None:
-            return noise.exponential_()
-        for row, stream in zip(noise, self._streams, strict=True):
-            row.exponential_(generator=stream)
-        return noise
-
-    def keep(self, rows: Tensor) -> None:
-        """Goes on with some of the rows."""
-        if self._streams is not None:
-            self._streams = [self._streams[row] for row in rows.tolist()]
+    seeds: Sequence[int]
+    """Of each completion's random stream."""
 
 
 @torch.no_grad()
@@ -98,7 +75,7 @@ def _go_through(
     batch: _Batch, count: int, sampling: Sampling, device: torch.device, everyone: Callable[[int], int]
 ) -> list[list[int]]:
     """Draws token after token; `everyone` says how many rows are left in the process that has most."""
-    noise = Noise(sampling, device)
+    share = shares(sampling.seeds, sampling.length, device)
     look_every = _LOOK_EVERY if device.type == "cuda" else 1
     ends, never = (torch.tensor(ids, dtype=torch.long, device=device) for ids in (sampling.ends, sampling.never))
     drawn = torch.full((count, sampling.length), sampling.pad_id, device=device)
@@ -110,8 +87,7 @@ def _go_through(
         finite &= scores.max().isfinite()  # NaN is the largest of all
         scores[:, never] = -torch.inf
         probs = (scores / sampling.temperature).softmax(-1)
-        # As torch.multinomial does it, which waits for the GPU to see whether they are probabilities.
-        tokens = (probs / noise.like(probs)).argmax(-1)
+        tokens = choose(probs, share[:, step])
         drawn[rows, step] = tokens.masked_fill(ended, sampling.pad_id)
         ended |= torch.isin(tokens, ends)
         if step + 1 == sampling.length:
@@ -122,8 +98,7 @@ def _go_through(
                 break
             if len(going_on) and batch.is_worth_dividing(len(going_on)):
                 batch.keep(going_on)
-                noise.keep(going_on)
-                rows, ended, tokens = rows[going_on], ended[going_on], tokens[going_on]
+                rows, ended, tokens, share = (one[going_on] for one in (rows, ended, tokens, share))
         batch.go_on(tokens)
     if not finite:
         raise NotANumber(NOT_DRAWN)

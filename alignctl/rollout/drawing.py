@@ -24,8 +24,9 @@ from alignctl.errors import NotANumber
 from alignctl.models.merging import merged_meanwhile
 from alignctl.models.template import end_tokens
 from alignctl.models.vocabulary import ids_without_token
-from alignctl.rollout.decoding import NOT_DRAWN, Noise, Sampling, decode, padded_before, why_not_fixed
+from alignctl.rollout.decoding import NOT_DRAWN, Sampling, decode, padded_before, why_not_fixed
 from alignctl.rollout.settings import RolloutSettings
+from alignctl.rollout.streams import choose, shares
 
 # Of continuous batching: tokens of the cache that are given out together, and the most of a forward pass.
 _PAGE, _STEP_TOKENS = 32, 1024
@@ -46,15 +47,14 @@ def draw_completions(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     settings: RolloutSettings,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int],
 ) -> Drawn:
     """One completion for each prompt, drawn from the policy's own distribution (no top-k or top-p) over the tokens that
     there are, by transformers. Where processes divide the policy they draw together.
 
     Args:
         prompts: Token ids, one at least.
-        seeds: Of each completion, for a random stream of its own; None for torch's global random state. Continuous
-            batching knows no others.
+        seeds: Of each completion, for a random stream of its own. Continuous batching has one for all, by the first.
     """
     model = bare(policy)
     sampling = Sampling(
@@ -67,7 +67,9 @@ def draw_completions(
     )
     with _nothing_else(model), merged_meanwhile(policy):
         if settings.generation == "continuous":
-            generated = _continuously(model, prompts, _config(sampling), settings.rollout_tokens)
+            with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+                torch.manual_seed(seeds[0])
+                generated = _continuously(model, prompts, _config(sampling), settings.rollout_tokens)
         else:
             generated = _in_batches(model, prompts, sampling, settings.rollout_tokens)
     return as_drawn(generated, sampling.ends)
@@ -109,7 +111,7 @@ def _in_batches(
     with _plain_attention(model):
         draw = _by_generate if why_not_fixed(model) else decode
         for batch in in_step(model, list(bins(sizes, max_tokens, padded=True))):
-            own = sampling if sampling.seeds is None else replace(sampling, seeds=[sampling.seeds[i] for i in batch])
+            own = replace(sampling, seeds=[sampling.seeds[i] for i in batch])
             for index, tokens in zip(batch, draw(model, [prompts[i] for i in batch], own), strict=True):
                 generated[index] = tokens
     return generated
@@ -118,38 +120,31 @@ def _in_batches(
 def _by_generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
     """Completions by transformers' own loop, for models that know no cache of a fixed size."""
     input_ids, mask = padded_before(prompts, sampling.pad_id)
-    config, processors = _config(sampling), LogitsProcessorList([_OnlyNumbers()])
-    if sampling.seeds is not None:
-        config = GenerationConfig(**config.to_diff_dict() | {"do_sample": False, "temperature": None, "top_k": None})
-        processors.append(_OwnStreams(sampling, model.device))
+    greedy = {"do_sample": False, "temperature": None, "top_k": None}  # over what _OwnStreams leaves
     output = model.generate(
         input_ids=input_ids.to(model.device),
         attention_mask=mask.long().to(model.device),
-        generation_config=config,
-        logits_processor=processors,
+        generation_config=GenerationConfig(**_config(sampling).to_diff_dict() | greedy),
+        logits_processor=LogitsProcessorList([_OwnStreams(sampling, model.device)]),
         synced_gpus=is_divided(model),
     )
     return output[:, input_ids.size(1) :].tolist()
 
 
-class _OnlyNumbers(LogitsProcessor):
-    """Ends the drawing where there is nothing to draw from: torch's message would be one about a probability tensor."""
+class _OwnStreams(LogitsProcessor):
+    """Leaves nothing but the token that is drawn, with random numbers of each row's own stream."""
+
+    def __init__(self, sampling: Sampling, device: torch.device):
+        self._temperature, self._step = sampling.temperature, 0
+        self._share = shares(sampling.seeds, sampling.length, device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if not scores.max().isfinite():  # NaN is the largest of all
             raise NotANumber(NOT_DRAWN)
-        return scores
-
-
-class _OwnStreams(LogitsProcessor):
-    """Makes the token that is drawn the likeliest one, with random numbers of each row's own stream."""
-
-    def __init__(self, sampling: Sampling, device: torch.device):
-        self._temperature, self._noise = sampling.temperature, Noise(sampling, device)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         probs = (scores.float() / self._temperature).softmax(-1)
-        return probs / self._noise.like(probs)
+        tokens = choose(probs, self._share[:, self._step])
+        self._step += 1
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 
 def _continuously(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.models import tiny
@@ -27,6 +29,8 @@ KINDS = [
     ("gpt_oss", WINDOW | {"num_local_experts": 4}), ("stablelm", {}), ("exaone4", WINDOW),
 ]  # fmt: skip
 
+SEEDS = range(64)
+
 
 def prompts(vocabulary, lengths=(3, 17, 9, 30)):
     generator = torch.Generator().manual_seed(0)
@@ -36,7 +40,7 @@ def prompts(vocabulary, lengths=(3, 17, 9, 30)):
 def both(model, texts, sampling):
     """What is drawn from the same random numbers over a cache that grows, and over a fixed one."""
     for draw in (_by_generate, decode):
-        torch.manual_seed(1)
+        sampling = replace(sampling, seeds=sampling.seeds[: len(texts)])
         with _nothing_else(model), torch.no_grad():
             yield as_drawn(draw(model, texts, sampling), sampling.ends)
 
@@ -46,7 +50,7 @@ def test_it_changes_no_token(kind, options):
     """Also none that is drawn at random: at temperature 1 a difference in the last digit would show sooner or later."""
     model = tiny(kind, **ENDS, **options)
     assert why_not_fixed(model) is None
-    growing, fixed = both(model, prompts(64), Sampling(1.0, 24, [2], [5, 6], 0))
+    growing, fixed = both(model, prompts(64), Sampling(1.0, 24, [2], [5, 6], 0, SEEDS))
     assert fixed == growing
     assert not {5, 6} & {token for completion in fixed.completions for token in completion}
 
@@ -63,7 +67,7 @@ def test_a_pretrained_model_says_the_same_while_others_end(stories):
     model, _ = stories
     texts = prompts(512, range(5, 37, 2))
     ends = list(range(3, 512, 20))
-    growing, fixed = both(model, texts, Sampling(1e-3, 48, ends, [], 0))
+    growing, fixed = both(model, texts, Sampling(1e-3, 48, ends, [], 0, SEEDS))
     assert fixed == growing
     assert len({len(one) for one in fixed.completions}) > 3
     assert 48 in map(len, fixed.completions)
@@ -73,7 +77,7 @@ def test_it_takes_the_precision_of_autocast(stories):
     """Keys come out of rotary embeddings in float32 there, values in bfloat16."""
     model, _ = stories
     with torch.autocast("cpu", torch.bfloat16):
-        growing, fixed = both(model, prompts(512), Sampling(1e-3, 32, [2], [], 0))
+        growing, fixed = both(model, prompts(512), Sampling(1e-3, 32, [2], [], 0, SEEDS))
     assert fixed == growing
 
 
@@ -82,7 +86,7 @@ def test_a_model_that_knows_none_is_drawn_from_all_the_same(stories, kind):
     options = {"layer_types": ["conv", "full_attention"]} if kind == "lfm2" else {}
     model = tiny(kind, **ENDS, **options | {"vocab_size": 512})
     assert f"models of type `{kind}`" in why_cache_grows(model)
-    drawn = draw_completions(model, stories[1], prompts(512), RolloutSettings(response_length=8))
+    drawn = draw_completions(model, stories[1], prompts(512), RolloutSettings(response_length=8), SEEDS)
     assert all(len(one) == 8 for one, ended in zip(drawn.completions, drawn.ended, strict=True) if not ended)
 
 

@@ -48,6 +48,9 @@ def stories(shared_data):
     return model, tokenizer
 
 
+SEEDS = range(1500)
+
+
 def settings(count, temperature, tokens=4096, generation="continuous"):
     return RolloutSettings(response_length=count, temperature=temperature, rollout_tokens=tokens, generation=generation)
 
@@ -56,7 +59,7 @@ def drawn_both_ways(model, tokenizer, texts, count, temperature):
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     for generation in ("transformers", "continuous"):
         torch.manual_seed(0)
-        yield draw_completions(model, tokenizer, prompts, settings(count, temperature, generation=generation))
+        yield draw_completions(model, tokenizer, prompts, settings(count, temperature, generation=generation), SEEDS)
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -108,7 +111,7 @@ def test_nothing_is_drawn_from_what_is_no_number(stories, generation):
     with torch.no_grad():
         model.lm_head.weight.fill_(math.nan)
     with pytest.raises(NotANumber, match="no answer can be drawn"):
-        draw_completions(model, tokenizer, [[1, 5]], settings(4, 1.0, generation=generation))
+        draw_completions(model, tokenizer, [[1, 5]], settings(4, 1.0, generation=generation), SEEDS)
 
 
 def test_vllm_is_told_which_ids_are_tokens():
@@ -126,21 +129,24 @@ def test_completions_end_one_by_one(stories):
     (stop,) = tokenizer(".", add_special_tokens=False)["input_ids"][-1:]
     model.generation_config.eos_token_id = [stop, tokenizer.eos_token_id]
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS * 3]
-    roomy, narrow = (draw_completions(model, tokenizer, prompts, settings(40, 1e-3, tokens)) for tokens in (4096, 64))
-    assert roomy == draw_completions(model, tokenizer, prompts, settings(40, 1e-3, generation="transformers"))
+    roomy, narrow = (
+        draw_completions(model, tokenizer, prompts, settings(40, 1e-3, tokens), SEEDS) for tokens in (4096, 64)
+    )
+    assert roomy == draw_completions(model, tokenizer, prompts, settings(40, 1e-3, generation="transformers"), SEEDS)
     assert narrow == roomy
     assert sum(roomy.ended) >= 9
     assert len({len(completion) for completion in roomy.completions}) >= 4
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
-def test_continuous_batching_draws_from_the_policy_s_distribution(stories, device):
+@pytest.mark.parametrize("generation", ["transformers", "continuous"])
+def test_both_ways_draw_from_the_policy_s_distribution(stories, generation, device):
     """Shares of the next token among 1,500 draws are as far from the probabilities as chance has it."""
     model, tokenizer = stories
     model.to(device)
     prompt = tokenizer("One day, Lily")["input_ids"]
     torch.manual_seed(0)
-    drawn = draw_completions(model, tokenizer, [prompt] * 1500, settings(1, 1.5, 65536))
+    drawn = draw_completions(model, tokenizer, [prompt] * 1500, settings(1, 1.5, 65536, generation), SEEDS)
     shares = torch.bincount(torch.tensor(drawn.completions).flatten(), minlength=model.config.vocab_size) / 1500
     with torch.no_grad():
         probs = (model(torch.tensor([prompt], device=device)).logits[0, -1] / 1.5).softmax(-1).cpu()

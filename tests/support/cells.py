@@ -15,15 +15,13 @@ eval: {{prompts: 2, max_new_tokens: 4}}
 model: {{path: "{model}"}}
 """
 
-CASES = {
-    name + label: (name, same.over, same.settings) for name, row in METHODS.items() for label, same in row.same.items()
-}
+CASES = {name + label: (name, same.settings) for name, row in METHODS.items() for label, same in row.same.items()}
 
 
 def job(folder: Path, shared_data: Path, case: tuple, division: tuple) -> dict:
     """What run_many takes of a case, with its adapter and engine, and a division of the batch among processes."""
     name, peft, engine = case
-    method, _, more = CASES[name]
+    method, more = CASES[name]
     per_device, accumulation, how = division
     source = "sft/llms_from_scratch" if method == "sft" else "preference/llms_from_scratch_pref"
     recipe = folder / f"{method}.yaml"

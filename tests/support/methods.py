@@ -24,16 +24,10 @@ class Compared:
     within: Mapping[str, float] = field(default_factory=lambda: {"abs": 1e-6})
 
 
-ROWS, PROCESSES = "rows", "processes"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Same:
     """How a batch may be divided among passes and processes without another loss."""
 
-    over: str = ROWS
-    """What the loss is the same over: all rows of an optimizer step, however they are divided; the rows that all
-    processes hold at once, as KTO's KL estimate and PPO's rollout."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the stage; None takes one out."""
 
@@ -127,7 +121,6 @@ METHODS = {
         trl=None,
         same={
             "": Same(
-                over=PROCESSES,
                 settings={
                     "reward_funcs": f"[{REWARDS}:length]", "response_length": 8, "max_prompt_length": 256,
                     "pass_tokens": 256, "max_length": None, "gradient_accumulation_steps": None,

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from support.cells import CASES, STEPS, job
 from support.many import differ, outcome, run_many
-from support.methods import ROWS
 
 from alignctl.methods.registry import methods
 
@@ -32,22 +31,13 @@ DIVIDED = [
 ]
 
 
-def reference_of(case: str, division: tuple) -> tuple:
-    """The division that another one is compared with."""
-    method, same_over, _ = CASES[case]
-    per_device, accumulation, _ = division
-    if same_over == ROWS:
-        return ALONE
-    return per_device, accumulation, "ddp"
-
-
 def pairs() -> list[tuple[tuple, tuple]]:
     """Cases, each with its adapter and engine, and divisions of the batch to look at."""
     found = []
     for case, peft in ((case, peft) for case in CASES for peft in ("none", "lora")):
         for number, division in enumerate(DIVIDED):
             accumulates = division[1] > 1 and CASES[case][0] == "ppo"  # whose mini-batches are divided by tokens
-            if division == reference_of(case, division) or accumulates:
+            if accumulates:
                 continue
             found.append(((case, peft, "padded" if number in (0, 5) and case == "dpo" else "auto"), division))
     return found
@@ -77,7 +67,7 @@ def outcomes(tmp_path_factory, shared_data):
 
 
 def train(folder: Path, shared_data: Path, pairs: list[tuple[tuple, tuple]]) -> dict:
-    wanted = dict.fromkeys([*pairs, CONTINUED, *((case, reference_of(case[0], how)) for case, how in pairs)])
+    wanted = dict.fromkeys([*pairs, CONTINUED, *((case, ALONE) for case, _ in pairs)])
     jobs = {(case, how): job(folder, shared_data, case, how) for case, how in wanted}
     again = {"run_dir": jobs[CONTINUED]["run_dir"] + "-again", "arguments": jobs[CONTINUED]["arguments"]}
     jobs["continued"] = again | {"continues": jobs[CONTINUED]["run_dir"]}
@@ -101,7 +91,7 @@ def lanes() -> Iterator:
 def test_losses_and_weights_are_the_same(outcomes, lane, case, how):
     found = outcomes(lane)
     losses, weights = found[case, how]
-    expected_losses, expected = found[case, reference_of(case[0], how)]
+    expected_losses, expected = found[case, ALONE]
     assert len(losses) == STEPS
     assert losses == pytest.approx(expected_losses, rel=2e-5, abs=1e-6)
     assert differ(weights, expected) < 1e-4

@@ -38,12 +38,13 @@ from alignctl.models.sharding import gather_as_run
 from alignctl.rollout.drawing import Drawn, draw_completions, why_cache_grows
 from alignctl.rollout.episodes import Episodes, Segment, episodes_of, unlearnt
 from alignctl.rollout.rewards import Score, totals
+from alignctl.rollout.streams import seed_of
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.base.divided import divide_model
 from alignctl.trainers.base.everywhere import from_all
 from alignctl.trainers.base.fitting import try_pass
-from alignctl.trainers.base.last_batch import own_rows_of_last
+from alignctl.trainers.base.last_batch import own_rows, rows_of_last
 from alignctl.trainers.base.on_engine import compile_as_wanted, pass_tokens, said_of_passes
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.experience import Experience
@@ -135,8 +136,6 @@ class OnPolicyTrainer(Trainer):
             conversations=is_messages(train_dataset[0]["prompt"]),
         )
         self.scoring = Scoring(args, sources, reward_statistics)
-        if self.accelerator.num_processes > 1:  # else all of them would draw with the same random numbers
-            torch.manual_seed(args.seed + 1_000_003 * self.accelerator.process_index)
         self._longest = max(map(len, self.train_dataset[PROMPT_IDS]), default=0) + args.response_length
         self.notices.append(said_of_passes(args, self._longest))
         self._vllm = None
@@ -192,31 +191,42 @@ class OnPolicyTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, count = super().get_batch_samples(*args, **kwargs)
-        self._of_last = own_rows_of_last(self, len(self.train_dataset) * self.args.num_generations)
+        self._left = rows_of_last(self, len(self.train_dataset) * self.args.num_generations)
         return batches, count
 
     def _own_share(self, inputs: dict[str, Any], drawn: Drawn | None) -> tuple[dict[str, Any], Drawn | None]:
         """The prompts that are this process's, and what was drawn to them; where there are none, a prompt that counts
         for nothing."""
-        self.rollouts.counts = self._of_last != 0
-        if self._of_last is None:
+        self._of_all, self.rollouts.counts = len(inputs["prompt"]) * self.accelerator.num_processes, True
+        if self._left is None:
             return inputs, drawn
-        count = self._of_last or self.args.num_generations
+        self._of_all, own = self._left, own_rows(self, self._left)
+        self.rollouts.counts = own > 0
+        count = own or self.args.num_generations
         columns = {name: values[:count] for name, values in inputs.get(ROW, {}).items()}
         rows = {name: values[:count] for name, values in inputs.items() if name in ("prompt", PROMPT_IDS)}
-        own = Drawn(*(values[:count] for values in drawn)) if drawn is not None else None
-        return inputs | rows | ({ROW: columns} if columns else {}), own
+        drawn = Drawn(*(values[:count] for values in drawn)) if drawn is not None else None
+        return inputs | rows | ({ROW: columns} if columns else {}), drawn
 
     def _roll_out(self, inputs: dict[str, Any], drawn: Drawn | None = None) -> Episodes:
         if drawn is None:
             self.policy.eval()
             with self.accelerator.autocast():
-                drawn = draw_completions(self.policy, self.processing_class, inputs[PROMPT_IDS], self.args)
+                prompts = inputs[PROMPT_IDS]
+                drawn = draw_completions(
+                    self.policy, self.processing_class, prompts, self.args, self._seeds(len(prompts))
+                )
         args, columns = self.args, inputs.get(ROW, {})
         episodes = episodes_of(
             inputs["prompt"], inputs[PROMPT_IDS], drawn, self.processing_class, columns, args.num_generations
         )
         return episodes if self.rollouts.counts else unlearnt(episodes)
+
+    def _seeds(self, completions: int) -> list[int]:
+        """Of the completions of this process, by their places among those of all: so the same are drawn however a
+        rollout is divided."""
+        first = self.accelerator.process_index * self.args.train_batch_size
+        return [seed_of(self.args.seed, self.state.global_step, first + number) for number in range(completions)]
 
     @torch.no_grad()
     def _learn(self, episodes: Episodes) -> tuple[list[Update], Experience]:
@@ -245,10 +255,13 @@ class OnPolicyTrainer(Trainer):
 
     def _updates(self, episodes: Episodes) -> list[Update]:
         """The optimizer steps that the rollout is gone through in, as far as this process knows."""
-        generator = torch.Generator().manual_seed(self.args.seed + self.state.global_step)
-        found, groups = [], len(episodes.groups) if self.rollouts.counts else 0
+        args, there = self.args, len(episodes.groups) if self.rollouts.counts else 0
+        generator = torch.Generator().manual_seed(args.seed + self.state.global_step)
+        first = self.accelerator.process_index * args.train_batch_size // args.num_generations
+        found = []
         for _ in range(self.rounds):
-            for part in mini_batches(groups, self.args.num_mini_batches, generator):
+            for of_all in mini_batches(self._of_all // args.num_generations, args.num_mini_batches, generator):
+                part = [group - first for group in of_all if first <= group < first + there]
                 members = [member for group in part for member in episodes.groups[group]]
                 passes = passes_of(episodes, part, self._pass_tokens(), self._packed)
                 found.append(Update(part, self.counted(episodes, members), sum(1 for _ in passes)))
@@ -324,7 +337,7 @@ class OnPolicyTrainer(Trainer):
     ) -> Tensor:
         args, sums = self.args, []
         model.train()
-        self._fit(episodes, experience, updates[0].groups)
+        self._fit(episodes, experience, max((update.groups for update in updates), key=len))
         for number, update in enumerate(updates):
             with self.compute_loss_context_manager():
                 sums.append(

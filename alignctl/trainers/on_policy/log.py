@@ -31,6 +31,7 @@ class RolloutLog:
         self._values: dict[str, list[float]] = defaultdict(list)
         self._sums: dict[str, Tensor] = {}
         self._deviations: dict[str, str] = {}
+        self._explained: dict[str, tuple[str, str]] = {}
         self.samples: list[dict[str, Any]] = []
         self.counts = True
         """Whether this process has a part in the rollout; else its sums are 0."""
@@ -51,6 +52,13 @@ class RolloutLog:
         """Adds the mean over all processes of what adds up to these."""
         sums = torch.stack([torch.as_tensor(one, device=total.device).double() for one in (total, count, squares)])
         self._sums[name] = sums if self.counts else torch.zeros_like(sums)
+
+    def add_explained(self, name: str, values: Tensor, truth: Tensor) -> None:
+        """Adds the share of the variance of the truth, over all processes, that values explain: 1 is perfect, 0 no
+        better than the mean."""
+        self._explained[name] = left, whole = f"{name} left", f"{name} whole"
+        self.add_mean(left, truth - values)
+        self.add_mean(whole, truth)
 
     def add_rollout(
         self, episodes: Episodes, experience: Experience, rewards: dict[str, list[Score]], scores: list[Score]
@@ -83,12 +91,17 @@ class RolloutLog:
 
     def take(self, everyone: Mapping[str, Tensor]) -> None:
         """Takes the numbers of all processes."""
+        variances, unsaid = {}, {part for parts in self._explained.values() for part in parts}
         for name in self._sums:
             total, count, squares = (float(everyone[f"{name} {of}"].sum()) for of in _OF)
             mean = total / max(count, 1.0)
-            self.add(name, mean)
+            variances[name] = max(squares / max(count, 1.0) - mean**2, 0.0)
+            if name not in unsaid:
+                self.add(name, mean)
             if name in self._deviations:
-                self.add(self._deviations[name], math.sqrt(max(squares / max(count, 1.0) - mean**2, 0.0)))
+                self.add(self._deviations[name], math.sqrt(variances[name]))
+        for name, (left, whole) in self._explained.items():
+            self.add(name, 1 - variances[left] / max(variances[whole], 1e-8))
         self._sums.clear()
 
     def last(self, name: str) -> float:

@@ -35,8 +35,8 @@ class Update:
 
 
 def mini_batches(count: int, parts: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Numbers of groups, shuffled and divided into parts of about the same size, of which some have none where there
-    are fewer groups."""
+    """Numbers of groups of all processes, shuffled and divided into parts of about the same size, of which some have
+    none where there are fewer groups."""
     order = torch.randperm(count, generator=generator).tolist()
     for part in range(parts):
         yield order[part::parts]

@@ -19,12 +19,6 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return (values * mask).sum(dims) / mask.sum(dims).clamp(min=1)
 
 
-def masked_var(values: Tensor, mask: Tensor) -> Tensor:
-    """Unbiased variance of what the mask keeps; 0 where that are fewer than two values."""
-    squares = ((values - masked_mean(values, mask)) ** 2 * mask).sum()
-    return squares / (mask.sum() - 1).clamp(min=1)
-
-
 def whiten(values: Tensor, mask: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     """Values with mean 0 and variance 1 under the mask, and 0 outside it.
 
@@ -100,11 +94,6 @@ def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_
     near = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     bounded = (near - returns) ** 2
     return Clipped(torch.maximum(plain, bounded) / 2, bounded > plain)
-
-
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """Share of the variance of the returns that the values explain: 1 is perfect, 0 no better than their mean."""
-    return 1 - masked_var(returns - values, mask) / masked_var(returns, mask).clamp(min=1e-8)
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episodes: int) -> float:

@@ -23,7 +23,6 @@ from alignctl.trainers.on_policy.ppo.config import PPOConfig
 from alignctl.trainers.on_policy.ppo.models import ActorCritic
 from alignctl.trainers.on_policy.ppo.objective import (
     adapted_kl_coef,
-    explained_variance,
     policy_losses,
     value_losses,
 )
@@ -92,8 +91,8 @@ class PPOTrainer(Managed, OnPolicyTrainer):
         outputs = self.outputs_of(episodes)
         found = build_experience(episodes, outputs, scores, self.kl_coef, self.args, self.add_up)
         self.rollouts.add("kl_coef", self.kl_coef)
-        explained = explained_variance(found.values, found.returns, found.mask)
-        self.rollouts.add("value/explained_variance", float(explained))
+        there = found.mask.bool()
+        self.rollouts.add_explained("value/explained_variance", found.values[there], found.returns[there])
         return found
 
     def losses(self, outputs: Outputs, experience: PPOExperience) -> PassLoss:
