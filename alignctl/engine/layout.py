@@ -81,29 +81,27 @@ class Layout:
         }
 
     @cached_property
-    def branch_masks(self) -> list[list[Tensor | None]]:
-        """Of each branch of each group, which of the shared and its own tokens `[own, shared + own]` it may look at.
+    def runs(self) -> list[tuple[int, Group]]:
+        """Groups, and how many equal ones lie side by side: only sequences that share nothing are put together, those
+        of one length."""
 
-        None where less is shared than the branch has: there a kernel for plain causal attention, which skips what is
-        not looked at, is faster over the shared tokens once more and the own ones.
-        """
-        return [[self._branch_mask(group.shared, own) for own in group.branches] for group in self.groups]
+        def alike(group: Group) -> tuple[int, int | None]:
+            return group.shared, group.start if group.branches else None
+
+        runs = (list(run) for _, run in groupby(self.groups, alike))
+        return [(len(run), run[0]) for run in runs]
 
     @cached_property
-    def runs(self) -> list[tuple[int, Group, list[Tensor | None]]]:
-        """Groups with the masks of their branches, and how many equal ones lie side by side: only sequences that share
-        nothing are put together, those of one length."""
-
-        def alike(one: tuple[Group, list[Tensor | None]]) -> tuple[int, int | None]:
-            return one[0].shared, one[0].start if one[0].branches else None
-
-        runs = (list(run) for _, run in groupby(zip(self.groups, self.branch_masks, strict=True), alike))
-        return [(len(run), *run[0]) for run in runs]
-
-    def _branch_mask(self, shared: int, own: int) -> Tensor | None:
-        if shared < own:
-            return None
-        return torch.ones(own, shared + own, dtype=torch.bool, device=self.input_ids.device).tril(shared)
+    def pieces(self) -> list[tuple[int, int, int]]:
+        """What lies in the row from its beginning on, each a sequence of its own or a part of some: where it begins,
+        its length, and how many of that length lie side by side."""
+        found = []
+        for count, group in self.runs:
+            if group.shared:
+                found.append((group.start, group.shared, count))
+            ends = accumulate(group.branches, initial=group.start + group.shared)
+            found += [(start, own, 1) for start, own in zip(ends, group.branches, strict=False)]
+        return found
 
     @cached_property
     def block_mask(self) -> BlockMask:

@@ -12,7 +12,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from alignctl.engine.attention import by_spans, flash, sdpa_by_parts
+from alignctl.engine.attention import by_spans, flash, joined, sdpa_by_parts
 from alignctl.engine.forward import evaluating, has_all_weights, last_hidden, takes_packed_rows
 from alignctl.engine.layout import Layout, pack
 from alignctl.errors import RequestError
@@ -126,7 +126,13 @@ def keep_out_of_graphs() -> None:
 def _packed_sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None, dropout: float
 ) -> Tensor:
-    return sdpa_by_parts(query, key, value, layout, scale, dropout).transpose(1, 2).contiguous()
+    # Meta tensors stand for what a GPU would hold, which is as much.
+    if query.device.type in ("cpu", "meta") and not dropout and query.size(-1) == value.size(-1):
+        # Autocast does not know the kernel, and rotary embeddings of float32 leave queries and keys in float32.
+        attended = joined(query.to(value.dtype), key.to(value.dtype), value, layout, scale)
+    else:
+        attended = sdpa_by_parts(query, key, value, layout, scale, dropout)
+    return attended.transpose(1, 2).contiguous()
 
 
 def _packed_flex(
@@ -145,7 +151,7 @@ def _packed_flash(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     if dropout or device != "cuda" or dtype.itemsize != 2:
         return _packed_flex(module, query, key, value, layout, scale, dropout)
-    # Autocast does not know the kernel, and rotary embeddings of float32 leave queries and keys in float32.
+    # Autocast does not know this kernel either.
     query, key, value = (one.to(dtype) for one in (query, key, value))
     return by_spans(query, key, value, layout, scale, flash).transpose(1, 2)
 

@@ -1,4 +1,5 @@
-"""No method holds the logits of a whole batch: peak memory of one optimizer step with a vocabulary of 128k."""
+"""No method holds the logits of a whole batch: peak memory of one optimizer step with a vocabulary of 128k. What a long
+row keeps for the backward pass grows as its tokens."""
 
 from __future__ import annotations
 
@@ -73,3 +74,49 @@ def test_one_step_stays_below_the_full_logits(tmp_path, name, root):
     print(f"{name}: {peak / 2**20:,.0f} MiB above what was loaded; full logits {FULL_LOGITS / 2**20:,.0f} MiB")
     # Who makes the full logits holds them at least once, and their gradient beside them. Seen: 440 to 540 MiB.
     assert peak < 0.75 * FULL_LOGITS
+
+
+def kept_per_token(small, name, tokens, dropout):
+    """Bytes that an optimizer step keeps for its backward pass, by tokens of a row."""
+    import torch
+    from datasets import Dataset
+    from transformers import LlamaForCausalLM
+
+    config = small.config()
+    config.max_position_embeddings, config.attention_dropout = 2 * tokens, dropout
+    word = len(small.tokenizer(" dog")["input_ids"])
+    prompt, answer = (" dog" * (count // word) for count in (tokens * 3 // 4, tokens // 4 - 8))
+    row = {"prompt": prompt, "chosen": answer, "rejected": " cat" + answer}
+    if name == "sft":
+        row = {"prompt": prompt, "completion": answer}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    trainer = small.trainer(
+        name, model=model, rows=Dataset.from_list([row]), max_length=tokens, max_steps=1, save_strategy="no",
+        per_device_train_batch_size=1, disable_tqdm=True,
+    )  # fmt: skip
+    storages, step = {}, trainer.training_step
+
+    def kept(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def watched(*args, **options):
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            return step(*args, **options)
+
+    trainer.training_step = watched
+    trainer.train()
+    assert trainer.model.packed_attention == "sdpa"
+    return sum(storages.values()) / tokens
+
+
+@pytest.mark.parametrize("longest", [8192, pytest.param(32768, marks=pytest.mark.night)])
+@pytest.mark.parametrize(("name", "dropout"), [("dpo", 0.0), ("sft", 0.1)], ids=["pairs", "with dropout"])
+def test_what_a_long_row_keeps_for_its_backward_pass_grows_as_its_tokens(tmp_path, name, dropout, longest):
+    from support.small import Small
+
+    short, long = (kept_per_token(Small(tmp_path), name, tokens, dropout) for tokens in (2048, longest))
+    print(f"{name}: {short:,.0f} and {long:,.0f} bytes a token")
+    assert long < 1.1 * short  # a mask of 8,192 tokens in every layer would be 3 times as much
