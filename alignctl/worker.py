@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignctl.cache import cache_dir
 from alignctl.config.schema import wants_bitsandbytes
 from alignctl.config.stages import StageConfig
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
@@ -27,7 +28,7 @@ from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.frozen import read_stage
-from alignctl.run.paths import RunPaths, StagePaths, cache_dir
+from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.process import die_with_parent
 
 

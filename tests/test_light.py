@@ -85,10 +85,11 @@ def imports_of(path: Path) -> set[str]:
 
 # Who may import whom inside the package: module or folder -> what it may touch beside itself.
 ALLOWED = {
+    "cache": set(),
     "errors": set(),
     "engine": set(),
     "methods": {"errors"},
-    "data": {"errors", "methods"},
+    "data": {"cache", "errors", "methods"},
     # config: of data only the settings of rows
     "config": {"data", "errors", "methods"},
     # evaluate: for the checks the table of judges
@@ -102,11 +103,11 @@ ALLOWED = {
     "models": {"config", "engine", "errors", "methods", "run"},
     "rollout": {"data", "engine", "errors", "models"},
     "evaluate": {"config", "data", "engine", "errors", "models", "rollout"},
-    "trainers": {"data", "engine", "errors", "models", "rollout", "run"},
+    "trainers": {"cache", "data", "engine", "errors", "models", "rollout", "run"},
     "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
     "alone": {"config", "data", "errors", "methods", "monitor", "run", "stage", "trainers"},
     # worker: of stage only what the table of methods names
-    "worker": {"config", "errors", "methods", "monitor", "run"},
+    "worker": {"cache", "config", "errors", "methods", "monitor", "run"},
     "cli": {"checks", "config", "data", "errors", "launch", "methods", "plan", "run"},
     "__main__": {"cli"},
 }

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 
 from alignctl.data import quickstart
-from alignctl.data.formats import Format, detect_format, unpair
-from alignctl.data.messages import BadRow, Messages, is_messages
+from alignctl.data.formats import FORMATS, Format, detect_format, unpair
+from alignctl.data.kept import kept, read_rows, write_rows, write_some
+from alignctl.data.messages import BadRow, is_messages
+from alignctl.data.scanning import prompt_keys
 from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES, first_bad_line
 from alignctl.errors import AlignctlError, RequestError
@@ -23,7 +27,9 @@ _SHOWN_BAD_ROWS = 5
 _DETECT_ROWS = 20
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
 _MARGIN = "margin"  # the column that `data.margin` says how to make
-_REASON = "alignctl: why not"  # a column for the time of reading; of a name that no source has
+_NUMBER = "alignctl: number"  # a column of files of rows: which row of the source it was; of a name that no source has
+_AT_ONCE = 1_000  # rows
+_ROWS = ".arrow"
 _LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -69,32 +75,53 @@ class Source(NamedTuple):
 
 
 def read_split(
-    settings: DataSettings, kind: str, seed: int, columns: tuple[RowColumn, ...] = ()
+    settings: DataSettings,
+    kind: str,
+    seed: int,
+    columns: tuple[RowColumn, ...] = (),
+    count: Callable[[int], None] = lambda rows: None,
 ) -> tuple[Rows, Rows | None]:
     """Reads training rows and held-out rows, with those of the columns that the data has.
 
     Held-out rows come from `eval_path` or `eval_split`, else they are taken out of the training rows, whole prompts at
-    a time, so that no prompt is on both sides.
+    a time, so that no prompt is on both sides. One process does it, and those that ask for the same take what it made.
+
+    Args:
+        count: Is told of more rows that were read, as it goes.
 
     Raises:
         RequestError: A source cannot be read, has no rows of this kind, or has bad rows and `on_bad_row` is fail.
     """
-    train = _read(settings, Source(settings.path, settings.split, "train", settings.limit), kind, columns)
+    sources = [Source(settings.path, settings.split, "train", settings.limit)]
     if settings.eval_path or settings.eval_split or settings.path in BUILTIN_SOURCES:
         path, split = settings.eval_path or settings.path, settings.eval_split or "train"
+        sources.append(Source(path, split, "test", settings.eval_limit))
+    raw = [_load(settings, source, kind) for source in sources]
+    told = [asdict(settings), [asdict(column) for column in columns]]
+    # The library's own name for what it loaded, which another content has another of.
+    names = [rows._fingerprint for rows in raw]
+
+    def make(folder: Path) -> None:
+        reader = _Reader(settings, kind, folder, count)
+        train = reader.read(sources[0], raw[0], columns, "read" if len(sources) == 1 else "train")
+        if len(sources) == 1:
+            _hold_out(train, settings, seed, folder)
+            return
         # `data.margin` is said of the training rows; others are measured without margins.
-        columns = tuple(column for column in columns if column.name != _MARGIN)
-        held_out = _read(settings, Source(path, split, "test", settings.eval_limit), kind, columns)
-        for column in columns:
+        others = tuple(column for column in columns if column.name != _MARGIN)
+        held_out = reader.read(sources[1], raw[1], others, "eval")
+        for column in others:
             if column in train.columns and column not in held_out.columns:
                 raise RequestError(
-                    f"the training rows have the column `{column.name}`, and the held-out rows of {path} do not",
+                    f"the training rows have the column `{column.name}`, and the held-out rows of {sources[1].path} "
+                    "do not",
                     "add it, or take it out of both",
                 )
-        return train, held_out
-    if settings.eval_rows == 0:
-        return train, None
-    return _hold_out(train, settings, seed)
+        _describe(train, folder, "train")
+        _describe(held_out, folder, "eval")
+
+    folder = kept(["rows", kind, seed, *told, names], make)
+    return _described(folder, "train"), _described(folder, "eval")
 
 
 def as_kind(rows: Rows, kind: str) -> Rows:
@@ -167,25 +194,65 @@ def _plain_text(row: dict[str, Any], as_text: Any) -> dict[str, str]:
     }
 
 
-def _read(settings: DataSettings, source: Source, kind: str, columns: tuple[RowColumn, ...]) -> Rows:
-    raw, path = _load(settings, source, kind), source.path
-    if source.limit is not None:
-        raw = raw.select(range(min(source.limit, len(raw))))
-    if len(raw) == 0:
-        raise RequestError(f"{path} has no rows")
-    try:
-        row_format = detect_format(raw.select(range(min(len(raw), _DETECT_ROWS))), kind, settings.format)
-    except ValueError as error:
-        raise RequestError(f"{path}: {error}") from error
-    own = _sources(raw, columns, settings.margin, path)
-    rows = _convert(raw, row_format, path, own, others_for=kind if EVERY_OTHER_COLUMN in columns else None)
-    if rows.ledger.skipped and settings.on_bad_row == "fail":
-        raise RequestError(
-            f"{path}: {describe_skipped(rows.ledger)}", "mend or remove them, or set `data.on_bad_row=skip`"
-        )
-    if rows.ledger.kept == 0:
-        raise RequestError(f"{path}: no row can be used: {describe_skipped(rows.ledger)}")
-    return rows
+class _Reader(NamedTuple):
+    """Turns sources into files of rows in a trainer's form."""
+
+    settings: DataSettings
+    kind: str
+    folder: Path
+    count: Callable[[int], None]
+
+    def read(self, source: Source, raw: Dataset, columns: tuple[RowColumn, ...], name: str) -> Rows:
+        """The rows of a source, in a file of that name."""
+        settings, path = self.settings, source.path
+        if source.limit is not None:
+            raw = raw.select(range(min(source.limit, len(raw))))
+        if len(raw) == 0:
+            raise RequestError(f"{path} has no rows")
+        try:
+            row_format = detect_format(raw.select(range(min(len(raw), _DETECT_ROWS))), self.kind, settings.format)
+        except ValueError as error:
+            raise RequestError(f"{path}: {error}") from error
+        own = _sources(raw, columns, settings.margin, path)
+        others_for = self.kind if EVERY_OTHER_COLUMN in columns else None
+        rows = _convert(raw, row_format, path, own, others_for, self.folder / f"{name}{_ROWS}", self.count)
+        if rows.ledger.skipped and settings.on_bad_row == "fail":
+            raise RequestError(
+                f"{path}: {describe_skipped(rows.ledger)}", "mend or remove them, or set `data.on_bad_row=skip`"
+            )
+        if rows.ledger.kept == 0:
+            raise RequestError(f"{path}: no row can be used: {describe_skipped(rows.ledger)}")
+        return rows
+
+
+def _describe(rows: Rows, folder: Path, part: str) -> None:
+    """Writes what is to be known of a file of rows beside them."""
+    facts = {
+        "format": rows.format.name,
+        "ledger": asdict(rows.ledger),
+        "columns": [asdict(column) for column in rows.columns],
+    }
+    (folder / f"{part}.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _described(folder: Path, part: str) -> Rows | None:
+    """Rows as they were written, or None where there are none."""
+    file = folder / f"{part}.json"
+    if not file.exists():
+        return None
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    skipped = {int(number): reason for number, reason in facts["ledger"]["skipped"].items()}
+    return _rows_of(
+        folder / f"{part}{_ROWS}",
+        FORMATS[facts["format"]],
+        Ledger(**facts["ledger"] | {"skipped": skipped}),
+        tuple(RowColumn(**column) for column in facts["columns"]),
+    )
+
+
+def _rows_of(file: Path, row_format: Format, ledger: Ledger, columns: tuple[RowColumn, ...]) -> Rows:
+    dataset = read_rows(file)
+    return Rows(dataset.remove_columns(_NUMBER), row_format, ledger, dataset.data.column(_NUMBER).to_pylist(), columns)
 
 
 def describe_skipped(ledger: Ledger) -> str:
@@ -239,63 +306,79 @@ def _sources(
 
 
 def _convert(
-    raw: Dataset, row_format: Format, source: str, own: dict[RowColumn, list[str]], others_for: str | None
+    raw: Dataset,
+    row_format: Format,
+    source: str,
+    own: dict[RowColumn, list[str]],
+    others_for: str | None,
+    file: Path,
+    count: Callable[[int], None],
 ) -> Rows:
     """Rows in a trainer's form.
 
     Args:
-        own: The declared columns, and what of the file each is made of.
+        own: The declared columns, and what of the source each is made of.
         others_for: The kind of rows that keep all other columns, too; None where they are dropped.
+        file: Where they are written.
+        count: Is told of more rows that were read.
     """
     texts = _text_columns(raw, row_format, source)
     columns = texts | {column.name: Value("float32") if column.number else raw.features[column.name] for column in own}
     others = {name: kind for name, kind in raw.features.items() if others_for and name not in columns}
-    converted = raw.map(
-        _convert_row,
-        fn_kwargs={
-            "convert": row_format.convert,
-            "texts": {k: v == _MESSAGES for k, v in texts.items()},
-            "own": own,
-        },
-        remove_columns=[name for name in raw.column_names if name not in others],
-        features=Features(others | {_REASON: Value("string")} | columns),
-        desc=f"Reading {source}",
-    )
-    problems = converted[_REASON]
-    skipped = {index + 1: problem for index, problem in enumerate(problems) if problem is not None}
-    kept = converted.remove_columns(_REASON)
-    numbers = [number for number in range(1, len(raw) + 1) if number not in skipped]
-    if skipped:
-        kept = kept.select([number - 1 for number in numbers])
-    ledger = Ledger(source, row_format.name, len(raw), len(kept), skipped)
+    kept_columns = [*others, *columns]
+    skipped: dict[int, str] = {}
+
+    def batches() -> Iterator[dict[str, list[Any]]]:
+        convert = partial(_convert_row, convert=row_format.convert, own=own)
+        messages = {name: kind == _MESSAGES for name, kind in texts.items()}
+        first = 1
+        for batch in raw.iter(_AT_ONCE):
+            batch = {name: batch[name] for name in raw.column_names}
+            converted = {name: [] for name in [*kept_columns, _NUMBER]}
+            for number, values in enumerate(zip(*batch.values(), strict=True), start=first):
+                row = dict(zip(batch, values, strict=True))
+                try:
+                    row = {name: row[name] for name in others} | convert(row, messages) | {_NUMBER: number}
+                except BadRow as error:
+                    skipped[number] = str(error)
+                    continue
+                for name, values in converted.items():
+                    values.append(row[name])
+            read = len(next(iter(batch.values())))
+            first += read
+            count(read)
+            yield converted
+
+    write_rows(file, Features(others | columns | {_NUMBER: Value("int64")}), batches())
+    ledger = Ledger(source, row_format.name, len(raw), len(raw) - len(skipped), skipped)
     carried = tuple(own)
     if others_for:
         # Of rows of another kind that are taken as prompts, the completions are other columns.
         known = {"prompt"} if others_for == "prompts" else set(texts)
         known |= {column.name for column in own}
-        names = [name for name in kept.column_names if name not in known]
-        carried += tuple(replace(EVERY_OTHER_COLUMN, name=name) for name in names)
-    return Rows(kept, row_format, ledger, numbers, carried)
+        carried += tuple(replace(EVERY_OTHER_COLUMN, name=name) for name in kept_columns if name not in known)
+    return _rows_of(file, row_format, ledger, carried)
 
 
 def _convert_row(
-    row: dict[str, Any], convert: Any, texts: dict[str, bool], own: dict[RowColumn, list[str]]
+    row: dict[str, Any], messages: dict[str, bool], convert: Any, own: dict[RowColumn, list[str]]
 ) -> dict[str, Any]:
-    """One converted row, or the reason why not and empty columns. `texts` says which columns hold messages."""
+    """One converted row. `messages` says which columns of text hold some.
+
+    Raises:
+        BadRow: It cannot be used.
+    """
+    if None in row.values():
+        row = {key: value for key, value in row.items() if value is not None}
     try:
-        if any(value is None for value in row.values()):
-            row = {key: value for key, value in row.items() if value is not None}
         converted = convert(row)
         values = {column.name: _value(row, column, names) for column, names in own.items()}
-        for column, messages in texts.items():
-            if is_messages(converted.get(column)) != messages:
-                raise BadRow(f"`{column}` is {'text' if messages else 'messages'}, unlike in the first row")
-        return {_REASON: None, **converted, **values}
     except KeyError as error:
-        reason = f"the column {error} is missing or empty"
-    except BadRow as error:
-        reason = str(error)
-    return {_REASON: reason} | dict.fromkeys([*texts, *(column.name for column in own)])
+        raise BadRow(f"the column {error} is missing or empty") from error
+    for column, are_messages in messages.items():
+        if is_messages(converted.get(column)) != are_messages:
+            raise BadRow(f"`{column}` is {'text' if are_messages else 'messages'}, unlike in the first row")
+    return converted | values
 
 
 def _value(row: dict[str, Any], column: RowColumn, names: list[str]) -> Any:
@@ -341,26 +424,26 @@ def _type(value: Any) -> Any:
     return _MESSAGES if is_messages(value) else Value("bool" if isinstance(value, bool) else "string")
 
 
-def _hold_out(rows: Rows, settings: DataSettings, seed: int) -> tuple[Rows, Rows | None]:
-    """Splits off up to `eval_rows` rows, the same ones for the same seed, whatever the order of the rows."""
-    keys = [_prompt_key(row, seed) for row in rows.dataset]
-    by_prompt: dict[str, list[int]] = {}
-    for index, key in enumerate(keys):
-        by_prompt.setdefault(key, []).append(index)
-    wanted = min(settings.eval_rows, len(keys) // 5)  # never more than a fifth
-    held: set[int] = set()
+def _hold_out(rows: Rows, settings: DataSettings, seed: int, folder: Path) -> None:
+    """Splits off up to `eval_rows` rows, the same ones for the same seed, whatever the order of the rows; writes and
+    describes both parts."""
+    wanted = min(settings.eval_rows, len(rows.dataset) // 5)  # never more than a fifth
+    by_prompt: dict[bytes, list[int]] = {}
+    if wanted:
+        for index, key in enumerate(prompt_keys(rows.dataset, seed)):
+            by_prompt.setdefault(key, []).append(index)
+    held: list[int] = []
     for key in sorted(by_prompt):
         if len(held) + len(by_prompt[key]) <= wanted:
-            held.update(by_prompt[key])
+            held += by_prompt[key]
+    file = folder / f"read{_ROWS}"
     if not held:
-        return rows, None
-
-    def part(indices: list[int]) -> Rows:
-        return replace(rows.select(indices), ledger=replace(rows.ledger, kept=len(indices)))
-
-    return part([i for i in range(len(keys)) if i not in held]), part(sorted(held))
-
-
-def _prompt_key(row: dict[str, Any], seed: int) -> str:
-    prompt: str | Messages = row.get("prompt") or row.get("text") or row["messages"][:-1]
-    return hashlib.sha256(f"{seed}|{json.dumps(prompt)}".encode()).hexdigest()
+        file.rename(folder / f"train{_ROWS}")
+        _describe(rows, folder, "train")
+        return
+    is_held = np.zeros(len(rows.dataset), bool)
+    is_held[held] = True
+    for part, chosen in (("train", ~is_held), ("eval", is_held)):
+        write_some(file, folder / f"{part}{_ROWS}", chosen)
+        _describe(replace(rows, ledger=replace(rows.ledger, kept=int(chosen.sum()))), folder, part)
+    file.unlink()

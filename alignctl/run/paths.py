@@ -1,8 +1,7 @@
-"""File names of a run directory. The only place that knows them, and the cache folder. Torch-free."""
+"""File names of a run directory. The only place that knows them. Torch-free."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -242,10 +241,3 @@ class RunPaths:
             if anew and self.root.exists():
                 raise
             raise LaunchError(f"cannot make {self.root}: {error.strerror}", "give another `run_dir`") from error
-
-
-def cache_dir() -> Path:
-    """What runs share and may be removed at any time: ALIGNCTL_CACHE, else alignctl/ in the user's cache folder."""
-    given = os.environ.get("ALIGNCTL_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(given).expanduser() if given else home / "alignctl"

@@ -17,12 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import Rows
+from alignctl.data.scanning import characters
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.disk import seconds_to_write, shown_bytes
@@ -174,9 +176,8 @@ def longest(rows: Rows, job: Job, count: int | None = None) -> Rows:
         count = STEPS * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         count = count // getattr(args, "num_generations", 1) * (_PACKED if getattr(args, "packing", False) else 1)
     limit = getattr(args, "max_prompt_length", getattr(args, "max_length", None)) or math.inf
-    lengths = [len(str(row)) for row in rows.dataset]
     chosen: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for index in np.argsort(-characters(rows.dataset), kind="stable").tolist():
         row = rows.dataset[index]
         if "prompt" not in row or len(tokenize_prompt(job.tokenizer, row["prompt"])) < limit:
             chosen.append(index)

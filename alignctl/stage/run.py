@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from accelerate import PartialState
@@ -67,7 +68,9 @@ def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: 
     method = methods()[stage.method]
     progress = ProgressFile(paths, method.key_metrics, heartbeat, is_first=rank() == 0)
     progress.phase("reading data")
-    rows, held_rows = read_split(stage.data, method.data_kind, stage.seed, method.row_columns)
+    rows, held_rows = read_split(
+        stage.data, method.data_kind, stage.seed, method.row_columns, partial(progress.count, "rows")
+    )
     progress.phase("loading model")
     start = weights[method.trained]
     tokenizer, new_tokens = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))

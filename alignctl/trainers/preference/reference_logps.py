@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from alignctl.cache import cache_dir
 from alignctl.engine.forward import evaluating
-from alignctl.run.paths import cache_dir
 
 _COMPUTING = ("torch", "transformers", "trl")
 # Columns of the tokenised rows; whatever else a row has does not change its log-probabilities.

@@ -1,0 +1,37 @@
+"""Scans of Arrow columns say what a walk over the rows would."""
+
+import hashlib
+import json
+
+import pytest
+from datasets import Dataset
+
+from alignctl.data.scanning import characters, prompt_keys
+
+pytestmark = pytest.mark.train  # the datasets library takes seconds to import
+
+
+def message(text):
+    return {"role": "user", "content": text}
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 2], [2, 0]])
+def test_characters(chosen):
+    rows = Dataset.from_list([
+        {"prompt": [message("häh"), message("")], "chosen": "ab", "label": True, "more": None},
+        {"prompt": [], "chosen": "", "label": False, "more": {"why": "so"}},
+        {"prompt": [message("x" * 50)], "chosen": None, "label": None, "more": {"why": None}},
+    ])  # fmt: skip
+    assert characters(rows.select(chosen)).tolist() == [[3 + 2 * 4 + 2, 2, 50 + 4][i] for i in chosen]
+
+
+def test_prompts_are_known_as_ever():
+    """Which rows are held out of a file must not change from one version to the next."""
+    for row, prompt in (
+        ({"prompt": "ä", "chosen": "a"}, "ä"),
+        ({"prompt": [message("a")], "completion": "b"}, [message("a")]),
+        ({"text": "a"}, "a"),
+        ({"messages": [message("a"), message("b")]}, [message("a")]),
+    ):
+        [key] = prompt_keys(Dataset.from_list([row]), seed=3)
+        assert key.hex() == hashlib.sha256(f"3|{json.dumps(prompt)}".encode()).hexdigest()
