@@ -52,7 +52,7 @@ def pair(folder, shared_data, case):
     name, peft = case
     adapter = "none" if peft == PRECOMPUTED else peft
     more = ["cell.precompute_ref_log_probs=true"] if peft == PRECOMPUTED else []
-    more += [] if "pass_tokens" in METHODS[name][2] else ["cell.pass_tokens=256"]  # several passes a step
+    more += [] if "pass_tokens" in METHODS[name][1] else ["cell.pass_tokens=256"]  # several passes a step
     jobs = [job(folder, shared_data, (name, adapter, "auto"), (4, 1, how)) for how in ("ddp", "fsdp2")]
     return [one | {"run_dir": f"{one['run_dir']}-{peft}", "arguments": one["arguments"] + more} for one in jobs]
 
