@@ -132,7 +132,7 @@ ROWS = [torch.arange(4, 30), torch.arange(20, 60)]
 def save(folder, model, tokenizer, start=None, **how):
     """Saves a model as a stage does."""
     start = start or copy.deepcopy(Configs(model.config, model.generation_config))
-    trained = Trained(model, None, start, ROWS, **({"said": said_of(model, ROWS)} | how))
+    trained = Trained(model, start, ROWS, **({"said": said_of(model, ROWS)} | how))
     return save_finished(trained, tokenizer, StagePaths(folder), llama, {"facts.json": {"a": 1}}, {})
 
 

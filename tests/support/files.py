@@ -21,7 +21,7 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 def weights(model: Path) -> str:
     """Hash of a saved model's weights: equal where they are, bit for bit."""
-    files = sorted(model.glob("*.safetensors"))
+    files = sorted(model.glob("*model*.safetensors"))  # one or several, of an adapter, too
     assert files, f"there are no weights in {model}"
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

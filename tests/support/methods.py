@@ -124,6 +124,7 @@ METHODS = {
                 settings={
                     "reward_funcs": f"[{REWARDS}:length]", "response_length": 8, "max_prompt_length": 256,
                     "pass_tokens": 256, "max_length": None, "gradient_accumulation_steps": None,
+                    "learning_rate": 1e-5,  # with large ones rounding soon draws another token
                 },
             ),
         },
