@@ -1,4 +1,4 @@
-"""Every method learns: scripts/learn.py in its short form, at night on real pairs too; PPO from a reward function."""
+"""Every method learns: scripts/learn.py in its short form, on real pairs too; PPO from a reward function."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def learnt(out: Path, root: Path, data: Path, part: str) -> set[str]:
     return set(re.findall(r"^\S+ +(\w+) .*: learnt$", done.stdout, re.MULTILINE))
 
 
+@pytest.mark.night
 def test_every_method_learns(tmp_path, root, shared_data):
     """Others than SFT, from an SFT model of the quickstart world."""
     assert learnt(tmp_path, root, shared_data, "quickstart") == set(methods()) - {"sft"}
