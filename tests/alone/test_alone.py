@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
+from support.daily import of_today
 from support.methods import METHODS, small_run
 
 pytestmark = pytest.mark.train
@@ -13,6 +15,7 @@ GPUS = "launcher.gpus_per_node=8"
 LARGE = ("recipe=dpo_llama3_70b", "--tokens", "64")
 ADAPTERS = ("none", "lora")
 DIVISIONS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+CELLS = list(product(METHODS, DIVISIONS, ADAPTERS, (1, 4)))
 
 
 @pytest.fixture
@@ -80,10 +83,7 @@ def test_what_is_said(alignctl):
 
 
 @pytest.mark.night
-@pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("distributed", DIVISIONS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "distributed", "adapter", "accumulation"), of_today(CELLS, 5))
 def test_every_cell_is_as_planned(rehearsed, method, distributed, adapter, accumulation):
     """The command ends with 1 where anything is off by more than 2 %."""
     stage = METHODS[method].stage

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.cells import CASES, job
+from support.daily import of_today
 from support.files import metrics
 from support.many import run_many
 from support.methods import METHODS
@@ -17,7 +18,7 @@ GLOBAL_BATCH = 8
 # Rows: trained on, held out; and numbers of processes, each with an equal part of a batch. Pairs of KTO are two rows.
 LANES = {
     "day": (19, 5, (1, 4), ["sft", "kto", "dpo and sft", "reward"]),
-    "night": (203, 13, (1, 2, 4, 8), [case for case in CASES if METHODS[CASES[case][0]].local]),
+    "night": (203, 13, (1, 2, 4, 8), of_today([case for case in CASES if METHODS[CASES[case][0]].local], 3)),
 }
 SPEED = ("epoch", "runtime", "per_second", "per_s/")
 
