@@ -113,7 +113,7 @@ def test_a_short_stage_has_none(tmp_path):
 def test_a_continued_run_does_not_rehearse_again(tmp_path):
     given = arguments("sft", "rehearse=true")
     with pytest.raises(Stopped, match="step 5 of 20"):
-        run_stages(tmp_path, *given, signal=StopsAfter(8))  # three looks in the rehearsal
+        run_stages(tmp_path, *given, signal=StopsAfter(9))  # four looks in the rehearsal, whose training ends twice
     first = read(tmp_path / "sft" / "rehearsal.json")
     stage = run_stages(tmp_path, *given) / "sft"
     assert not any("rehearsed" in notice for notice in read(stage / "progress.json")["notices"])
