@@ -1,4 +1,5 @@
-"""Entry of the process that rehearses a stage as one of many: `python -m alignctl.alone RUN_DIR STAGE TOKENS FILE`.
+"""Entry of the process that rehearses a stage as one of many: `python -m alignctl.alone RUN_DIR STAGE TOKENS
+numbers|numberless FILE`.
 
 Which process of how many it is comes from the environment, as torchrun would set it. What was seen is written to FILE
 as JSON, an error that a user can act on, too.

@@ -38,8 +38,12 @@ def weights(trainer: StageTrainer, method: Method) -> dict[Role, int]:
 
 
 def trained_weights(trainer: StageTrainer) -> int:
-    """Of those that learn, which a checkpoint has."""
-    return sum(_held_of(one) for one in trainer.model.parameters() if one.requires_grad)
+    """Of those that learn, as a process writes them to a checkpoint: its share under FSDP2, elsewhere all."""
+    return sum(
+        _held_of(one) if isinstance(one, DTensor) else getattr(one, "ds_numel", one.numel()) * one.element_size()
+        for one in trainer.model.parameters()
+        if one.requires_grad
+    )
 
 
 def gradients(trainer: StageTrainer) -> int:

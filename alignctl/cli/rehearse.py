@@ -16,7 +16,6 @@ from alignctl.config.compose import compose, read_request
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.launch.alone import run_alone, temporary_run
 from alignctl.plan.alone import (
-    Place,
     check_can_be_made,
     is_numberless,
     longest,
@@ -25,7 +24,7 @@ from alignctl.plan.alone import (
     with_processes,
 )
 from alignctl.plan.freeze import absolute_paths
-from alignctl.plan.memory import Held, held, writes
+from alignctl.plan.memory import Held, Place, held, writes
 from alignctl.plan.plan import RunPlan, StagePlan, make_plan
 from alignctl.plan.shapes import shape_of
 from alignctl.run.disk import shown_bytes

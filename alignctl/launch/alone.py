@@ -11,8 +11,8 @@ from typing import Any
 
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.launch.environment import own_environment
-from alignctl.plan.alone import Place
 from alignctl.plan.freeze import freeze
+from alignctl.plan.memory import Place
 from alignctl.plan.plan import RunPlan
 from alignctl.run.files import read_json
 from alignctl.run.process import PARENT

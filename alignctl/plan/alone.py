@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from alignctl.config.adapters import has_adapter
@@ -18,6 +17,7 @@ from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import config_fields
 from alignctl.errors import RequestError
 from alignctl.methods.registry import methods
+from alignctl.plan.memory import Place, optimizer_of
 from alignctl.plan.shapes import Shape, known_ids, saved_in, tensors, without_files
 from alignctl.run.disk import shown_bytes
 
@@ -32,17 +32,6 @@ _LARGEST = 4_000_000_000
 """Bytes of all models of a stage that are made with numbers."""
 _REWARD = "alignctl.alone.made:lengths"
 _LENGTHS = ("max_length", "max_prompt_length")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which process of how many."""
-
-    rank: int
-    processes: int
-
-    def __str__(self) -> str:
-        return f"{self.rank}/{self.processes}"
 
 
 def read_place(given: str) -> Place:
@@ -176,11 +165,6 @@ def is_numberless(stage: StageConfig, shape: Shape) -> bool:
             + ("" if draws else ", or this one with `distributed=fsdp2`, whose weights need no numbers"),
         )
     return False
-
-
-def optimizer_of(stage: StageConfig) -> str:
-    """transformers' name of the optimizer; its default (5.23) where the stage names none."""
-    return str(stage.trainer.get("optim") or "adamw_torch_fused")
 
 
 def longest(stage: StageConfig) -> int:

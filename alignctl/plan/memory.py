@@ -18,7 +18,6 @@ from alignctl.config.adapters import HEADS, changes_base, has_adapter, matches
 from alignctl.config.schema import ZERO_STAGES
 from alignctl.config.stages import StageConfig
 from alignctl.methods.registry import methods
-from alignctl.plan.alone import Place, optimizer_of
 from alignctl.plan.shapes import Shape, Tensor, tensors
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -30,6 +29,17 @@ _QUERIES_AND_VALUES = ("q_proj", "v_proj")
 """What peft (0.21) puts adapters on where it is not told."""
 _PERSISTENT = 100_000
 """Numbers of the largest tensor that ZeRO-3 leaves whole (`stage3_param_persistence_threshold`)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process of how many."""
+
+    rank: int
+    processes: int
+
+    def __str__(self) -> str:
+        return f"{self.rank}/{self.processes}"
 
 
 @dataclass(frozen=True)
@@ -117,16 +127,19 @@ def writes(stage: StageConfig, place: Place, trained: int, optimizer: int) -> di
     """The files that a process writes of a checkpoint, but for what is small and the first one's, and their bytes.
 
     Args:
-        trained: Bytes that it holds of the weights that learn.
+        trained: Bytes of the weights that learn: of its share under FSDP2, elsewhere of all.
         optimizer: Of the optimizer's state.
     """
     kind, rank = stage.distributed.type, place.rank
+    stem = "adapter_model" if has_adapter(stage.peft) else "model"
     random = f"rng_state_{rank}.pth" if place.processes > 1 else "rng_state.pth"
     if kind == "fsdp2":
-        return {"files": [f"__{rank}_0.distcp", random], "bytes": trained + optimizer}
-    model = ["model.safetensors"] if rank == 0 else []
+        share = f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+        return {"files": [share, f"optimizer/{share}", random], "bytes": trained + optimizer}
+    by_layers = ZERO_STAGES.get(kind) == 3 and stem == "model"
+    model = [f"{stem}{'-*' if by_layers else ''}.safetensors"] if rank == 0 else []
     if kind in ZERO_STAGES:
-        state = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        state = f"global_step*/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
         return {"files": [*model, state, random], "bytes": optimizer + (trained if model else 0)}
     own = [*model, "optimizer.pt"] if model else []
     return {"files": [*own, random], "bytes": trained + optimizer if model else 0}
@@ -179,7 +192,13 @@ def _by_deepspeed(stage: StageConfig, models: Mapping[str, list[Part]], place: P
         gathered=None,
         gathered_again=0,
         reduced=numbers * (2 if mixed else _FLOAT32),
+        reduced_each_pass=zero > 1,
     )
+
+
+def optimizer_of(stage: StageConfig) -> str:
+    """transformers' name of the optimizer; its default (5.23) where the stage names none."""
+    return str(stage.trainer.get("optim") or "adamw_torch_fused")
 
 
 def _state(stage: StageConfig, trained: Sequence[tuple[int, int, int]]) -> int | None:

@@ -79,7 +79,34 @@ def test_what_is_said(alignctl):
     assert done.code == 0, done.err
     assert "as rank 5 of 64: 8 x 8, fsdp2" in done.out
     assert "weights of reference" in done.out
-    assert "__5_0.distcp" in done.out
+    share = "shard-00006-model-00001-of-00001.safetensors"
+    assert f"{share}, optimizer/{share}, rng_state_5.pth" in done.out
+
+
+@pytest.mark.parametrize(("distributed", "times"), [("ddp", 1), ("zero1", 1), ("zero2", 3)])
+def test_gradients_of_several_passes(rehearsed, distributed, times):
+    """DeepSpeed divides them in every pass from ZeRO-2 on; the others add them up once."""
+    report = rehearsed(
+        *small_run("sft", f"distributed={distributed}", GPUS, per_device_train_batch_size=6, pass_tokens=128),
+        "--tokens", "64", "--as", "5/16",
+    )  # fmt: skip
+    assert report["passes"] == 3
+    assert sizes(report["sent"])["gradients"] == (times * 4 * tiny_numbers(),) * 2
+
+
+@pytest.mark.parametrize(
+    ("distributed", "adapter", "files"),
+    [
+        ("zero3", "none", ["model-*.safetensors", "global_step*/zero_pp_rank_0_mp_rank_00_optim_states.pt"]),
+        ("zero2", "lora", ["adapter_model.safetensors", "global_step*/zero_pp_rank_0_mp_rank_00_optim_states.pt"]),
+        ("ddp", "none", ["model.safetensors", "optimizer.pt"]),
+    ],
+)
+def test_what_the_first_process_writes(rehearsed, distributed, adapter, files):
+    report = rehearsed(*small_run("sft", f"distributed={distributed}", f"peft={adapter}", GPUS), "--as", "0/16")
+    assert report["checkpoint"]["files"] == [*files, "rng_state_0.pth"]
+    if adapter == "none":
+        assert report["checkpoint"]["bytes"] == 4 * tiny_numbers() + report["held"]["optimizer state"]["bytes"]
 
 
 @pytest.mark.night

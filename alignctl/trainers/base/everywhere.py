@@ -19,8 +19,3 @@ def from_all(accelerator: Accelerator, numbers: Mapping[str, float]) -> dict[str
     if accelerator.num_processes > 1 and names:
         own = accelerator.gather(own.to(accelerator.device)).cpu()
     return dict(zip(names, own.unbind(1), strict=True))
-
-
-def largest(accelerator: Accelerator, number: int) -> int:
-    """The largest number of all processes."""
-    return int(from_all(accelerator, {"number": number})["number"].max())

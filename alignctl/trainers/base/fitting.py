@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignctl.engine.forward import most_of_all
 from alignctl.errors import AlignctlError
 from alignctl.run.disk import shown_bytes
 from alignctl.trainers.base.device import USED, measured, room_of
-from alignctl.trainers.base.everywhere import largest
 from alignctl.trainers.base.room import state_bytes
 
 LARGEST = 32_768
@@ -78,7 +78,7 @@ class Fitting:
             return
         self.look(args.device)
         if most is not None:  # all processes try the same
-            most, least = (largest(trainer.accelerator, one) for one in (most, least))
+            most, least = (most_of_all(one, args.device) for one in (most, least))
             most = max(least, min(most, LARGEST)) if self._tokens else args.pass_tokens
             least = least if self._tokens else most
         layers = [one for one in model.modules() if getattr(one, "gradient_checkpointing", False)]
