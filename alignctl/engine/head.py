@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from torch.utils.checkpoint import checkpoint
 
 from alignctl.engine.forward import is_divided, most_of_all
@@ -64,7 +65,21 @@ def score_tokens(
     if not hasattr(head, "score_chunks"):  # gathers the head once for all chunks, and once for their backward pass
         head.score_chunks = MethodType(_score_chunks, head)
         register_fsdp_forward_method(head, "score_chunks")
-    return head.score_chunks(*arguments)
+    if hidden.requires_grad:
+        hidden.register_hook(lambda gradient: _release(head))
+    scores = head.score_chunks(*arguments)
+    # Embeddings that are tied to the head were run as all modules are, and FSDP still waits for the head: at the end it
+    # would call the two run once more, and gather them before the backward pass of everything else.
+    fully_shard.state(head)._modules_to_run_forward.clear()
+    return scores
+
+
+def _release(head: FSDPModule) -> None:
+    """Lets go of a head after its backward pass, and lets that of another forward pass gather it: one that is tied to
+    the embeddings FSDP would hold to the end, because their gradients come together there."""
+    for group in fully_shard.state(head)._fsdp_param_groups:
+        group.reshard()
+        group._training_state = TrainingState.IDLE
 
 
 def _score_chunks(

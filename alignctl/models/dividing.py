@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import get_world_size
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -152,6 +152,8 @@ def divide(model: nn.Module, mesh: DeviceMesh, compute_in: torch.dtype | None = 
         fully_shard(group if len(group) > 1 else group[0], mesh=mesh, mp_policy=policy)
     for parameter, places in awaited:
         _put(nn.Parameter(parameter.share, parameter.requires_grad), places)
+    for one in _language_models(model):
+        _release_early(one)
     model.load_state_dict({}, strict=False)  # FSDP then takes what it finds in its modules
     fully_shard.state(model)._lazy_init()  # else what is run first would be the outermost, also where that is a layer
 
@@ -173,6 +175,23 @@ def _groups(model: nn.Module) -> Iterator[list[nn.Module]]:
     for part in model.modules():
         if part is not model and part not in inside and any(p is not None for p in part._parameters.values()):
             yield [part]
+
+
+def _release_early(model: PreTrainedModel) -> None:
+    """Lets go of what FSDP would hold for longer than it is run: embeddings that are tied to the head from one to the
+    other, others from their backward pass to the end of it, and so the first layer where they are not trained."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    if head is not None and fully_shard.state(embeddings) is fully_shard.state(head):
+        embeddings.register_forward_hook(lambda module, args, output: module.reshard())
+    elif isinstance(embeddings, nn.Embedding):
+        embeddings.set_unshard_in_backward(False)  # rows are chosen, and a gradient needs but their numbers
+
+    def ask_for_gradient(module: nn.Module, args: Any, output: Tensor) -> None:
+        if trained and torch.is_grad_enabled() and not output.requires_grad:
+            output.requires_grad_()
+
+    embeddings.register_forward_hook(ask_for_gradient)
 
 
 def _language_models(module: nn.Module) -> Iterator[PreTrainedModel]:

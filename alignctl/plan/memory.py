@@ -22,6 +22,7 @@ from alignctl.plan.shapes import Shape, Tensor, tensors
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT32 = 4
+_EMBEDDINGS = "embed_tokens"
 _MOMENTS = {"adamw": 2, "sgd": 0}
 """Numbers that an optimizer keeps of each weight, by how transformers' name of it begins."""
 _PEFT_CHOOSES = {"phi3": ("qkv_proj",)}
@@ -103,10 +104,7 @@ def held(stage: StageConfig, shape: Shape, place: Place) -> Held | None:
         return _by_deepspeed(stage, models, place, mixed)
     divided = Divided(place if kind == "fsdp2" else Place(0, 1))
     trained = [(part, one) for parts in models.values() for part in parts if part.learns for one in part.tensors]
-    gathered = {
-        role: sum(divided.together(one, 2 if mixed else size) for one, size in _run(parts))
-        for role, parts in models.items()
-    }
+    come = {role: _come_together(divided, parts, 2 if mixed else None) for role, parts in models.items()}
     return Held(
         weights={
             role: sum(divided.piece(one, part.size) for part in parts for one in part.tensors)
@@ -114,8 +112,8 @@ def held(stage: StageConfig, shape: Shape, place: Place) -> Held | None:
         },
         gradients=sum(divided.piece(one, part.size) for part, one in trained),
         optimizer=_state(stage, [(divided.own(one), part.size, one.count) for part, one in trained]),
-        gathered=gathered if kind == "fsdp2" else None,
-        gathered_again=gathered[methods()[stage.method].trained],
+        gathered={role: run for role, (run, _) in come.items()} if kind == "fsdp2" else None,
+        gathered_again=come[methods()[stage.method].trained][1],
         reduced=sum(divided.together(one, _FLOAT32 if mixed else part.size) for part, one in trained)
         if kind != "none"
         else None,
@@ -237,6 +235,22 @@ def _has_reference(stage: StageConfig) -> bool:
     if stage.trainer.get("precompute_ref_log_probs"):
         return False
     return not has_adapter(stage.peft) or changes_base(stage.peft) is not None
+
+
+def _come_together(divided: Divided, parts: Sequence[Part], size: int | None) -> tuple[int, int]:
+    """Bytes of weights that come together when a model is run, and in its backward pass. Embeddings that are tied to a
+    head do for either; others are not looked at in a backward pass, but for a copy that learns.
+
+    Args:
+        size: Of a number; None for that of each part.
+    """
+    found = [(one.module, divided.together(one, size or own)) for one, own in _run(parts)]
+    whole = sum(count for _, count in found)
+    embeddings = sum(count for module, count in found if module == _EMBEDDINGS)
+    if not any(module in HEADS for module, _ in found):
+        return whole + embeddings, whole
+    copied = any(one.module == _EMBEDDINGS for part in parts[1:] for one in part.tensors)
+    return whole, whole - (0 if copied else embeddings)
 
 
 def _run(parts: Sequence[Part]) -> Iterator[tuple[Tensor, int]]:

@@ -51,10 +51,9 @@ class Counter:
 
     @property
     def outcome(self) -> dict:
-        # The backward pass of a policy and its value model comes to the embeddings of both at once.
-        ends = sum(size for (model, name), size in self.layers.items() if model == 0 and name.endswith("embed_tokens"))
-        layer = max(ends, *self.layers.values())
-        return {"all": sum(self.layers.values()), "layer": layer, "peak": self.peak, "where": self.where}
+        ends = [size for (model, name), size in self.layers.items() if model == 0 and name.endswith("embed_tokens")]
+        sizes = {"all": sum(self.layers.values()), "layer": max(self.layers.values()), "embeddings": sum(ends)}
+        return sizes | {"peak": self.peak, "where": self.where}
 
     def look(self, where: str, everywhere: bool) -> None:
         """Counts what is held, `everywhere` or of the models alone, which takes a hundredth of the time."""

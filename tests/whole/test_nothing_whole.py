@@ -16,30 +16,32 @@ from support.many import outcome, run_many
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 PROCESSES = 4
+DIVIDED = ("fsdp2", "zero3")
 HELD = Path(__file__).parents[1] / "support" / "held.py"
 # By default DeepSpeed keeps as many weights as this model has: for what comes next, or because they are few.
 KEEPS_NOTHING = tuple(
     f"distributed.config.zero_optimization.stage3_{name}=0"
     for name in ("param_persistence_threshold", "max_reuse_distance", "prefetch_bucket_size")
 )
-ALL = [(name, peft) for name in ("sft", "dpo", "kto", "reward", "ppo") for peft in ("none", "lora")]
-LANES = {"day": [("dpo", "lora")], "night": ALL[:]}
-LANES["night"].remove(("dpo", "lora"))
+CELLS = [(name, peft) for name in ("sft", "dpo", "kto", "reward", "ppo") for peft in ("none", "lora")]
+DAY = [("dpo", "lora", "fsdp2")]
+NIGHT = [(*cell, how) for how in DIVIDED for cell in CELLS if (*cell, how) not in DAY]
+LANES = {"day": DAY, "night": NIGHT}
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory, shared_data):
-    """Gives the run directories of the cells of a lane, under ZeRO-3 and under DDP."""
+    """Gives the run directories of the cells of a lane, divided and under DDP."""
     made: dict[str, dict] = {}
 
     def of(lane: str) -> dict:
         if lane not in made:
             folder = tmp_path_factory.mktemp(lane)
-            jobs = {
-                (*cell, how): four(folder, shared_data, *cell, how) for cell in LANES[lane] for how in ("ddp", "zero3")
-            }
+            # DeepSpeed's last: where it has been, FSDP cannot begin.
+            wanted = [*dict.fromkeys((*cell[:2], "ddp") for cell in LANES[lane]), *LANES[lane]]
+            jobs = {cell: four(folder, shared_data, *cell) for cell in wanted}
             run_many(folder, list(jobs.values()), PROCESSES, HELD)
-            made[lane] = {key: one["run_dir"] for key, one in jobs.items()}
+            made[lane] = {cell: one["run_dir"] for cell, one in jobs.items()}
         return made[lane]
 
     return of
@@ -52,23 +54,25 @@ def four(folder: Path, shared_data: Path, name: str, peft: str, how: str) -> dic
     return made | {"arguments": arguments + list(KEEPS_NOTHING if how == "zero3" else ())}
 
 
-def cells():
-    for lane, found in LANES.items():
-        for cell in found:
-            yield pytest.param(lane, cell, marks=[pytest.mark.night] if lane == "night" else [], id="-".join(cell))
+def cells() -> list:
+    marks = {"day": [], "night": [pytest.mark.night]}
+    return [pytest.param(lane, cell, marks=marks[lane], id="-".join(cell)) for lane in LANES for cell in LANES[lane]]
 
 
 @pytest.mark.parametrize(("lane", "cell"), cells())
 def test_a_process_holds_its_share_and_a_layer(outcomes, lane, cell):
-    stage = Path(outcomes(lane)[*cell, "zero3"], "cell")
+    stage = Path(outcomes(lane)[cell], "cell")
     for rank in range(PROCESSES):
         held = json.loads((stage / f"held_{rank}.json").read_text())
-        assert held["peak"] <= held["all"] / PROCESSES + 1.2 * held["layer"], held["where"]
+        # DeepSpeed lets go of embeddings when the backward pass ends, for they are given nothing that has a gradient:
+        # of the policy and the value model, which have one in common, those of both.
+        layer = held["embeddings"] if cell == ("ppo", "none", "zero3") else held["layer"]
+        assert held["peak"] <= held["all"] / PROCESSES + 1.2 * layer, held["where"]
 
 
 @pytest.mark.parametrize(("lane", "cell"), cells())
 def test_all_numbers_are_those_of_processes_that_hold_everything(outcomes, lane, cell):
-    divided, whole = (outcomes(lane)[*cell, how] for how in ("zero3", "ddp"))
+    divided, whole = outcomes(lane)[cell], outcomes(lane)[*cell[:2], "ddp"]
     found, expected = (read(Path(one, "cell", "result.json")) for one in (divided, whole))
     assert found["before"] == pytest.approx(expected["before"], rel=1e-5, abs=1e-5)
     # A divergence of 10 nats after PPO's steps with a learning rate of 1e-3 has rounding of its own.
