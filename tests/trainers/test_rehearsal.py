@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import re
+from contextlib import nullcontext
 
 import pytest
+import torch
 from support.files import read, weights
 from support.in_process import NeverStops, StopsAfter, run_stages
 from support.methods import small_run
@@ -14,6 +16,7 @@ from transformers import PreTrainedModel
 
 from alignctl.data.quickstart import demonstrations
 from alignctl.errors import AlignctlError, LaunchError, Stopped
+from alignctl.models import shared_files
 from alignctl.stage import proof, rehearsal, training
 from alignctl.trainers.base import checkpointing
 
@@ -157,6 +160,27 @@ def test_large_tensors_are_saved_in_part(tmp_path, monkeypatch, name):
     record = read(with_it / "rehearsal.json")
     assert record["checkpoint_bytes"] > 10_000
     assert record["checkpoint_s"] >= 0
+
+
+def test_shares_of_a_checkpoint_are_saved_in_part(tmp_path, monkeypatch):
+    """As each process writes its own under FSDP2."""
+    monkeypatch.setattr(proof, "_WHOLE", 256)
+    model = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.zeros(1, 64)).sum().backward()
+    optimizer.step()
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    for folder, saving in (("whole", nullcontext()), ("part", proof.only_beginnings())):
+        with saving:
+            shared_files.save_weights(model, tmp_path / folder)
+            shared_files.save_state(model, optimizer, tmp_path / folder)
+    sizes = [
+        {str(file.relative_to(tmp_path / folder)): file.stat().st_size for file in (tmp_path / folder).rglob("*.s*")}
+        for folder in ("whole", "part")
+    ]
+    assert len(sizes[0]) == 2
+    assert sizes[0].keys() == sizes[1].keys()
+    assert all(sizes[1][name] < size / 3 for name, size in sizes[0].items())
 
 
 def test_room_is_looked_at_before(tmp_path, monkeypatch):
