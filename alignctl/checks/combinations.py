@@ -10,7 +10,7 @@ from alignctl.checks.bounds import check_numbers
 from alignctl.checks.shared_base import check_shared_base
 from alignctl.checks.training import check_attention, check_packages, check_training
 from alignctl.checks.values import check_choice, distributed_type, method_of
-from alignctl.config.checkpoints import describe
+from alignctl.config.checkpoints import describe_model
 from alignctl.config.schema import MISSING, QUANTIZED, ZERO_STAGES, wants_bitsandbytes
 from alignctl.config.stages import first_stage, merged_section, names_rows
 from alignctl.config.trl_fields import config_fields
@@ -130,13 +130,8 @@ def check_unused(config: Mapping[str, Any], stages: list[str]) -> Iterator[Probl
 
 def _length(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     """Whether sequences fit into the model, as far as its config is on this machine."""
-    model = merged_section(config, first_stage(config, name), "model")
-    described: Any = None
-    if isinstance(model.get("scratch"), Mapping):
-        described = model["scratch"].get("config")
-    elif isinstance(model.get("path"), str):
-        described = describe(model["path"], revision=model.get("revision"))
-    limit = described.get("max_position_embeddings") if isinstance(described, Mapping) else None
+    described = describe_model(merged_section(config, first_stage(config, name), "model")) or {}
+    limit = described.get("max_position_embeddings")
     wanted = config[name].get("max_length")
     if isinstance(limit, int) and isinstance(wanted, int) and wanted > limit:
         yield Problem(

@@ -43,6 +43,17 @@ def describe(source: str, file: str = "config.json", revision: str | None = None
     return content if isinstance(content, dict) else None
 
 
+def describe_model(model: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a section `model` says of the model, or the config.json of its checkpoint; None where that is not on this
+    machine."""
+    described: Any = None
+    if isinstance(model.get("scratch"), Mapping):
+        described = model["scratch"].get("config")
+    elif isinstance(model.get("path"), str):
+        described = describe(model["path"], revision=model.get("revision"))
+    return described if isinstance(described, Mapping) else None
+
+
 def find_flaw(given: str, source: str, role: Role, trained: bool, revision: str | None = None) -> Problem | None:
     """The first thing because of which a checkpoint cannot be what it is given as, as far as its files tell.
 

@@ -90,6 +90,14 @@ class DistributedSettings:
     weights; fsdp2: PyTorch divides all of them."""
     config: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed's own settings, over those that `type` makes."""
+    parallelism_config: dict[str, Any] = field(default_factory=dict)
+    """`{sp_size: N}`: N processes side by side compute the rows of all of them together, each a part of every row and
+    some of the heads of its attention. For rows that are too long for one."""
+
+    @property
+    def sp_size(self) -> int:
+        """Processes that compute a row together, under accelerate's name."""
+        return self.parallelism_config.get("sp_size", 1)
 
 
 @dataclass

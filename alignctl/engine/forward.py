@@ -11,13 +11,21 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from alignctl.engine.layout import Layout, bins, pack, pad
+from alignctl.engine.row_group import group_of_rows, own_part, whole_row
 
 T = TypeVar("T")
 
 
 def last_hidden(model: nn.Module, layout: Layout) -> Tensor:
     """Last hidden states `[rows * length, width]` of a layout, before the head."""
-    return bare(model).base_model(**layout.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+    model = bare(model)
+    group = group_of_rows(model)
+    if group is None or layout.attention_mask is not None:
+        return model.base_model(**layout.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+    layout = layout.lengthened(group.size())
+    own = {name: own_part(getattr(layout, name), group) for name in ("input_ids", "position_ids")}
+    hidden = model.base_model(**layout.inputs | own, row_group=group, use_cache=False).last_hidden_state
+    return whole_row(hidden[0], group)
 
 
 def takes_packed_rows(model: nn.Module) -> bool:

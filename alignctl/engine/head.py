@@ -17,6 +17,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from torch.utils.checkpoint import checkpoint
 
 from alignctl.engine.forward import is_divided, most_of_all
+from alignctl.engine.row_group import group_of_rows, own_tokens, scores_of_all
 
 # Logits that exist at a time: 64 MiB of float32 on a CPU, 512 MiB on a GPU, where larger pieces run faster.
 _LOGITS_CPU, _LOGITS_GPU = 2**24, 2**27
@@ -58,6 +59,23 @@ def score_tokens(
         temperature: Logits are divided by it.
         entropy_gradient: Whether the entropy, one of the statistics, has a gradient.
     """
+    arguments = (model, hidden, targets, statistics, temperature, entropy_gradient)
+    if (group := group_of_rows(model)) is None:
+        return _score_own(*arguments)
+    own = (own_tokens(one, group) for one in (hidden, targets))
+    found = _score_own(model, *own, *arguments[3:])
+    logps, *others = (one if one is None else scores_of_all(one, len(hidden), group) for one in found)
+    return TokenScores(logps, *(one if one is None else one.detach() for one in others))
+
+
+def _score_own(
+    model: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    statistics: bool,
+    temperature: float,
+    entropy_gradient: bool,
+) -> TokenScores:
     head = model.get_output_embeddings()
     arguments = (model, hidden, targets, statistics, temperature, entropy_gradient)
     if not isinstance(head, FSDPModule):

@@ -80,6 +80,15 @@ class Layout:
             "layout": self,
         }
 
+    def lengthened(self, multiple: int) -> Layout:
+        """A packed row with tokens behind its end that nobody looks at, so that so many divide its length."""
+        more = -self.input_ids.size(1) % multiple
+        if not more:
+            return self
+        ids, positions = (torch.nn.functional.pad(one, (0, more)) for one in (self.input_ids, self.position_ids))
+        groups = (*self.groups, Group(self.input_ids.size(1), more, ()))
+        return Layout(ids, self.where, positions, groups)
+
     @cached_property
     def runs(self) -> list[tuple[int, Group]]:
         """Groups, and how many equal ones lie side by side: only sequences that share nothing are put together, those

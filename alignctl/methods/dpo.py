@@ -20,6 +20,7 @@ METHOD = Method(
     trainer="alignctl.trainers.preference.dpo:DPOTrainer",
     stage_function="alignctl.stage.run:run_stage",
     mixes_rows=mixed_losses,
+    divides_rows=True,
     owned_fields=OWNED_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
     renamed={},

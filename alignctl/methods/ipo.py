@@ -20,6 +20,7 @@ METHOD = Method(
     trainer="alignctl.trainers.preference.ipo:IPOTrainer",
     stage_function="alignctl.stage.run:run_stage",
     mixes_rows=None,
+    divides_rows=False,
     owned_fields=OWNED_FIELDS | LOSS_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
     renamed={},

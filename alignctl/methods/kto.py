@@ -37,6 +37,7 @@ METHOD = Method(
     trainer="alignctl.trainers.preference.kto:KTOTrainer",
     stage_function="alignctl.stage.run:run_stage",
     mixes_rows=None,
+    divides_rows=False,
     owned_fields=RUN_OWNED_FIELDS
     | {"train_sampling_strategy": "KTO shuffles once: its KL estimate needs batches of a fixed order"},
     key_metrics=("rewards/margins", "kl"),

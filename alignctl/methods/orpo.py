@@ -20,6 +20,7 @@ METHOD = Method(
     trainer="alignctl.trainers.preference.orpo:ORPOTrainer",
     stage_function="alignctl.stage.run:run_stage",
     mixes_rows=None,
+    divides_rows=False,
     owned_fields=OWNED_FIELDS | LOSS_FIELDS | REFERENCE_FIELDS,
     key_metrics=("rewards/accuracies", "log_odds"),
     renamed={},

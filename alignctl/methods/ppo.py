@@ -28,6 +28,7 @@ METHOD = Method(
     trainer="alignctl.trainers.on_policy.ppo.trainer:PPOTrainer",
     stage_function="alignctl.stage.run:run_stage",
     mixes_rows=None,
+    divides_rows=False,
     owned_fields=OWNED_FIELDS,
     key_metrics=("score", "kl/k1"),
     renamed={"roles": "sharing", "update_tokens": "pass_tokens"},

@@ -19,6 +19,7 @@ METHOD = Method(
     trainer="alignctl.trainers.reward:RewardTrainer",
     stage_function="alignctl.stage.run:run_stage",
     mixes_rows=None,
+    divides_rows=False,
     owned_fields=RUN_OWNED_FIELDS
     | {"chat_template_path": "use `model.chat_template`", "eos_token": "use `model.eos_token`"},
     key_metrics=("accuracy", "margin"),

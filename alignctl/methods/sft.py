@@ -40,6 +40,7 @@ METHOD = Method(
     trainer="alignctl.trainers.sft:SFTTrainer",
     stage_function="alignctl.stage.run:run_stage",
     mixes_rows=None,
+    divides_rows=True,
     owned_fields=RUN_OWNED_FIELDS
     | {
         "chat_template_path": "use `model.chat_template`",

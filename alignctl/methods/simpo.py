@@ -23,6 +23,7 @@ METHOD = Method(
     trainer="alignctl.trainers.preference.simpo:SimPOTrainer",
     stage_function="alignctl.stage.run:run_stage",
     mixes_rows=None,
+    divides_rows=False,
     owned_fields=OWNED_FIELDS | _OWN_LOSS_FIELDS | REFERENCE_FIELDS,
     key_metrics=("rewards/accuracies", "rewards/margins"),
     renamed={},

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -15,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from alignctl.engine.attention import by_spans, flash, joined, sdpa_by_parts
 from alignctl.engine.forward import evaluating, has_all_weights, last_hidden, takes_packed_rows
 from alignctl.engine.layout import Layout, pack
+from alignctl.engine.row_group import all_heads, some_heads
 from alignctl.errors import RequestError
 
 _PREFIX = "alignctl_"
@@ -170,6 +172,7 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, None]]:
         attention_mask: Tensor | None,
         *,
         layout: Layout | None = None,
+        row_group: ProcessGroup | None = None,
         scaling: float | None = None,
         dropout: float = 0.0,
         **options: Any,
@@ -179,7 +182,10 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, None]]:
                 module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
             )
         _refuse(options)
-        return _PACKED[kernel](module, query, key, value, layout, scaling, dropout), None
+        if row_group is None:
+            return _PACKED[kernel](module, query, key, value, layout, scaling, dropout), None
+        query, key, value = (some_heads(one, row_group) for one in (query, key, value))
+        return all_heads(_PACKED[kernel](module, query, key, value, layout, scaling, dropout), row_group), None
 
     return forward
 

@@ -91,6 +91,12 @@ def check_can_be_made(stage: StageConfig, shape: Shape | None) -> Shape:
             f"`{stage.name}.sharing=shared_base` puts the adapter of a reward model on the policy, and there is none",
             f"rehearse it with `{stage.name}.sharing=separate`",
         )
+    if stage.distributed.sp_size > 1:
+        raise RequestError(
+            f"`distributed.parallelism_config.sp_size={stage.distributed.sp_size}` lets processes show each other "
+            "their rows, and here is one alone",
+            "rehearse the stage without it",
+        )
     if shape is None:
         raise RequestError(
             f"`model.path={stage.model.path}`: the shape of this model is not known here",

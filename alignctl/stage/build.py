@@ -126,6 +126,8 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
             callbacks=[MetricsFile(job.paths), job.stop, job.progress],
             **others,
         )
+    if (together := stage.distributed.sp_size) > 1:
+        trainer.compute_rows_together(together)
     if has_adapter(stage.peft) and not stage.leaves_adapter:
         check_merges(trainer.trained_model)
     trainer.show_samples, trainer.tell, trainer.stop = job.progress.samples, job.progress.notice, job.stop

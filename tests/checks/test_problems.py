@@ -13,6 +13,7 @@ from alignctl.plan.plan import make_plan
 DPO, SFT_DPO, LOCAL = "recipe=dpo_llama3", "recipe=sft_dpo_llama3", "recipe=dpo_local"
 SIMPO, KTO, RM = "recipe=sft_simpo_quickstart", "recipe=sft_kto_quickstart", "recipe=sft_rm_quickstart"
 PPO = "recipe=rlhf_quickstart"
+TOGETHER, EIGHT = "distributed.parallelism_config", ("distributed=ddp", "launcher.gpus_per_node=8")
 SHARED = (PPO, "peft=lora", "sft.peft.type=none", "ppo.sharing=shared_base")
 
 # Arguments, and what the message must say.
@@ -123,6 +124,19 @@ BAD = [
         ["`dpo.pass_tokens` would have no effect: the loss aot sorts the pairs"],
     ),
     ([DPO, "dpo.parallelism_config={tp_size: 2}"], ["`dpo.parallelism_config` is not a stage's to set"]),
+    ([DPO, f"{TOGETHER}.sp_size=2"], ["needs several processes, and `distributed` is none"]),
+    ([DPO, *EIGHT, f"{TOGETHER}.sp_size=3"], ["sp_size=3` does not divide the 8 processes of a machine"]),
+    ([DPO, *EIGHT, f"{TOGETHER}.sp_size=half"], ["sp_size` must be a whole number of at least 1, got `half`"]),
+    ([DPO, *EIGHT, f"{TOGETHER}.cp_size=2"], ["cp_size` is not to be set", "its ring", "set `sp_size`"]),
+    ([DPO, *EIGHT, f"{TOGETHER}.sp_sise=2"], ["unknown key", "sp_size`"]),
+    ([DPO, *EIGHT, f"{TOGETHER}.sp_size=2", "dpo.engine=padded"], ["`dpo.engine=padded` exclude each other"]),
+    ([DPO, *EIGHT, f"{TOGETHER}.sp_size=2", "dpo.neftune_noise_alpha=5"], ["padded rows", "neftune_noise_alpha=null"]),
+    ([DPO, *EIGHT, f"{TOGETHER}.sp_size=2", "dpo.loss_type=aot"], ["exclude each other: the loss aot sorts"]),
+    ([PPO, *EIGHT, f"{TOGETHER}.sp_size=2"], ["cannot be with the method `ppo`", "`dpo`, `sft`"]),
+    (
+        ["recipe=quickstart", "stages=[sft]", "distributed=ddp", "launcher.processes=6", f"{TOGETHER}.sp_size=3"],
+        ["`distributed.parallelism_config.sp_size=3` does not divide the heads", "num_attention_heads"],
+    ),
     ([DPO, "model.attn_implementation=flash_attention_2"], ["needs the package `flash-attn`"]),
     ([DPO, "model.attn_implementation=owner/kernel"], ["needs the package `kernels`"]),
     ([DPO, "model.attn_implementation=spda"], ["`model.attn_implementation=sdpa`"]),

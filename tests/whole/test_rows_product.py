@@ -41,6 +41,7 @@ METHOD = Method(
     trainer=None,
     stage_function="alignctl.stage.pick:pick",
     mixes_rows=None,
+    divides_rows=False,
     owned_fields={},
     key_metrics=(),
     renamed={},

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 
 def from_all(accelerator: Accelerator, numbers: Mapping[str, float]) -> dict[str, Tensor]:
@@ -19,3 +23,10 @@ def from_all(accelerator: Accelerator, numbers: Mapping[str, float]) -> dict[str
     if accelerator.num_processes > 1 and names:
         own = accelerator.gather(own.to(accelerator.device)).cpu()
     return dict(zip(names, own.unbind(1), strict=True))
+
+
+def all_objects(own: T, group: ProcessGroup) -> list[T]:
+    """What each process of a group has, in their order."""
+    found: list[Any] = [None] * group.size()
+    distributed.all_gather_object(found, own, group)
+    return found

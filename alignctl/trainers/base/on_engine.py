@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.distributed import new_subgroups
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -151,10 +153,37 @@ class OnEngine(DividesSteps):
     def _pass_tokens(self) -> int:
         return max(pass_tokens(self.args), self._longest)
 
+    def models_on_engine(self) -> list[PreTrainedModel]:
+        """The trained one, and the reference where it is another."""
+        models = self.model, getattr(self, "ref_model", None)
+        return [bare(self.accelerator.unwrap_model(model)) for model in models if model is not None]
+
+    def compute_rows_together(self, processes: int) -> None:
+        """Lets so many processes side by side compute the rows of all of them together, each a part of every row.
+
+        Raises:
+            RequestError: The model or the loss does not allow it.
+        """
+        reason = self.keeps_batches
+        for model in self.models_on_engine():
+            config = model.config.get_text_config()
+            heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+            if not takes_packed_rows(model):
+                reason = reason or "rows are padded"
+            if any(number and number % processes for number in heads):
+                reason = reason or f"it does not divide the heads, {heads[0]} and of keys {heads[1] or heads[0]}"
+        if reason:
+            raise RequestError(
+                f"`distributed.parallelism_config.sp_size={processes}` cannot be: {reason}",
+                "leave it out" if self.keeps_batches else "set one that divides both, or leave it out",
+            )
+        self.row_group, _ = new_subgroups(processes, timeout=timedelta(seconds=self.args.ddp_timeout))
+        self.notices.append(f"rows: each divided among {processes} processes, which compute those of all of them")
+
     def _put_engine_on(self) -> None:
-        for model in (self.model, getattr(self, "ref_model", None)):
-            if model is not None:
-                self._put_under(bare(self.accelerator.unwrap_model(model)), trained=model is self.model)
+        trained = bare(self.accelerator.unwrap_model(self.model))
+        for model in self.models_on_engine():
+            self._put_under(model, trained=model is trained)
 
     def _put_under(self, model: PreTrainedModel, trained: bool) -> None:
         if getattr(model, "on_engine", False):

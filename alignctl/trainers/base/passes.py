@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, send_to_device
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from alignctl.engine.layout import balanced
+from alignctl.engine.row_group import rows_together
 from alignctl.trainers.base.columns import ROW
-from alignctl.trainers.base.everywhere import from_all
+from alignctl.trainers.base.everywhere import all_objects, from_all
 from alignctl.trainers.base.fitting import Fitting, try_pass
 from alignctl.trainers.base.halving import Halving
 from alignctl.trainers.base.last_batch import own_rows_of_last
@@ -56,6 +58,8 @@ class DividesSteps:
     """Of the step, or of all held-out rows: counts, and what `before_passes` found, of all processes."""
     fitting: Fitting | None
     halving: Halving
+    row_group: ProcessGroup | None = None
+    """Processes that compute the rows of all of them together, each a part of every row."""
     _tally: Tally | None = None
     """Of the step, until the processes have put it together."""
     row_lengths: list[list[int]]
@@ -105,6 +109,9 @@ class DividesSteps:
         if self._of_last is not None:
             of_batches[-1] = of_batches[-1][: rows_there(of_batches[-1], self._of_last, self.row_lengths)]
         rows = [row for batch in of_batches for row in batch]
+        if self.row_group is not None:
+            everyones = all_objects((rows, spare), self.row_group)
+            rows, spare = [row for own, _ in everyones for row in own], everyones[0][1]
         packed = self._packed()
         costs = [_cost(row, packed) for row in rows]
         if self.keeps_batches:
@@ -162,6 +169,7 @@ class DividesSteps:
                 self.shares = dict.fromkeys(nothing, 1.0)
             with (
                 nullcontext() if last or by_deepspeed else accelerator.no_sync(model),
+                rows_together(self.models_on_engine(), self.row_group),
                 metrics_apart(self, "train") as metrics,
                 _for_nothing(accelerator) if own is nothing else nullcontext(),
             ):
@@ -219,7 +227,7 @@ class DividesSteps:
         """See EndsStepsTogether."""
         if not everyone:
             return
-        self._total_train_tokens += tokens_of(everyone)
+        self._total_train_tokens += tokens_of(everyone) // (self.row_group.size() if self.row_group else 1)
         for name, value in metrics_of(everyone).items():
             self._metrics["train"][name].append(value)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
