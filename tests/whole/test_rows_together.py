@@ -62,7 +62,7 @@ def test_losses_and_weights_are_those_of_one_process(run_dirs, lane, cell):
     losses, weights = outcome(run_dirs(lane)[cell])
     expected_losses, expected = outcome(run_dirs(lane)[cell[:2]])
     assert len(losses) == STEPS
-    assert losses == pytest.approx(expected_losses, rel=1e-5, abs=1e-6)
+    assert losses == pytest.approx(expected_losses, rel=2e-5, abs=1e-6)  # as divided otherwise
     assert differ(weights, expected) < 1e-4
     assert tokens(run_dirs(lane)[cell]) == tokens(run_dirs(lane)[cell[:2]])
 
