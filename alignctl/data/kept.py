@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features
+from datasets import Dataset, Features, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 
 from alignctl.cache import cache_dir
@@ -70,10 +70,10 @@ def write_some(file: Path, chosen_file: Path, chosen: np.ndarray) -> None:
         writer.finalize()
 
 
-def read_rows(file: Path) -> Dataset:
-    """Rows of such a file, mapped into memory. They are known by its name: it lies in a folder that says all."""
-    rows = Dataset.from_file(str(file))
-    return rows.select(range(len(rows)), new_fingerprint=f"{file.parent.name}{file.stem}")
+def read_rows(*files: Path) -> Dataset:
+    """The rows of such files, mapped into memory. They are known by their names: a folder's says all."""
+    rows = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+    return rows.select(range(len(rows)), new_fingerprint=f"{files[0].parent.name}{files[0].stem}")
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:

@@ -146,18 +146,15 @@ def _unpaired(rows: Rows) -> Rows:
     features = {name: features[name] for name in own} | {
         "prompt": features["prompt"], "completion": features["chosen"], "label": Value("bool"),
     }  # fmt: skip
-    return replace(
-        rows,
-        dataset=rows.dataset.map(
-            _unpair_batch,
-            batched=True,
-            fn_kwargs={"own": own},
-            remove_columns=rows.dataset.column_names,
-            features=Features(features),
-            desc="Taking pairs apart",
-        ),
-        numbers=[number for number in rows.numbers for _ in range(2)],
-    )
+    pairs = rows.dataset
+
+    def make(folder: Path) -> None:
+        batches = (_unpair_batch(batch, own) for batch in pairs.iter(_AT_ONCE))
+        write_rows(folder / f"single{_ROWS}", Features(features), batches)
+
+    folder = kept(["unpaired", pairs._fingerprint, own], make)
+    numbers = [number for number in rows.numbers for _ in range(2)]
+    return replace(rows, dataset=read_rows(folder / f"single{_ROWS}"), numbers=numbers)
 
 
 def _unpair_batch(batch: dict[str, list[Any]], own: list[str]) -> dict[str, list[Any]]:
@@ -180,7 +177,21 @@ def as_plain_text(rows: Rows, where: str) -> Rows:
             f"the rows of {rows.ledger.source} are conversations, but the tokenizer of {where} has no chat template",
             "give one with `model.chat_template=FILE` (Jinja), or start from a chat model",
         )
-    return replace(rows, dataset=rows.dataset.map(_plain_text, fn_kwargs={"as_text": rows.format.as_text}))
+    messages = rows.dataset
+    features = {name: kind if kind != _MESSAGES else Value("string") for name, kind in messages.features.items()}
+
+    def make(folder: Path) -> None:
+        batches = (_plain_text_batch(batch, rows.format.as_text) for batch in messages.iter(_AT_ONCE))
+        write_rows(folder / f"plain{_ROWS}", Features(features), batches)
+
+    folder = kept(["plain text", messages._fingerprint, rows.format.name], make)
+    return replace(rows, dataset=read_rows(folder / f"plain{_ROWS}"))
+
+
+def _plain_text_batch(batch: dict[str, list[Any]], as_text: Any) -> dict[str, list[Any]]:
+    rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+    plain = [row | _plain_text(row, as_text) for row in rows]
+    return {name: [row[name] for row in plain] for name in batch}
 
 
 def _plain_text(row: dict[str, Any], as_text: Any) -> dict[str, str]:

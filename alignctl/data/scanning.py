@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +16,20 @@ _AT_ONCE = 10_000  # rows
 
 def characters(rows: Dataset) -> np.ndarray:
     """Characters of all texts of each row, those in its messages included: int64 `[rows]`."""
-    parts = [
-        sum((_characters(column.combine_chunks()) for column in table.columns), np.zeros(len(table), np.int64))
-        for table in rows.with_format("arrow").iter(_AT_ONCE)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    return _summed(rows, _characters)
+
+
+def lengths(rows: Dataset) -> np.ndarray:
+    """Length of all lists of each row: int64 `[rows]`."""
+    return _summed(rows, _counts)
+
+
+def contents(rows: Dataset, column: str) -> Iterator[bytes]:
+    """All that lists of numbers hold, with their lengths, to make a hash of."""
+    for table in rows.select_columns([column]).with_format("arrow").iter(_AT_ONCE):
+        lists = table[column].combine_chunks()
+        yield _counts(lists).tobytes()
+        yield np.asarray(lists.flatten()).astype(np.int64).tobytes()
 
 
 def prompt_keys(rows: Dataset, seed: int) -> Iterator[bytes]:
@@ -33,6 +42,13 @@ def prompt_keys(rows: Dataset, seed: int) -> Iterator[bytes]:
             yield hashlib.sha256(f"{seed}|{json.dumps(prompt)}".encode()).digest()
 
 
+def _summed(rows: Dataset, count: Callable[[pa.Array], np.ndarray]) -> np.ndarray:
+    parts = [np.zeros(0, np.int64)]
+    for table in rows.with_format("arrow").iter(_AT_ONCE):
+        parts.append(sum((count(column.combine_chunks()) for column in table.columns), np.zeros(len(table), np.int64)))
+    return np.concatenate(parts)
+
+
 def _characters(column: pa.Array) -> np.ndarray:
     """Characters of each value of a column: text, or what holds text; of anything else 0."""
     kind = column.type
@@ -42,7 +58,12 @@ def _characters(column: pa.Array) -> np.ndarray:
         return sum(map(_characters, column.flatten()), np.zeros(len(column), np.int64))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         until = np.concatenate([[0], np.cumsum(_characters(column.flatten()))])
-        counts = np.asarray(pc.fill_null(pc.list_value_length(column), 0)).astype(np.int64)
+        counts = _counts(column)
         ends = np.cumsum(counts)
         return until[ends] - until[ends - counts]
     return np.zeros(len(column), np.int64)
+
+
+def _counts(column: pa.Array) -> np.ndarray:
+    """Length of each value of a column of lists."""
+    return np.asarray(pc.fill_null(pc.list_value_length(column), 0)).astype(np.int64)

@@ -35,8 +35,8 @@ def tokenize_completions(
     if is_messages(prompt):
         whole = [_template_ids(tokenizer, prompt + completion) for completion in completions]
     else:
-        whole = [tokenizer(prompt + _ended(completion, tokenizer.eos_token))["input_ids"] for completion in completions]
-    start = min(_common_prefix(prompt_ids, ids) for ids in whole)
+        whole = [tokenizer(prompt + ended(completion, tokenizer.eos_token))["input_ids"] for completion in completions]
+    start = min(common_prefix(prompt_ids, ids) for ids in whole)
     return prompt_ids[:start], [ids[start:] for ids in whole]
 
 
@@ -58,10 +58,13 @@ def _template_ids(tokenizer: Any, messages: Messages, **options: Any) -> list[in
     return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
 
 
-def _ended(text: str, end: str) -> str:
+def ended(text: str, end: str) -> str:
+    """Text with the end token behind it, once."""
     return text if text.endswith(end) else text + end
 
 
-def _common_prefix(ids: list[int], others: list[int]) -> int:
+def common_prefix(ids: list[int], others: list[int]) -> int:
     """Number of leading tokens two sequences share."""
+    if others[: len(ids)] == ids:
+        return len(ids)
     return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
             eval_dataset=held_rows.dataset if held_rows else None,
             row_columns={column.name: column.number for column in rows.columns},
             processing_class=job.tokenizer,
+            count_rows=partial(job.progress.count, "rows"),
             peft_config=adapter,
             callbacks=[MetricsFile(job.paths), job.stop, job.progress],
             **others,

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from alignctl.config.stages import StageConfig
+from alignctl.data.encoding import encodes_batches, tokenizer_key
+from alignctl.data.kept import kept
 from alignctl.data.messages import is_messages
 from alignctl.data.reading import Rows, as_plain_text
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.errors import RequestError
+from alignctl.models import template
 from alignctl.models.loading import longest_seen
 from alignctl.models.template import check_template
 from alignctl.monitor.callbacks import ProgressFile
-from alignctl.run.files import write_json
+from alignctl.run.files import read_json, write_json
 from alignctl.stage.job import Job
 from alignctl.trainers.base.managed import StageTrainer
 
@@ -44,7 +51,7 @@ def as_written(
         return as_plain_text(rows, start or "the stage")
     if not any(is_messages(value) for value in rows.dataset[0].values()):
         return rows
-    refused, notices = check_template(tokenizer, rows.dataset)
+    refused, notices = _checked(tokenizer, rows.dataset, partial(progress.count, "rows"))
     for notice in notices:
         progress.notice(notice)
     if not refused:
@@ -58,6 +65,30 @@ def as_written(
         )
     progress.notice(f"{example}; they are left out")
     return rows.select([i for i in range(len(rows.dataset)) if i not in refused])
+
+
+def _checked(
+    tokenizer: PreTrainedTokenizerBase, rows: Dataset, count: Callable[[int], None]
+) -> tuple[dict[int, str], list[str]]:
+    """What `check_template` says of all rows: one process asks it, and the others take its word."""
+
+    def make(folder: Path) -> None:
+        refused, notices = check_template(tokenizer, _counted(rows, count))
+        write_json(folder / "said.json", {"refused": refused, "notices": notices})
+
+    if not encodes_batches(tokenizer):  # there is no telling whether two of them are the same
+        return check_template(tokenizer, _counted(rows, count))
+    code = hashlib.sha256(Path(template.__file__).read_bytes()).hexdigest()
+    folder = kept(["checked", rows._fingerprint, tokenizer_key(tokenizer), code], make)
+    said = read_json(folder / "said.json")
+    return {int(position): reason for position, reason in said["refused"].items()}, said["notices"]
+
+
+def _counted(rows: Dataset, count: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+    """Rows one by one, which are counted as they are taken."""
+    for row in rows:
+        yield row
+        count(1)
 
 
 def write_ledgers(job: Job, trainer: StageTrainer, rows: Rows, held_rows: Rows | None) -> None:

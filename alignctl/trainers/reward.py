@@ -9,9 +9,11 @@ import trl
 from torch import nn
 from trl.trainer.reward_config import RewardConfig as TRLRewardConfig
 
+from alignctl.data.token_columns import ScoredIds, TokenColumns
 from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
+from alignctl.trainers.base.tokenising import TokenisesRows
 
 
 @dataclass
@@ -19,10 +21,13 @@ class RewardConfig(EngineConfig, TRLRewardConfig):
     """Settings of reward models."""
 
 
-class RewardTrainer(Managed, OnEngine, trl.RewardTrainer):
+class RewardTrainer(Managed, OnEngine, TokenisesRows, trl.RewardTrainer):
     """Bradley-Terry reward model."""
 
     blocks = 2
+
+    def token_columns(self, args: RewardConfig, *more: Any) -> TokenColumns:
+        return ScoredIds(args.max_length)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         row = inputs.pop(ROW, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,12 +12,14 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl.trainer.sft_config import SFTConfig as TRLSFTConfig
 
+from alignctl.data.token_columns import LabelledIds, TokenColumns
 from alignctl.errors import RequestError
 from alignctl.models.template import check_end_is_trained
 from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
 from alignctl.trainers.base.tally import ROWS
+from alignctl.trainers.base.tokenising import TokenisesRows
 
 _ROWS = 100
 
@@ -31,10 +34,22 @@ class SFTConfig(EngineConfig, TRLSFTConfig):
         super().__post_init__()
 
 
-class SFTTrainer(Managed, OnEngine, trl.SFTTrainer):
+class SFTTrainer(Managed, OnEngine, TokenisesRows, trl.SFTTrainer):
     """Supervised fine-tuning."""
 
     means = {"entropy": "tokens", "mean_token_accuracy": "tokens"}
+
+    def token_columns(self, args: SFTConfig, packing: bool, *more: Any) -> TokenColumns | None:
+        if args.assistant_only_loss:
+            return None  # a template says which tokens those are, one conversation at a time
+        return LabelledIds(args.max_length, args.truncation_mode, self.completion_only_loss, packing)
+
+    def prepared(self, rows: Dataset, processing_class: Any, args: SFTConfig, packing: bool, *more: Any) -> Dataset:
+        """Packed and shuffled, by TRL; rows that are not packed are cut already."""
+        args = args if packing else copy(args)
+        if not packing:
+            args.max_length = None
+        return trl.SFTTrainer._prepare_dataset(self, rows, processing_class, args, packing, *more)
 
     def __init__(self, *, train_dataset: Dataset, **kwargs: Any):
         try:

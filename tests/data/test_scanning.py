@@ -6,7 +6,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from alignctl.data.scanning import characters, prompt_keys
+from alignctl.data.scanning import characters, contents, lengths, prompt_keys
 
 pytestmark = pytest.mark.train  # the datasets library takes seconds to import
 
@@ -35,3 +35,13 @@ def test_prompts_are_known_as_ever():
     ):
         [key] = prompt_keys(Dataset.from_list([row]), seed=3)
         assert key.hex() == hashlib.sha256(f"3|{json.dumps(prompt)}".encode()).hexdigest()
+
+
+def test_lists_of_numbers():
+    """The same ones give the same content, whatever rows and files they are parts of."""
+    rows = Dataset.from_dict({"ids": [[1, 2], [], [3], [4, 5, 6]], "other_ids": [[], [1], [], [2, 3]]})
+    assert lengths(rows).tolist() == [2, 1, 1, 5]
+    some = Dataset.from_dict({"ids": [[3], [1, 2]]})
+    assert [*contents(rows.select([2, 0]), "ids")] == [*contents(some, "ids")]
+    moved = Dataset.from_dict({"ids": [[3, 1], [2]]})
+    assert [*contents(moved, "ids")] != [*contents(some, "ids")]

@@ -123,7 +123,9 @@ class Managed(
     show_samples: Callable[[list[dict[str, Any]]], None] | None = None
     fitting: Fitting | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, count_rows: Callable[[int], None] = lambda more: None, **kwargs: Any):
+        """`count_rows` is told of more rows that were made ready, as that goes."""
+        self.count_rows = count_rows
         self.notices = []
         self.tell = self.notices.append
         self.halving = Halving(StagePaths(Path(kwargs["args"].output_dir).parent).halved)

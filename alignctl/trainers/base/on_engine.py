@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl.trainer import dpo_trainer, kto_trainer
 
+from alignctl.data.scanning import lengths
 from alignctl.engine.forward import bare, takes_packed_rows
 from alignctl.errors import RequestError
 from alignctl.models.compiling import compile_layers
@@ -286,14 +287,14 @@ class ByLength(Sampler):
 def _lengths(rows: Dataset) -> list[int]:
     """Tokens of each row; of one with several sequences those of all."""
     columns = [column for column in rows.column_names if column.endswith("_ids")]
-    return [sum(map(len, row.values())) for row in rows.select_columns(columns)]
+    return lengths(rows.select_columns(columns)).tolist()
 
 
 def _longest(rows: Dataset, blocks: int, cut: int | None) -> int:
     """Most tokens that a row takes, of which `cut` are seen of each sequence; what a pair begins with counts once."""
-    lengths, most = _lengths(rows), 0
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if lengths[index] <= most:
+    whole, most = _lengths(rows), 0
+    for index in sorted(range(len(whole)), key=lambda index: -whole[index]):
+        if whole[index] <= most:
             break  # the rest takes no more
         parts = {name: ids for name, ids in rows[index].items() if name.endswith("_ids")}
         prompt = parts.pop("prompt_ids", [])

@@ -16,6 +16,7 @@ from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
 from alignctl.trainers.base.passes import PAIR_MEANS, pair_counts
 from alignctl.trainers.base.tally import ROWS
+from alignctl.trainers.base.tokenising import TokenisesPairs
 from alignctl.trainers.preference.reference_logps import CachedReferenceLogps
 
 _LIKELIHOOD = "sft"
@@ -26,7 +27,7 @@ class DPOConfig(EngineConfig, TRLDPOConfig):
     """Settings of DPO."""
 
 
-class DPOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.DPOTrainer):
+class DPOTrainer(Managed, CachedReferenceLogps, OnEngine, TokenisesPairs, trl.DPOTrainer):
     """Direct preference optimization, arXiv:2305.18290."""
 
     blocks = 2

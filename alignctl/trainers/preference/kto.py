@@ -17,11 +17,13 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.kto_config import KTOConfig as TRLKTOConfig
 from trl.trainer.utils import use_adapter
 
+from alignctl.data.token_columns import AnswerIds, TokenColumns
 from alignctl.errors import RequestError
 from alignctl.trainers.base.everywhere import from_all
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
 from alignctl.trainers.base.tally import ROWS
+from alignctl.trainers.base.tokenising import TokenisesRows, with_others_answers
 from alignctl.trainers.preference.reference_logps import CachedReferenceLogps
 
 _KL = "KL divergence"
@@ -41,7 +43,7 @@ class KTOConfig(EngineConfig, TRLKTOConfig):
     """Weight of the loss of unwanted completions."""
 
 
-class KTOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.KTOTrainer):
+class KTOTrainer(Managed, CachedReferenceLogps, OnEngine, TokenisesRows, trl.KTOTrainer):
     """Kahneman-Tversky optimization, arXiv:2402.01306."""
 
     has_reference = True
@@ -120,6 +122,13 @@ class KTOTrainer(Managed, CachedReferenceLogps, OnEngine, trl.KTOTrainer):
             return super()._prepare_dataset(dataset, processing_class, args, name)
         finally:
             args.per_device_train_batch_size = size
+
+    def token_columns(self, args: KTOConfig, *more: Any) -> TokenColumns:
+        return AnswerIds(args.max_length)
+
+    def prepared(self, rows: Dataset, processing_class: Any, args: KTOConfig, *more: Any) -> Dataset:
+        """Each row has the completion of the one before it, too, of as many as are together."""
+        return with_others_answers(rows, args.per_device_train_batch_size) if self.calculate_KL else rows
 
     def __init__(self, *, args: KTOConfig, train_dataset: Dataset, **kwargs: Any):
         size = args.per_device_train_batch_size

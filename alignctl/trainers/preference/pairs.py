@@ -21,6 +21,7 @@ from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import OnEngine
 from alignctl.trainers.base.tally import ROWS
+from alignctl.trainers.base.tokenising import TokenisesPairs
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class PairLoss:
     """Weight of the other part, `nll` of the chosen completions, a mean over tokens."""
 
 
-class PairTrainer(Managed, OnEngine, trl.DPOTrainer):
+class PairTrainer(Managed, OnEngine, TokenisesPairs, trl.DPOTrainer):
     """A DPOTrainer whose loss a subclass gives."""
 
     blocks = 2

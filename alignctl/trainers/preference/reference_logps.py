@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from alignctl.cache import cache_dir
+from alignctl.data.scanning import contents
 from alignctl.engine.forward import evaluating
 
 _COMPUTING = ("torch", "transformers", "trl")
@@ -57,7 +58,7 @@ class CachedReferenceLogps:
         if len(dataset) == 0:
             return dataset
         model = self.ref_model or self.model
-        key = [_content_key(model, dataset, self.args)]
+        key = [_content_key(model, dataset, self.args, wanted=self.accelerator.is_main_process)]
         broadcast_object_list(key, from_process=0)
         file = cache_dir() / "reference_logps" / f"{key[0]}.safetensors" if key[0] else None
         columns = _read(file, len(dataset)) if file else None
@@ -80,9 +81,13 @@ class CachedReferenceLogps:
         return dataset
 
 
-def _content_key(model: nn.Module, dataset: Dataset, args: Any) -> str | None:
-    """Hash of all that the log-probabilities depend on; None where ZeRO-3 divides the weights. All processes call it
-    together."""
+def _content_key(model: nn.Module, dataset: Dataset, args: Any, wanted: bool) -> str | None:
+    """Hash of all that the log-probabilities depend on; None where ZeRO-3 divides the weights, and in processes whose
+    key is not looked at. All call it together, since FSDP2 gathers weights for it.
+
+    Args:
+        wanted: Whether this is the process whose key is.
+    """
     digest = hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
     digest.update(
@@ -95,12 +100,15 @@ def _content_key(model: nn.Module, dataset: Dataset, args: Any) -> str | None:
             return None
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        if wanted:
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    if not wanted:
+        return None
     for column in _TOKENS:
         if column in dataset.features:
             digest.update(column.encode())
-            for row in dataset.select_columns([column]):
-                digest.update(json.dumps(row[column]).encode())
+            for content in contents(dataset, column):
+                digest.update(content)
     settings = ("max_length", "truncation_mode", "ld_alpha", "bf16", "fp16")
     digest.update(json.dumps([getattr(args, setting, None) for setting in settings]).encode())
     return digest.hexdigest()[:32]
