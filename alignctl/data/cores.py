@@ -39,7 +39,7 @@ def write_converted(
     wanted = processes or min(len(os.sched_getaffinity(0)), len(rows) // _WORTH_ONE)
     wanted = max(1, min(wanted, len(rows)))
     bounds = [len(rows) * i // wanted for i in range(wanted + 1)]
-    shares = [(folder / f"{i:05}.arrow", bounds[i], bounds[i + 1]) for i in range(wanted)]
+    shares = [(folder / f"rows_{i:05}.arrow", bounds[i], bounds[i + 1]) for i in range(wanted)]
 
     def write(file: Path, first: int, last: int, count: Callable[[int], None]) -> None:
         write_rows(file, features, _batches(rows, first, last, convert, count))

@@ -28,8 +28,12 @@ def encodes_batches(tokenizer: Any) -> bool:
 
 def tokenizer_key(tokenizer: Any) -> str:
     """A hash of all that token ids and written conversations depend on. What the last call left in it is no part."""
-    kind = type(tokenizer)
-    state = _state(tokenizer) | {"truncation": None, "padding": None}
+    kind, backend = type(tokenizer), tokenizer.backend_tokenizer
+    if backend.truncation is not None or backend.padding is not None:
+        backend = type(backend).from_str(backend.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+    state = backend.to_str()
     said = [f"{kind.__module__}.{kind.__qualname__}", state, tokenizer.chat_template, tokenizer.special_tokens_map]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -76,7 +80,8 @@ class Encoder:
     def _ids(self, texts: list[str], special: bool) -> list[Ids]:
         if not texts:
             return []
-        return self._tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+        unwanted = {"return_attention_mask": False, "return_token_type_ids": False}
+        return self._tokenizer(texts, add_special_tokens=special, **unwanted)["input_ids"]
 
 
 def _cut_of(texts: Sequence[str]) -> int:

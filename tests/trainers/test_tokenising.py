@@ -3,17 +3,18 @@
 import json
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import trl
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from alignctl.data.cores import write_converted
-from alignctl.data.encoding import Encoder
-from alignctl.data.kept import read_rows
+from alignctl.data.encoding import Encoder, tokenizer_key
+from alignctl.data.kept import read_rows, write_rows
 from alignctl.data.token_columns import AnswerIds, LabelledIds, PairIds, ScoredIds
 from alignctl.trainers.base.tokenising import tokenised, with_others_answers
 
@@ -161,6 +162,16 @@ def test_what_rows_begin_with_is_encoded_once(pairs, tokenizer):
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2"], indirect=True)
+def test_a_tokenizer_is_the_same_whatever_it_was_asked_before(tokenizer):
+    key = tokenizer_key(tokenizer)
+    tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    assert tokenizer_key(tokenizer) == key
+    template, tokenizer.chat_template = tokenizer.chat_template, "{{ messages }}"
+    assert tokenizer_key(tokenizer) != key
+    tokenizer.chat_template = template
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2"], indirect=True)
 @pytest.mark.parametrize("fails", [False, True])
 def test_several_processes_make_the_same(pairs, tokenizer, tmp_path, fails):
     """Also where one of them dies: its rows are made by the first."""
@@ -180,3 +191,14 @@ def test_several_processes_make_the_same(pairs, tokenizer, tmp_path, fails):
     assert len(files) == 3
     assert_same(read_rows(*files), alone, columns.names)
     assert sum(told) == len(rows)
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2"], indirect=True)
+def test_what_lies_beside_rows_that_are_kept_is_none_of_them(pairs, tokenizer):
+    """TRL and the datasets library keep what they make of rows where these lie."""
+    rows, columns = pairs["messages"], ScoredIds(LONGEST)
+    made = ours(rows, tokenizer, columns)
+    beside = Path(made.cache_files[0]["filename"]).with_name("cache-1.arrow")
+    write_rows(beside, Features({"other": Value("int64")}), [{"other": [1, 2, 3]}])
+    again = ours(rows, tokenizer, columns)
+    assert (again.column_names, len(again)) == (made.column_names, len(made))

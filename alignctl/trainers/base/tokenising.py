@@ -85,7 +85,7 @@ def tokenised(
 
     said = [type(columns).__name__, asdict(columns), template, [version(package) for package in _MADE_BY]]
     folder = kept(["token ids", rows._fingerprint, tokenizer_key(tokenizer), *said], make)
-    return read_rows(*sorted(folder.glob("*.arrow")))
+    return read_rows(*sorted(folder.glob("rows_*.arrow")))  # TRL keeps what it makes of them beside them
 
 
 def with_others_answers(rows: Dataset, together: int) -> Dataset:
