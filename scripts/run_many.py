@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import distributed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, read_request
@@ -61,8 +62,7 @@ def run(run_dir: Path, arguments: list[str], continues: str | None) -> str | Non
                 cut_back(plan.paths.stage(name))
         freeze(plan, config, sys.argv)
     _meet()
-    AcceleratorState._reset_state(reset_partial_state=True)  # what accelerate keeps of the run before
-    GradientState._reset_state()
+    _forget()
     for name in config["stages"]:
         stage, weights = read_stage(plan.paths, name)
         if RANK == 0:
@@ -80,6 +80,15 @@ def cut_back(stage: StagePaths) -> None:
     for folder in (stage.model, stage.adapter):
         shutil.rmtree(folder, ignore_errors=True)
     stage.result.unlink()
+
+
+def _forget() -> None:
+    """Forgets what is kept of the run before, in the environment, too: how its model was divided."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    unset_hf_deepspeed_config()
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_USE_")]:
+        del os.environ[name]
 
 
 def _meet() -> None:

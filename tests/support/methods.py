@@ -12,7 +12,8 @@ from typing import Any
 from support.models import TINY
 from support.rewards import REWARDS
 
-QUICKSTART_REWARD = "ppo.reward_funcs=[alignctl.data.quickstart:reward]"
+# Differs among completions, however little the model can say.
+LENGTH = f"ppo.reward_funcs=[{REWARDS}:length]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ METHODS = {
         stage="ppo",
         recipe="rlhf_quickstart",
         alone=(
-            "ppo.from=null", "ppo.reward_model=null", "ppo.normalize_rewards=running", QUICKSTART_REWARD,
+            "ppo.from=null", "ppo.reward_model=null", "ppo.normalize_rewards=running", LENGTH,
             "ppo.response_length=8",
         ),
         stateful=("ppo.target_kl=1.0", "ppo.kl_horizon=100"),

@@ -37,7 +37,6 @@ def outcomes(tmp_path_factory, shared_data):
     def of(lane: str) -> dict:
         if lane not in made:
             folder = tmp_path_factory.mktemp(lane)
-            # DeepSpeed's last: where it has been, FSDP cannot begin.
             wanted = [*dict.fromkeys((*cell[:2], "ddp") for cell in LANES[lane]), *LANES[lane]]
             jobs = {cell: four(folder, shared_data, *cell) for cell in wanted}
             run_many(folder, list(jobs.values()), PROCESSES, HELD)
