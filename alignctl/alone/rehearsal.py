@@ -81,6 +81,9 @@ class Looks(TrainerCallback):
         self._collectives.forget()
         self._passes, self._runs = 0, Counter[Role]()
 
+    def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+        self._look_at_gradients()  # of a pass, before the next one adds to them
+
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self._look_at_gradients()
 

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignctl.engine.forward import has_all_weights
+from alignctl.engine.forward import has_all_weights, is_divided
 
 
 def is_beside(name: str) -> bool:
@@ -83,7 +83,7 @@ def bytes_kept(model: nn.Module) -> Iterator[None]:
 
 def _mergeable(model: nn.Module) -> list[BaseTunerLayer]:
     """Layers with an adapter that is on, and can be put into weights that are whole and theirs alone."""
-    if not has_all_weights(model):
+    if is_divided(model) or not has_all_weights(model):  # what is whole now may be gathered anew before it is run
         return []
     names = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
 

@@ -43,8 +43,13 @@ def pairs() -> list[tuple[tuple, tuple]]:
     return found
 
 
-# Whose gradients once were not averaged, always; of each case one more, another one each day; the rest at night.
-ALWAYS = [(("sft", "none", "auto"), DIVIDED[0]), (("kto, no estimate", "lora", "auto"), DIVIDED[0])]
+# Whose gradients once were not averaged, or whose completions were drawn without the adapter, always; of each case one
+# more, another one each day; the rest at night.
+ALWAYS = [
+    (("sft", "none", "auto"), DIVIDED[0]),
+    (("kto, no estimate", "lora", "auto"), DIVIDED[0]),
+    (("ppo", "lora", "auto"), (4, 1, "zero3")),
+]
 ALL = pairs()
 OF_EACH = [[pair for pair in ALL if pair[0][0] == case] for case in CASES]
 DAY = list(dict.fromkeys(ALWAYS + [one[int(time.strftime("%j")) % len(one)] for one in OF_EACH]))
