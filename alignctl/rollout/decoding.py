@@ -157,6 +157,7 @@ class _Batch:
             self.logits = self._step()
         else:
             self._graph.replay()
+            getattr(self._model, "count_pass", lambda: None)()
         self._steps += 1
 
     def is_worth_dividing(self, left: int) -> bool:

@@ -163,8 +163,10 @@ def _load(job: Job, role: Role, alive: bool = False) -> PreTrainedModel:
             model = load(job, role, job.start, trained=True, notice=progress.notice)
         else:
             model = load(job, role, job.weights[role])
-    if alive and not stage.trainer.get("torch_compile"):
-        model.get_input_embeddings().register_forward_pre_hook(lambda *_: progress.count("passes"))
+    if alive:
+        count = model.count_pass = partial(progress.count, "passes")  # as an attribute for passes that run no hooks
+        if not stage.trainer.get("torch_compile"):
+            model.get_input_embeddings().register_forward_pre_hook(lambda *_: count())
     return model
 
 
