@@ -50,6 +50,9 @@ def four(folder: Path, shared_data: Path, name: str, peft: str, how: str) -> dic
     """A job in four processes."""
     made = job(folder, shared_data, (name, peft, "auto"), (2, 1, how))
     arguments = [f"launcher.processes={PROCESSES}" if "processes" in one else one for one in made["arguments"]]
+    # AdamW's steps are about as long as the learning rate, whatever the gradient: where it is next to nothing, rounding
+    # says in which direction. Of large ones it would be seen in the divergence after training.
+    arguments.append("cell.learning_rate=1e-4")
     return made | {"arguments": arguments + list(KEEPS_NOTHING if how == "zero3" else ())}
 
 
@@ -74,8 +77,7 @@ def test_all_numbers_are_those_of_processes_that_hold_everything(outcomes, lane,
     divided, whole = outcomes(lane)[cell], outcomes(lane)[*cell[:2], "ddp"]
     found, expected = (read(Path(one, "cell", "result.json")) for one in (divided, whole))
     assert found["before"] == pytest.approx(expected["before"], rel=1e-5, abs=1e-5)
-    # A divergence of 10 nats after PPO's steps with a learning rate of 1e-3 has rounding of its own.
-    assert found["after"] == pytest.approx(expected["after"], rel=2e-5, abs=1e-5)
+    assert found["after"] == pytest.approx(expected["after"], rel=1e-5, abs=1e-5)
     assert outcome(divided)[0] == pytest.approx(outcome(whole)[0], rel=1e-5, abs=1e-5)
     if Path(whole, "cell", "samples.jsonl").exists():
         assert read(Path(divided, "cell", "samples.jsonl")) == read(Path(whole, "cell", "samples.jsonl"))
