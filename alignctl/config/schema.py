@@ -92,12 +92,19 @@ class DistributedSettings:
     """DeepSpeed's own settings, over those that `type` makes."""
     parallelism_config: dict[str, Any] = field(default_factory=dict)
     """`{sp_size: N}`: N processes side by side compute the rows of all of them together, each a part of every row and
-    some of the heads of its attention. For rows that are too long for one."""
+    some of the heads of its attention. For rows that are too long for one. `{tp_size: N}`, with fsdp2: N processes side
+    by side divide the matrices of every layer, and compute the rows of all of them together. For layers that are too
+    large for one."""
 
     @property
     def sp_size(self) -> int:
         """Processes that compute a row together, under accelerate's name."""
         return self.parallelism_config.get("sp_size", 1)
+
+    @property
+    def tp_size(self) -> int:
+        """Processes that divide the matrices of layers, under accelerate's name."""
+        return self.parallelism_config.get("tp_size", 1)
 
 
 @dataclass

@@ -35,4 +35,4 @@ def draw_answers(
         numbers, asked = zip(*own, strict=True)
         return draw_completions(policy, tokenizer, asked, drawing, [seed_of(seed, one) for one in numbers]).completions
 
-    return shared_out(list(enumerate(prompts)), lambda row: len(row[1]), draw)
+    return shared_out(policy, list(enumerate(prompts)), lambda row: len(row[1]), draw)

@@ -55,7 +55,7 @@ def kl_of_answers(
             theirs = completion_logps(model, *zip(*rows, strict=True), batch_size)
         return estimate_kl(ours, theirs)
 
-    estimates = shared_out(list(zip(prompts, answers, strict=True)), lambda row: sum(map(len, row)), of_each)
+    estimates = shared_out(policy, list(zip(prompts, answers, strict=True)), lambda row: sum(map(len, row)), of_each)
     return sum(estimates) / len(estimates)
 
 
@@ -115,14 +115,14 @@ def _logps_of_pairs(
         sums = _own_logps(model, [answer for pair in own for answer in pair], batch_size)
         return list(zip(sums[::2], sums[1::2], strict=True))
 
-    found = shared_out(pairs, lambda pair: sum(map(length, pair)), of_pairs)
+    found = shared_out(model, pairs, lambda pair: sum(map(length, pair)), of_pairs)
     check_finite([value for pair in found for value in pair], _LOGPS)
     return found
 
 
 def _logps(model: PreTrainedModel, answers: Sequence[Answer], batch_size: int) -> list[float]:
     """Sequence sums of answers under a model."""
-    found = shared_out(answers, length, lambda own: _own_logps(model, own, batch_size))
+    found = shared_out(model, answers, length, lambda own: _own_logps(model, own, batch_size))
     check_finite(found, _LOGPS)
     return found
 

@@ -47,6 +47,6 @@ def _scores(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> list[tuple
 
     with evaluating(model):
         both = list(zip(pairs.chosen, pairs.rejected, strict=True))
-        found = shared_out(both, lambda pair: sum(map(length, pair)), of_pairs)
+        found = shared_out(model, both, lambda pair: sum(map(length, pair)), of_pairs)
     check_finite([score for pair in found for score in pair], "scores of completions")
     return found

@@ -3,12 +3,16 @@ when it is run.
 
 A model that was read in shares knows nothing of FSDP yet. Its weights are without numbers, so that adapters are put on
 it as on any other, and each has the share that `divide` fills it with.
+
+Where processes side by side divide the matrices of layers besides (tensor_plan.py), a share is of this process's part
+of a matrix, which those gather that have the same part. Embeddings and head are divided among all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,10 +22,15 @@ from torch import Tensor, nn
 from torch.distributed import get_world_size
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Placement, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.placement_types import _StridedShard
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 
+from alignctl.models.tensor_plan import divide_matrices, divided_dims, layers_of
+
+_SHARES, _MATRICES = "dp_shard", "tp"
 _EXPERTS = (MergeModulelist, Concatenate)
 """What becomes of the weights of experts as they are read: each whole into its place in a list of them, so a process
 can leave out those of others. What else becomes of weights as they are read wants them whole."""
@@ -41,9 +50,20 @@ def allow_fsdp_on_cpu() -> None:
         processes._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def processes_mesh(device: torch.device) -> DeviceMesh:
-    """All processes, among which weights are divided."""
-    return init_device_mesh(device.type, (get_world_size(),), mesh_dim_names=("dp_shard",))
+def processes_mesh(device: torch.device, tp_size: int = 1) -> DeviceMesh:
+    """All processes, among which weights are divided; with two dimensions where so many side by side divide the
+    matrices of layers."""
+    return _grid(device.type, tp_size) if tp_size > 1 else _all(device.type)
+
+
+def _all(device: str) -> DeviceMesh:
+    return init_device_mesh(device, (get_world_size(),), mesh_dim_names=(_SHARES,))
+
+
+@cache
+def _grid(device: str, tp_size: int) -> DeviceMesh:
+    """Made once, because the processes of each row and column have to find each other."""
+    return init_device_mesh(device, (get_world_size() // tp_size, tp_size), mesh_dim_names=(_SHARES, _MATRICES))
 
 
 @contextmanager
@@ -84,16 +104,34 @@ def _expect_shares(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Makes DTensors, of which nothing is there yet, of the weights of a model, a head that is new left out."""
     head = model.get_output_embeddings()
     known = {id(p) for part in (model.base_model, head) if part is not None for p in part.parameters()}
-    rank, processes = mesh.get_local_rank(), mesh.size()
+    shares = _shares(model, mesh)
     for parameter, places in _places(model):
         if id(parameter) not in known or parameter.dim() == 0:
             continue
-        size, _ = Shard.local_shard_size_and_offset(parameter.size(0), processes, rank)
-        local = torch.empty(size, *parameter.shape[1:], dtype=parameter.dtype, device="meta")
+        among, placements = shares[parameter]
+        size, _ = compute_local_shape_and_global_offset(parameter.shape, among, placements)
+        local = torch.empty(size, dtype=parameter.dtype, device="meta")
         share = DTensor.from_local(
-            local, mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
+            local, among, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
         )
         _put(nn.Parameter(share, requires_grad=parameter.requires_grad), places)
+
+
+def _shares(model: PreTrainedModel, mesh: DeviceMesh) -> dict[nn.Parameter, tuple[DeviceMesh, list[Placement]]]:
+    """Among which processes each parameter of a model is divided, and how: as `divide` does it."""
+    everyone = mesh if mesh.ndim == 1 else _all(mesh.device_type)
+    shares: dict[nn.Parameter, tuple[DeviceMesh, list[Placement]]] = dict.fromkeys(
+        model.parameters(), (everyone, [Shard(0)])
+    )
+    if mesh.ndim == 1:
+        return shares
+    matrices = divided_dims(model, mesh[_MATRICES].size())
+    for layer in layers_of(model):
+        shares |= dict.fromkeys(layer.parameters(), (mesh[_SHARES], [Shard(0)]))
+    for parameter, dim in matrices.items():
+        rows = Shard(0) if dim else _StridedShard(0, split_factor=mesh[_MATRICES].size())
+        shares[parameter] = mesh, [rows, Shard(dim)]
+    return shares
 
 
 class Awaited(nn.Parameter):
@@ -145,11 +183,18 @@ def divide(model: nn.Module, mesh: DeviceMesh, compute_in: torch.dtype | None = 
     for parameter, places in awaited:
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
         _put(nn.Parameter(empty, parameter.requires_grad), places)
+    everyone, side_by_side = mesh, mesh
+    if mesh.ndim > 1:
+        everyone, side_by_side = _all(mesh.device_type), mesh[_SHARES]
+        for one in _language_models(model):
+            divide_matrices(one, mesh[_MATRICES])
+    in_layers = {part for one in _language_models(model) for layer in layers_of(one) for part in layer.modules()}
     cast = MixedPrecisionPolicy(param_dtype=compute_in, reduce_dtype=compute_in and torch.float32)
     in_models = {part for one in _language_models(model) for part in one.modules()}
     for group in [*_groups(model), [model]]:  # in a list, because their classes change
         policy = cast if in_models.issuperset(group) else MixedPrecisionPolicy()
-        fully_shard(group if len(group) > 1 else group[0], mesh=mesh, mp_policy=policy)
+        among = side_by_side if in_layers.issuperset(group) else everyone
+        fully_shard(group if len(group) > 1 else group[0], mesh=among, mp_policy=policy)
     for parameter, places in awaited:
         _put(nn.Parameter(parameter.share, parameter.requires_grad), places)
     for one in _language_models(model):
@@ -162,8 +207,7 @@ def _groups(model: nn.Module) -> Iterator[list[nn.Module]]:
     """What is gathered together, the innermost first; what models share once."""
     seen: set[nn.Module] = set()
     for one in _language_models(model):
-        names = set(one._no_split_modules or ())
-        layers = [[layer] for layer in one.modules() if type(layer).__name__ in names]
+        layers = [[layer] for layer in layers_of(one)]
         ends = list(dict.fromkeys(filter(None, (one.get_input_embeddings(), one.get_output_embeddings()))))
         weights = [set(end.parameters()) for end in ends]
         tied = len(ends) == 2 and weights[0] & weights[1]

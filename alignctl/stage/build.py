@@ -113,6 +113,8 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
     make = resolve(method.trainer)
     if method.mixes_rows and (reason := method.mixes_rows(vars(job.args))):
         others["keeps_batches"] = reason
+    if stage.distributed.tp_size > 1:
+        others["tp_size"] = stage.distributed.tp_size
     with refused("`peft`"):
         adapter = build_peft_config(stage.peft, method.trained, _token_rows(job, trained))
     with refused(f"the settings of `{stage.name}`"):

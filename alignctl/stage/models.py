@@ -31,7 +31,9 @@ def load(
         notice: Is told what people should know of how it was loaded.
     """
     stage = job.stage
-    mesh = processes_mesh(job.args.device) if stage.distributed.type == "fsdp2" else None
+    mesh = None
+    if stage.distributed.type == "fsdp2":
+        mesh = processes_mesh(job.args.device, stage.distributed.tp_size)
     whole = trained and looks_at_base(stage.peft)
     with read_in_shares(None if whole else mesh):
         model = load_model(

@@ -20,10 +20,14 @@ from alignctl.models.shared_files import load_state, save_state
 from alignctl.trainers.base.mixed import mixed_dtype
 
 
-def divide_model(trainer: Trainer) -> None:
-    """Under FSDP2; all processes call it together, before there is an optimizer."""
+def divide_model(trainer: Trainer, tp_size: int = 1) -> None:
+    """Under FSDP2; all processes call it together, before there is an optimizer.
+
+    Args:
+        tp_size: How many processes side by side divide the matrices of layers.
+    """
     if trainer.is_fsdp_enabled:
-        divide(trainer.model, processes_mesh(trainer.args.device), mixed_dtype(trainer.args))
+        divide(trainer.model, processes_mesh(trainer.args.device, tp_size), mixed_dtype(trainer.args))
         _take_as_it_is(trainer.accelerator)
         _save_in_shares()
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from alignctl.engine.tensor_parallel import place_among_rows
 from alignctl.errors import NotANumber, RequestError
 from alignctl.trainers.base.everywhere import from_all
 from alignctl.trainers.base.tally import ROWS, Tally, metrics_apart, metrics_of
@@ -38,11 +39,13 @@ class HeldOutLoss:
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """As many batches for each process, of the same sizes: what a loss gathers has the same shape everywhere."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        args, accelerator = self.args, self.accelerator
+        args = self.args
         order = list(self._get_eval_sampler(rows) or range(len(rows)))
         return DataLoader(
             self._remove_unused_columns(rows, "Evaluation"),
-            batch_sampler=Share(order, args.eval_batch_size, accelerator.num_processes, accelerator.process_index),
+            batch_sampler=Share(
+                order, args.eval_batch_size, *place_among_rows(self.accelerator.unwrap_model(self.model))
+            ),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,

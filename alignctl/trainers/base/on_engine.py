@@ -21,6 +21,7 @@ from trl.trainer import dpo_trainer, kto_trainer
 
 from alignctl.data.scanning import lengths
 from alignctl.engine.forward import bare, takes_packed_rows
+from alignctl.engine.tensor_parallel import group_of_weights
 from alignctl.errors import RequestError
 from alignctl.models.compiling import compile_layers
 from alignctl.models.dropout import disable_dropout
@@ -123,12 +124,14 @@ class OnEngine(DividesSteps):
     notices: list[str]
     row_columns: Mapping[str, bool]
 
-    def __init__(self, *args: Any, keeps_batches: str | None = None, **kwargs: Any):
-        """`keeps_batches` says why the rows of a batch have to stay together; None where they need not."""
+    def __init__(self, *args: Any, keeps_batches: str | None = None, tp_size: int = 1, **kwargs: Any):
+        """`keeps_batches` says why the rows of a batch have to stay together; None where they need not. `tp_size` is
+        how many processes side by side divide the matrices of layers, and compute the rows of all of them together."""
         self.keeps_batches = keeps_batches
         with _all_models_given():
             super().__init__(*args, **kwargs)
-        divide_model(self)
+        divide_model(self, tp_size)
+        self.weights_group = group_of_weights(self.model)
         if getattr(self, "aux_loss_enabled", False):
             self.keeps_batches = "the load of a mixture of experts is balanced over the tokens of a batch"
         self._put_engine_on()
@@ -178,7 +181,7 @@ class OnEngine(DividesSteps):
                 f"`distributed.parallelism_config.sp_size={processes}` cannot be: {reason}",
                 "leave it out" if self.keeps_batches else "set one that divides both, or leave it out",
             )
-        self.row_group, _ = new_subgroups(processes, timeout=timedelta(seconds=self.args.ddp_timeout))
+        self.token_group, _ = new_subgroups(processes, timeout=timedelta(seconds=self.args.ddp_timeout))
         self.notices.append(f"rows: each divided among {processes} processes, which compute those of all of them")
 
     def _put_engine_on(self) -> None:

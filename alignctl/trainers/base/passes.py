@@ -58,8 +58,10 @@ class DividesSteps:
     """Of the step, or of all held-out rows: counts, and what `before_passes` found, of all processes."""
     fitting: Fitting | None
     halving: Halving
-    row_group: ProcessGroup | None = None
+    token_group: ProcessGroup | None = None
     """Processes that compute the rows of all of them together, each a part of every row."""
+    weights_group: ProcessGroup | None = None
+    """The same, each with a part of the matrices of layers."""
     _tally: Tally | None = None
     """Of the step, until the processes have put it together."""
     row_lengths: list[list[int]]
@@ -109,8 +111,8 @@ class DividesSteps:
         if self._of_last is not None:
             of_batches[-1] = of_batches[-1][: rows_there(of_batches[-1], self._of_last, self.row_lengths)]
         rows = [row for batch in of_batches for row in batch]
-        if self.row_group is not None:
-            everyones = all_objects((rows, spare), self.row_group)
+        if group := self._row_group():
+            everyones = all_objects((rows, spare), group)
             rows, spare = [row for own, _ in everyones for row in own], everyones[0][1]
         packed = self._packed()
         costs = [_cost(row, packed) for row in rows]
@@ -169,7 +171,7 @@ class DividesSteps:
                 self.shares = dict.fromkeys(nothing, 1.0)
             with (
                 nullcontext() if last or by_deepspeed else accelerator.no_sync(model),
-                rows_together(self.models_on_engine(), self.row_group),
+                rows_together(self.models_on_engine(), self.token_group),
                 metrics_apart(self, "train") as metrics,
                 _for_nothing(accelerator) if own is nothing else nullcontext(),
             ):
@@ -208,6 +210,10 @@ class DividesSteps:
         """What the mean of a pass adds to that of the step."""
         return loss if self.shares is None else loss * self.shares[name]
 
+    def _row_group(self) -> ProcessGroup | None:
+        """Processes that compute the same rows, those of all of them."""
+        return self.token_group or self.weights_group
+
     def _divided(self, costs: list[int], tokens: int) -> list[list[int]]:
         return balanced(costs, tokens, padded=not self._packed()) if costs else []
 
@@ -227,7 +233,8 @@ class DividesSteps:
         """See EndsStepsTogether."""
         if not everyone:
             return
-        self._total_train_tokens += tokens_of(everyone) // (self.row_group.size() if self.row_group else 1)
+        group = self._row_group()
+        self._total_train_tokens += tokens_of(everyone) // (group.size() if group else 1)
         for name, value in metrics_of(everyone).items():
             self._metrics["train"][name].append(value)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
