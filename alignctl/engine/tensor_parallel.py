@@ -1,6 +1,6 @@
-"""Matrices of layers that several processes divide, and compute the same rows with: of the first of two each has some of
-the columns of what it gives, of the second those rows that take them, and what the processes come to is added up. So
-attention has some of its heads in each. Knows no loss and no trainer; torch only.
+"""Matrices of layers that several processes divide, and compute the same rows with: of the first of two each gives some
+columns, of the second each takes those, and what the processes come to is added up. So attention has some of its heads
+in each. Knows no loss and no trainer; torch only.
 
 The idea is Megatron-LM's, arXiv:1909.08053, Sec. 3.
 """

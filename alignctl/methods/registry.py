@@ -84,7 +84,7 @@ class Method:
     """Why the loss, given all fields of a stage, looks at the rows of a batch together, so that an optimizer step is
     not divided otherwise; None where it never does."""
     divides_rows: bool
-    """Whether several processes can compute its rows together, each a part of every row, or of every layer's matrices."""
+    """Whether several processes can compute its rows together, each a part of every row, or of every matrix."""
     owned_fields: Mapping[str, str]
     """Fields of the config class that a stage may not set, each with what to set instead."""
     key_metrics: tuple[str, ...]

@@ -17,6 +17,8 @@ from torch.distributed.checkpoint.state_dict import _init_optim_state
 from torch.optim import Optimizer
 
 _OPTIMIZER, _SETTINGS = "optimizer", "optimizer.json"
+_OF = "weights"
+"""Of a group of settings, the names of those that it is for."""
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 
@@ -36,8 +38,10 @@ def save_state(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
     _save({name: value for name, value in state.items() if isinstance(value, Tensor)}, folder / _OPTIMIZER)
     if distributed.get_rank() == 0:
         numbers = {name: value for name, value in state.items() if isinstance(value, _PLAIN)}
+        names = _names(model)
         groups = [
             {key: value for key, value in group.items() if key != "params" and isinstance(value, _PLAIN)}
+            | {_OF: [names[parameter] for parameter in group["params"]]}
             for group in optimizer.param_groups
         ]
         content = {"groups": groups, "state": numbers}
@@ -53,7 +57,10 @@ def load_state(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
     for name, parameter in model.named_parameters():
         found = optimizer.state.get(parameter, {})
         found.update({key: value for key in found if (value := kept["state"].get(f"{name}.{key}")) is not None})
-    for group, settings in zip(optimizer.param_groups, kept["groups"], strict=True):
+    # Other processes may have had other groups: transformers makes one for each mesh among which weights are divided.
+    names, of = _names(model), {name: group for group in kept["groups"] for name in group.pop(_OF)}
+    for group in optimizer.param_groups:
+        settings = of[names[group["params"][0]]] if group["params"] else {}
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
 
 
@@ -70,6 +77,10 @@ def _load(tensors: dict[str, Tensor], folder: Path) -> None:
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _names(model: nn.Module) -> dict[nn.Parameter, str]:
+    return {parameter: name for name, parameter in model.named_parameters()}
 
 
 def _state(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Any]]:

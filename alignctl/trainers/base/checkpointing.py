@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ class CompleteCheckpoints:
             return super()._inner_training_loop(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _types_kept():
+        groups = len(self.optimizer.param_groups) if self.is_fsdp_enabled else None
+        with _types_kept(), _of_all_groups(self.lr_scheduler, groups) if groups else nullcontext():
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and self.is_deepspeed_enabled and self.deepspeed.load_universal_checkpoint():
             mend_loaded(self, Path(checkpoint))
@@ -210,6 +211,28 @@ def find_best(state: TrainerState, folder: Path) -> None:
         state.best_model_checkpoint = str(best)
     else:
         state.best_model_checkpoint = state.best_global_step = state.best_metric = None
+
+
+@contextmanager
+def _of_all_groups(scheduler: Any, groups: int) -> Iterator[None]:
+    """Loads what a schedule said of each group of weights, where it said the same of all, for as many groups as there
+    are: they are more where weights are divided among several meshes."""
+    usual = scheduler.load_state_dict
+
+    def load(state: dict[str, Any]) -> None:
+        then = state.get("_last_lr", ())
+        if len(then) != groups and len(set(then)) == 1:
+            of_each = {
+                key: value for key, value in state.items() if isinstance(value, list) and len(value) == len(then)
+            }
+            state = state | {key: value[:1] * groups for key, value in of_each.items()}
+        usual(state)
+
+    scheduler.load_state_dict = load
+    try:
+        yield
+    finally:
+        del scheduler.load_state_dict
 
 
 @contextmanager

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alignctl.engine.tensor_parallel import group_of_weights
 from alignctl.models.bits import sum_of_bits
 
 
@@ -73,7 +74,8 @@ def check_wrapped(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def check_same(model: nn.Module, accelerator: Accelerator, when: str, optimizer: Any = None) -> None:
-    """Whether the weights and buffers that every process holds whole are the same in all of them, bit for bit.
+    """Whether the weights and buffers that every process holds whole are the same in all of them, bit for bit, and what
+    those hold alike that divide the matrices of layers.
 
     Args:
         when: Said where they are not.
@@ -84,13 +86,21 @@ def check_same(model: nn.Module, accelerator: Accelerator, when: str, optimizer:
     """
     if accelerator.num_processes == 1:
         return
+    everyone, group = accelerator.num_processes, group_of_weights(model)
     state = [value for of_weight in optimizer.state.values() for value in of_weight.values()] if optimizer else []
-    own = torch.stack(
-        [checksum(model.parameters()), checksum(model.buffers()), checksum(filter(torch.is_tensor, state))]
-    )
+    state = list(filter(torch.is_tensor, state))
+    compared = [
+        ("weights", checksum(model.parameters()), everyone),
+        ("buffers", checksum(model.buffers()), everyone),
+        ("state of the optimizer", checksum(state), everyone),
+    ]
+    if group:
+        compared.append(("shares", checksum(shares_of_some([*model.parameters(), *state])), group.size()))
+    own = torch.stack([one for _, one, _ in compared])
     sums = accelerator.gather(own.to(accelerator.device)[None])
-    for what, found in zip(("weights", "buffers", "state of the optimizer"), sums.unbind(1), strict=True):
-        if (found != found[0]).any():
+    for (what, _, side_by_side), found in zip(compared, sums.unbind(1), strict=True):
+        alike = found.view(-1, side_by_side)
+        if (alike != alike[:, :1]).any():
             raise RuntimeError(f"the {what} differ between processes {when}: their checksums are {found.tolist()}")
 
 
@@ -98,3 +108,10 @@ def checksum(tensors: Iterable[Tensor]) -> Tensor:
     """Sum of the bits of all tensors, those left out that ZeRO-3 or FSDP2 divide among processes."""
     whole = (one for one in tensors if not isinstance(one, DTensor) and not hasattr(one, "ds_id"))
     return sum((sum_of_bits(one) for one in whole), torch.zeros((), dtype=torch.int64))
+
+
+def shares_of_some(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """This process's shares of tensors that not all processes divide: those that divide the matrices of layers have the
+    same share of what else there is in a layer."""
+    divided = (one for one in tensors if isinstance(one, DTensor))
+    return [one.to_local() for one in divided if one.device_mesh.size() < distributed.get_world_size()]
