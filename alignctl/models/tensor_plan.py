@@ -92,11 +92,16 @@ def _named_styles(model: PreTrainedModel, processes: int) -> Iterator[tuple[str,
 
 def _why_not(model: PreTrainedModel, found: list[tuple[str, nn.Module, str]], processes: int) -> str | None:
     config, kind = model.config.get_text_config(), f"models of type `{model.config.model_type}`"
-    if not any(style == _GIVES for *_, style in found):
+    plan = model._tp_plan or {}
+    alone = (plan.get(replace_layer_number_by_wildcard(name)) for name, _ in model.named_parameters())
+    unknown = [style for style in alone if style]  # of weights that are in no module of their own
+    unknown += [style for _, module, style in found if style != _OWN_HEADS and type(module) is not nn.Linear]
+    unknown += [style for *_, style in found if style not in (_GIVES, _TAKES, _OWN_HEADS)]
+    if unknown:
+        return f"layers of {kind} are divided in a way that alignctl does not know (`{unknown[0]}`)"
+    if not found:
         return f"transformers does not say how the layers of {kind} are divided"
     for _, module, style in found:
-        if style not in (_GIVES, _TAKES, _OWN_HEADS) or not (style == _OWN_HEADS or type(module) is nn.Linear):
-            return f"layers of {kind} are divided in a way that alignctl does not know (`{style}`)"
         size = {_GIVES: "out_features", _TAKES: "in_features"}.get(style)
         if size and getattr(module, size) % processes:
             return f"it does not divide the {getattr(module, size)} columns between two matrices of a layer"

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from alignctl.engine.forward import is_divided
+from alignctl.engine.tensor_parallel import place_among_rows
 from alignctl.models.layers import layers_of, once, read_layers, without_weights, write_file, write_layers
 from alignctl.models.sharding import divided_by_zero, loaded_without_weights, saved_without_weights
 from alignctl.models.shared_files import load_weights, save_weights
@@ -95,11 +96,13 @@ class CompleteCheckpoints:
             mend_loaded(self, Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Random states as they were; seeds of their own for processes that there were not when it was written."""
+        """Random states as they were; where other processes wrote them, seeds of their own for those that compute other
+        rows."""
         alone = self.args.world_size == 1
         file = "rng_state.pth" if alone else f"rng_state_{self.args.process_index}.pth"
         if checkpoint and not Path(checkpoint, file).exists():
-            set_seed(self.args.seed + self.state.global_step + self.args.process_index)
+            _, place = place_among_rows(self.accelerator.unwrap_model(self.model))
+            set_seed(self.args.seed + self.state.global_step + place)
         else:
             super()._load_rng_state(checkpoint)
 
