@@ -14,6 +14,7 @@ DPO, SFT_DPO, LOCAL = "recipe=dpo_llama3", "recipe=sft_dpo_llama3", "recipe=dpo_
 SIMPO, KTO, RM = "recipe=sft_simpo_quickstart", "recipe=sft_kto_quickstart", "recipe=sft_rm_quickstart"
 PPO = "recipe=rlhf_quickstart"
 TOGETHER, EIGHT = "distributed.parallelism_config", ("distributed=ddp", "launcher.gpus_per_node=8")
+SHARES, MATRICES = ("distributed=fsdp2", "launcher.gpus_per_node=8"), f"{TOGETHER}.tp_size=2"
 SHARED = (PPO, "peft=lora", "sft.peft.type=none", "ppo.sharing=shared_base")
 
 # Arguments, and what the message must say.
@@ -136,6 +137,20 @@ BAD = [
     (
         ["recipe=quickstart", "stages=[sft]", "distributed=ddp", "launcher.processes=6", f"{TOGETHER}.sp_size=3"],
         ["`distributed.parallelism_config.sp_size=3` does not divide the heads", "num_attention_heads"],
+    ),
+    ([DPO, *EIGHT, MATRICES], ["tp_size=2` divides what FSDP2", "`distributed` is ddp", "`distributed=fsdp2`"]),
+    ([DPO, MATRICES], ["tp_size=2` divides what FSDP2", "`distributed` is none"]),
+    ([DPO, *SHARES, f"{TOGETHER}.tp_size=3"], ["tp_size=3` does not divide the 8 processes of a machine"]),
+    ([DPO, *SHARES, f"{TOGETHER}.tp_size=0"], ["tp_size` must be a whole number of at least 1, got `0`"]),
+    ([DPO, *SHARES, MATRICES, f"{TOGETHER}.sp_size=2"], ["sp_size` and", "tp_size` exclude each other"]),
+    ([DPO, *SHARES, MATRICES, "peft=lora"], ["`peft.type=lora` of `dpo` exclude each other"]),
+    ([DPO, *SHARES, MATRICES, "dpo.precompute_ref_log_probs=true"], ["precompute_ref_log_probs=false`"]),
+    ([DPO, *SHARES, MATRICES, "dpo.neftune_noise_alpha=5"], ["the noise would differ", "neftune_noise_alpha=null`"]),
+    ([DPO, *SHARES, MATRICES, "dpo.loss_type=aot"], ["exclude each other: the loss aot sorts"]),
+    ([KTO, *SHARES, MATRICES, "stages=[kto]"], ["cannot be with the method `kto`", "`dpo`, `sft`"]),
+    (
+        ["recipe=quickstart", "stages=[sft]", "distributed=fsdp2", "launcher.processes=6", f"{TOGETHER}.tp_size=3"],
+        ["`distributed.parallelism_config.tp_size=3` does not divide the heads", "num_attention_heads"],
     ),
     ([DPO, "model.attn_implementation=flash_attention_2"], ["needs the package `flash-attn`"]),
     ([DPO, "model.attn_implementation=owner/kernel"], ["needs the package `kernels`"]),
