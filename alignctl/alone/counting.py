@@ -12,8 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-GRADIENTS, WEIGHTS, SMALL = "gradients", "weights", "small"
-KINDS = (GRADIENTS, WEIGHTS, SMALL)
+GRADIENTS, WEIGHTS, ACTIVATIONS, SMALL = "gradients", "weights", "activations", "small"
 _FROM = 4096  # bytes of a collective of which one cannot tell by its name whether it is of metrics
 _REDUCE_SHARES = ("_reduce_scatter_base_", "reduce_scatter_", "reduce_scatter_tensor_coalesced_")
 _GATHER_SHARES = ("_allgather_base_", "allgather_into_tensor_coalesced_")
@@ -25,8 +24,11 @@ _NOT_SENT = ("wait", "wrap", "barrier")  # parts of names
 class Collectives(TorchDispatchMode):
     """While it is entered, counts collectives by kind, with the bytes of the larger side of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, activations: bool = False) -> None:
+        """`activations` says whether they are what is added up whole, and not gradients."""
         super().__init__()
+        self._whole = ACTIVATIONS if activations else GRADIENTS
+        self._kinds = (GRADIENTS, WEIGHTS, *([ACTIVATIONS] if activations else []), SMALL)
         self.forget()
 
     def forget(self) -> None:
@@ -40,7 +42,7 @@ class Collectives(TorchDispatchMode):
         self.bytes[kind] += size
 
     def to_dict(self) -> dict[str, dict[str, int]]:
-        return {kind: {"count": self.count[kind], "bytes": self.bytes[kind]} for kind in KINDS}
+        return {kind: {"count": self.count[kind], "bytes": self.bytes[kind]} for kind in self._kinds}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(one, DTensor) for one in types):
@@ -48,14 +50,15 @@ class Collectives(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if func.namespace in _PLACES and not any(part in name for part in _NOT_SENT):
             size = max((one.numel() * one.element_size() for one in _tensors(args)), default=0)
-            self.add(_kind(name, size), size)
+            self.add(self._kind(name, size), size)
         return func(*args, **kwargs or {})
 
-
-def _kind(name: str, size: int) -> str:
-    if name in _REDUCE_SHARES or (name in _REDUCE and size >= _FROM):
-        return GRADIENTS
-    return WEIGHTS if name in _GATHER_SHARES or (name == "broadcast_" and size >= _FROM) else SMALL
+    def _kind(self, name: str, size: int) -> str:
+        if name in _REDUCE_SHARES:
+            return GRADIENTS
+        if name in _REDUCE and size >= _FROM:
+            return self._whole
+        return WEIGHTS if name in _GATHER_SHARES or (name == "broadcast_" and size >= _FROM) else SMALL
 
 
 def _tensors(args: Any) -> list[Tensor]:

@@ -32,6 +32,7 @@ from alignctl.monitor.stopping import StopSignal
 from alignctl.run.paths import StagePaths
 from alignctl.stage.build import build_arguments, build_trainer
 from alignctl.stage.job import Job, rank
+from alignctl.trainers.base import passes
 from alignctl.trainers.base.managed import StageTrainer
 
 STEPS = 2  # the second has the optimizer's state in memory
@@ -108,8 +109,12 @@ def rehearse(stage: StageConfig, paths: StagePaths, tokens: int, numberless: boo
         tokens: Of each sequence of the made rows.
         numberless: Whether weights are without numbers.
     """
-    with without_numbers() if numberless else nullcontext(), Collectives() as collectives:  # which sees all first
+    divides_matrices = stage.distributed.tp_size > 1
+    collectives = Collectives(activations=divides_matrices)
+    with without_numbers() if numberless else nullcontext(), collectives:  # which sees all first
         job = _job(stage, paths, tokens)
+        if divides_matrices:
+            _let_others_have_the_same_rows()
         if ZERO_STAGES.get(stage.distributed.type) == 3:
             _believe_in_agreement()
         trainer = build_trainer(job, job.rows, None)
@@ -160,6 +165,11 @@ def _enough(trainer: StageTrainer) -> Dataset:
     count = STEPS * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     count = math.ceil(count / getattr(args, "num_generations", 1))
     return rows.select([number % len(rows) for number in range(count)])
+
+
+def _let_others_have_the_same_rows() -> None:
+    """Which those that divide a matrix would show each other."""
+    passes.all_objects = lambda own, group: [own] * group.size()
 
 
 def _believe_in_agreement() -> None:

@@ -2,9 +2,9 @@
 torch-free.
 
 FSDP2 (torch.distributed.fsdp.fully_shard) divides each tensor by its first dimension into as many pieces as there are
-processes, all as large as the first. DeepSpeed (arXiv:1910.02054, Sec. 5) divides the numbers of all tensors evenly:
-the optimizer's from stage 1 on, gradients from stage 2 on, weights in stage 3. What passes need beside these is not
-counted here.
+processes, all as large as the first; where several divide the matrices of layers, each part of one among the others.
+DeepSpeed (arXiv:1910.02054, Sec. 5) divides the numbers of all tensors evenly: the optimizer's from stage 1 on,
+gradients from stage 2 on, weights in stage 3. What passes need beside these is not counted here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from alignctl.plan.shapes import Shape, Tensor, tensors
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT32 = 4
 _EMBEDDINGS = "embed_tokens"
+_GIVE, _TAKE = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
+"""Matrices of a layer that processes divide by what they give, and by what they take."""
+_OUTSIDE = (_EMBEDDINGS, "norm", *HEADS)
 _MOMENTS = {"adamw": 2, "sgd": 0}
 """Numbers that an optimizer keeps of each weight, by how transformers' name of it begins."""
 _PEFT_CHOOSES = {"phi3": ("qkv_proj",)}
@@ -102,7 +105,7 @@ def held(stage: StageConfig, shape: Shape, place: Place) -> Held | None:
     kind, mixed = stage.distributed.type, bool(stage.trainer.get("bf16") or stage.trainer.get("fp16"))
     if kind in ZERO_STAGES:
         return _by_deepspeed(stage, models, place, mixed)
-    divided = Divided(place if kind == "fsdp2" else Place(0, 1))
+    divided = Divided(place, stage.distributed.tp_size) if kind == "fsdp2" else Divided(Place(0, 1))
     trained = [(part, one) for parts in models.values() for part in parts if part.learns for one in part.tensors]
     come = {role: _come_together(divided, parts, 2 if mixed else None) for role, parts in models.items()}
     return Held(
@@ -145,25 +148,42 @@ def writes(stage: StageConfig, place: Place, trained: int, optimizer: int) -> di
 
 @dataclass(frozen=True)
 class Divided:
-    """Tensors among processes, each by its first dimension."""
+    """Tensors among processes, each by its first dimension, and before that the matrices of layers."""
 
     place: Place
+    matrix: int = 1
+    """Processes that divide a matrix."""
 
     def piece(self, tensor: Tensor, size: int) -> int:
         """Bytes that each process holds."""
-        return self._rows(tensor) * math.prod(tensor.shape[1:]) * tensor.count * size
+        _, width, _ = self._part(tensor)
+        return self._most(tensor) * width * tensor.count * size
 
     def together(self, tensor: Tensor, size: int) -> int:
-        """Bytes of all pieces."""
-        return self.piece(tensor, size) * self.place.processes
+        """Bytes of all pieces of what is this process's of a matrix."""
+        return self.piece(tensor, size) * self._part(tensor)[2]
 
     def own(self, tensor: Tensor) -> int:
         """Numbers of the tensor itself in the piece of this process; what fills up the last pieces left out."""
-        rows = min(self._rows(tensor), max(0, tensor.shape[0] - self.place.rank * self._rows(tensor)))
-        return rows * math.prod(tensor.shape[1:]) * tensor.count
+        rows, width, pieces = self._part(tensor)
+        number = self.place.rank * pieces // self.place.processes
+        return min(self._most(tensor), max(0, rows - number * self._most(tensor))) * width * tensor.count
 
-    def _rows(self, tensor: Tensor) -> int:
-        return math.ceil(tensor.shape[0] / self.place.processes)
+    def _most(self, tensor: Tensor) -> int:
+        """Rows of the largest piece."""
+        rows, _, pieces = self._part(tensor)
+        return math.ceil(rows / pieces)
+
+    def _part(self, tensor: Tensor) -> tuple[int, int, int]:
+        """Rows and their width of what is this process's of a matrix, and how many pieces are made of that."""
+        rows, width, pieces = tensor.shape[0], math.prod(tensor.shape[1:]), self.place.processes
+        if self.matrix == 1 or tensor.module in _OUTSIDE:
+            return rows, width, pieces
+        if tensor.module in _GIVE:
+            rows //= self.matrix
+        elif tensor.module in _TAKE and tensor.linear:
+            width //= self.matrix
+        return rows, width, pieces // self.matrix
 
 
 def _by_deepspeed(stage: StageConfig, models: Mapping[str, list[Part]], place: Place, mixed: bool) -> Held:
