@@ -84,6 +84,23 @@ def test_what_is_said(alignctl):
     assert f"{share}, optimizer/{share}, rng_state_5.pth" in done.out
 
 
+@pytest.mark.night
+def test_of_divided_matrices_each_holds_as_much_and_gathers_less(rehearsed):
+    """Whatever it holds of a layer is gathered from half as many; embeddings from all."""
+    arguments = small_run("dpo", "distributed=fsdp2", GPUS)
+    alone, together = (
+        rehearsed(*arguments, f"distributed.parallelism_config.tp_size={size}", "--as", "5/16") for size in (1, 2)
+    )
+    assert sum(one["bytes"] for one in together["held"].values()) == pytest.approx(
+        sum(one["bytes"] for one in alone["held"].values()), rel=0.2
+    )
+    outside, passes = 4 * (400 * 32 + 32), together["passes"]
+    gathered, all_gathered = (one["sent"]["gradients"]["bytes"] / one["passes"] - outside for one in (together, alone))
+    assert gathered == pytest.approx(all_gathered / 2, rel=0.1)
+    # Of two layers, two sums in each forward pass, as many backwards, and one where a forward pass is computed again.
+    assert together["sent"]["activations"]["count"] == 2 * passes * (2 * 2 + 2 + 1)
+
+
 @pytest.mark.parametrize(("distributed", "times"), [("ddp", 1), ("zero1", 1), ("zero2", 3), ("fsdp2", 3)])
 def test_gradients_of_several_passes(rehearsed, distributed, times):
     """DeepSpeed divides them in every pass from ZeRO-2 on, and FSDP2; the others add them up once."""
