@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed import get_world_size
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -28,7 +30,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 
-from alignctl.models.tensor_plan import divide_matrices, divided_dims, layers_of
+from alignctl.models.tensor_plan import blocks_of, divide_matrices, divided_dims
 
 _SHARES, _MATRICES = "dp_shard", "tp"
 _EXPERTS = (MergeModulelist, Concatenate)
@@ -50,10 +52,14 @@ def allow_fsdp_on_cpu() -> None:
         processes._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def processes_mesh(device: torch.device, tp_size: int = 1) -> DeviceMesh:
+def processes_mesh(device: torch.device, tp_size: int = 1, timeout_s: float = 1800) -> DeviceMesh:
     """All processes, among which weights are divided; with two dimensions where so many side by side divide the
-    matrices of layers."""
-    return _grid(device.type, tp_size) if tp_size > 1 else _all(device.type)
+    matrices of layers.
+
+    Args:
+        timeout_s: How long the processes of a row or a column wait for each other; all of them as torch was told.
+    """
+    return _grid(device.type, tp_size, timeout_s) if tp_size > 1 else _all(device.type)
 
 
 def _all(device: str) -> DeviceMesh:
@@ -61,9 +67,12 @@ def _all(device: str) -> DeviceMesh:
 
 
 @cache
-def _grid(device: str, tp_size: int) -> DeviceMesh:
+def _grid(device: str, tp_size: int, timeout_s: float) -> DeviceMesh:
     """Made once, because the processes of each row and column have to find each other."""
-    return init_device_mesh(device, (get_world_size() // tp_size, tp_size), mesh_dim_names=(_SHARES, _MATRICES))
+    mesh = init_device_mesh(device, (get_world_size() // tp_size, tp_size), mesh_dim_names=(_SHARES, _MATRICES))
+    for group in mesh.get_all_groups():
+        _set_pg_timeout(timedelta(seconds=timeout_s), group)
+    return mesh
 
 
 @contextmanager
@@ -126,7 +135,7 @@ def _shares(model: PreTrainedModel, mesh: DeviceMesh) -> dict[nn.Parameter, tupl
     if mesh.ndim == 1:
         return shares
     matrices = divided_dims(model, mesh[_MATRICES].size())
-    for layer in layers_of(model):
+    for layer in blocks_of(model):
         shares |= dict.fromkeys(layer.parameters(), (mesh[_SHARES], [Shard(0)]))
     for parameter, dim in matrices.items():
         rows = Shard(0) if dim else _StridedShard(0, split_factor=mesh[_MATRICES].size())
@@ -188,7 +197,7 @@ def divide(model: nn.Module, mesh: DeviceMesh, compute_in: torch.dtype | None = 
         everyone, side_by_side = _all(mesh.device_type), mesh[_SHARES]
         for one in _language_models(model):
             divide_matrices(one, mesh[_MATRICES])
-    in_layers = {part for one in _language_models(model) for layer in layers_of(one) for part in layer.modules()}
+    in_layers = {part for one in _language_models(model) for layer in blocks_of(one) for part in layer.modules()}
     cast = MixedPrecisionPolicy(param_dtype=compute_in, reduce_dtype=compute_in and torch.float32)
     in_models = {part for one in _language_models(model) for part in one.modules()}
     for group in [*_groups(model), [model]]:  # in a list, because their classes change
@@ -207,7 +216,7 @@ def _groups(model: nn.Module) -> Iterator[list[nn.Module]]:
     """What is gathered together, the innermost first; what models share once."""
     seen: set[nn.Module] = set()
     for one in _language_models(model):
-        layers = [[layer] for layer in layers_of(one)]
+        layers = [[layer] for layer in blocks_of(one)]
         ends = list(dict.fromkeys(filter(None, (one.get_input_embeddings(), one.get_output_embeddings()))))
         weights = [set(end.parameters()) for end in ends]
         tied = len(ends) == 2 and weights[0] & weights[1]

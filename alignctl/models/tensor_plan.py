@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -16,8 +14,8 @@ from alignctl.errors import RequestError
 _GIVES, _TAKES, _OWN_HEADS = "colwise", "rowwise", "replicated_with_grad_allreduce"
 
 
-def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The blocks of a model, each of which is gathered by itself."""
+def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of a model, each of which is gathered by itself."""
     names = set(model._no_split_modules or ())
     return [layer for layer in model.modules() if type(layer).__name__ in names]
 
@@ -30,7 +28,7 @@ def divided_dims(model: PreTrainedModel, processes: int) -> dict[nn.Parameter, i
         RequestError: They cannot be.
     """
     dims: dict[nn.Parameter, int] = {}
-    for module, style in _styles(model, processes):
+    for _, module, style in _styles(model, processes):
         if style == _GIVES:
             dims |= dict.fromkeys((p for p in (module.weight, module.bias) if p is not None), 0)
         elif style == _TAKES:
@@ -49,7 +47,7 @@ def divide_matrices(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         RequestError: They cannot be divided.
     """
     group, entries = mesh.get_group(), {}
-    for name, module, style in [*_named_styles(model, mesh.size())]:
+    for name, module, style in _styles(model, mesh.size()):
         if style == _GIVES:
             give_columns(module, entries.setdefault(name.rpartition(".")[0], Entry(group)))
             _divide(module, "weight", 0, mesh)
@@ -69,17 +67,13 @@ def _divide(module: nn.Module, name: str, dim: int, mesh: DeviceMesh) -> None:
         setattr(module, name, nn.Parameter(own, requires_grad=whole.requires_grad))
 
 
-def _styles(model: PreTrainedModel, processes: int) -> Iterator[tuple[nn.Module, str]]:
-    return ((module, style) for _, module, style in _named_styles(model, processes))
-
-
-def _named_styles(model: PreTrainedModel, processes: int) -> Iterator[tuple[str, nn.Module, str]]:
-    """The modules in a model's layers that processes divide, or use for their own heads.
+def _styles(model: PreTrainedModel, processes: int) -> list[tuple[str, nn.Module, str]]:
+    """The modules in a model's layers that processes divide, or use for their own heads, with their names and how.
 
     Raises:
         RequestError: They cannot.
     """
-    plan, inside = dict(model._tp_plan or {}), {part for layer in layers_of(model) for part in layer.modules()}
+    plan, inside = dict(model._tp_plan or {}), {part for layer in blocks_of(model) for part in layer.modules()}
     found = [(name, module, replace_layer_number_by_wildcard(name)) for name, module in model.named_modules()]
     found = [(name, module, plan[key]) for name, module, key in found if key in plan and module in inside]
     if reason := _why_not(model, found, processes):
@@ -87,7 +81,7 @@ def _named_styles(model: PreTrainedModel, processes: int) -> Iterator[tuple[str,
             f"`distributed.parallelism_config.tp_size={processes}` cannot be: {reason}",
             "leave it out: `distributed=fsdp2` divides weights without it, too",
         )
-    yield from found
+    return found
 
 
 def _why_not(model: PreTrainedModel, found: list[tuple[str, nn.Module, str]], processes: int) -> str | None:
@@ -99,6 +93,8 @@ def _why_not(model: PreTrainedModel, found: list[tuple[str, nn.Module, str]], pr
     unknown += [style for *_, style in found if style not in (_GIVES, _TAKES, _OWN_HEADS)]
     if unknown:
         return f"layers of {kind} are divided in a way that alignctl does not know (`{unknown[0]}`)"
+    if beside := _beside(model, found):
+        return f"layers of {kind} have other weights between their matrices (`{beside[0]}`)"
     if not found:
         return f"transformers does not say how the layers of {kind} are divided"
     for _, module, style in found:
@@ -109,3 +105,17 @@ def _why_not(model: PreTrainedModel, found: list[tuple[str, nn.Module, str]], pr
         if (getattr(config, key, None) or 0) % processes:
             return f"it does not divide the heads of the model, {getattr(config, key)} (`{key}`)"
     return None
+
+
+def _beside(model: PreTrainedModel, found: list[tuple[str, nn.Module, str]]) -> list[str]:
+    """Weights of attention and what follows it that all processes would have whole: each would see but its own columns,
+    and find a part of their gradient."""
+    known = {module for _, module, _ in found}
+    parents = dict.fromkeys(name.rpartition(".")[0] for name, *_ in found)
+    return [
+        f"{name}.{parameter}".removeprefix(f"{parent}.")
+        for parent in parents
+        for name, module in model.get_submodule(parent).named_modules(prefix=parent)
+        for parameter, weight in module._parameters.items()
+        if weight is not None and module not in known
+    ]

@@ -33,7 +33,7 @@ def load(
     stage = job.stage
     mesh = None
     if stage.distributed.type == "fsdp2":
-        mesh = processes_mesh(job.args.device, stage.distributed.tp_size)
+        mesh = processes_mesh(job.args.device, stage.distributed.tp_size, job.args.ddp_timeout)
     whole = trained and looks_at_base(stage.peft)
     with read_in_shares(None if whole else mesh):
         model = load_model(

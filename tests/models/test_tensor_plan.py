@@ -28,6 +28,7 @@ REFUSED = {
         {"num_local_experts": 2},
         "layers of models of type `mixtral` are divided in a way that alignctl does not know",
     ),
+    "apertus": ({}, "layers of models of type `apertus` have other weights between their matrices (`act_fn.alpha_"),
     "llama": ({"num_key_value_heads": 1}, "it does not divide the heads of the model, 1 (`num_key_value_heads`)"),
     "qwen2": ({"intermediate_size": 35}, "it does not divide the 35 columns between two matrices of a layer"),
 }
@@ -38,11 +39,13 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import distributed
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from alignctl.errors import RequestError
 from alignctl.models.dividing import divide, processes_mesh
+from alignctl.trainers.base.replicas import check_same
 
 torch.set_num_threads(1)
 distributed.init_process_group("gloo")
@@ -75,6 +78,14 @@ for kind, more in given["kinds"].items():
         gradient, theirs = parameter.grad.full_tensor(), expected.pop(name).grad
         apart[name] = float((gradient - theirs).norm() / theirs.norm())
     found[kind] = {"losses": losses, "apart": apart, "missing": list(expected), "own": own}
+accelerator = Accelerator(cpu=True)
+check_same(divided, accelerator, "before")
+with torch.no_grad():  # what both hold of the last of the models
+    divided.model.layers[1].input_layernorm.weight.to_local().add_(distributed.get_rank())
+try:
+    check_same(divided, accelerator, "now")
+except RuntimeError as error:
+    differ = str(error)
 refused = {}
 for kind, more in given["refused"].items():
     try:
@@ -82,7 +93,7 @@ for kind, more in given["refused"].items():
     except RequestError as error:
         refused[kind] = str(error)
 if distributed.get_rank() == 0:
-    Path(sys.argv[2]).write_text(json.dumps({"kinds": found, "refused": refused}))
+    Path(sys.argv[2]).write_text(json.dumps({"kinds": found, "refused": refused, "differ": differ}))
 """
 
 
@@ -112,6 +123,10 @@ def test_losses_and_gradients_are_those_of_the_whole_model(found, kind):
     assert loss == pytest.approx(expected, rel=1e-6)
     assert not one["missing"]
     assert max(one["apart"].values()) < 1e-4, one["apart"]  # sums of float32 in another order
+
+
+def test_what_both_hold_of_a_layer_is_compared(found):
+    assert "the shares differ between processes now" in found["differ"]
 
 
 @pytest.mark.parametrize("kind", REFUSED)

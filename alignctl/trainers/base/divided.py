@@ -27,7 +27,8 @@ def divide_model(trainer: Trainer, tp_size: int = 1) -> None:
         tp_size: How many processes side by side divide the matrices of layers.
     """
     if trainer.is_fsdp_enabled:
-        divide(trainer.model, processes_mesh(trainer.args.device, tp_size), mixed_dtype(trainer.args))
+        mesh = processes_mesh(trainer.args.device, tp_size, trainer.args.ddp_timeout)
+        divide(trainer.model, mesh, mixed_dtype(trainer.args))
         _take_as_it_is(trainer.accelerator)
         _save_in_shares()
 

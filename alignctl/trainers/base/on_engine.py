@@ -133,7 +133,9 @@ class OnEngine(DividesSteps):
         divide_model(self, tp_size)
         self.weights_group = group_of_weights(self.model)
         if self.weights_group is not None:
-            self.notices.append(f"layers: their matrices divided among {tp_size} processes, which compute the same rows")
+            self.notices.append(
+                f"layers: their matrices divided among {tp_size} processes, which compute the same rows"
+            )
         if getattr(self, "aux_loss_enabled", False):
             self.keeps_batches = "the load of a mixture of experts is balanced over the tokens of a batch"
         self._put_engine_on()

@@ -21,6 +21,7 @@ from torch.distributed import ProcessGroup
 
 from alignctl.engine.layout import balanced
 from alignctl.engine.row_group import rows_together
+from alignctl.errors import RequestError
 from alignctl.trainers.base.columns import ROW
 from alignctl.trainers.base.everywhere import all_objects, from_all
 from alignctl.trainers.base.fitting import Fitting, try_pass
@@ -95,6 +96,12 @@ class DividesSteps:
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         if not self._can_divide(self._step or [inputs]):
+            if self.weights_group is not None:
+                raise RequestError(
+                    "these rows hold more than texts, and processes that divide the matrices of layers could not show "
+                    "them to each other",
+                    "leave out `distributed.parallelism_config.tp_size`",
+                )
             self._fit(model, [inputs], None)
             return super().training_step(model, inputs, num_items_in_batch)
         self._calls += 1
