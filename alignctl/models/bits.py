@@ -1,4 +1,4 @@
-"""Tensors bit for bit: NaN is the same as NaN, and a sum does not depend on an order."""
+"""Tensors bit for bit: NaN is the same as NaN, and a sum does not depend on the order it is taken in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def sum_of_bits(tensor: Tensor) -> Tensor:
-    """Of the numbers of a tensor as whole numbers, on the CPU."""
-    bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
-    return bits.sum(dtype=torch.int64).cpu()
+    """Of the numbers of a tensor as whole numbers, modulo 2^64, on the CPU. Where they lie so that it can be done, each
+    eight bytes are one number, which takes a tenth of the time or less."""
+    bits = tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()])
+    together = 8 // bits.element_size()
+    if bits.storage_offset() % together:
+        return bits.sum(dtype=torch.int64).cpu()
+    whole = len(bits) - len(bits) % together
+    return (bits[:whole].view(torch.int64).sum() + bits[whole:].sum(dtype=torch.int64)).cpu()

@@ -71,33 +71,42 @@ def gathered(tensors: Layer) -> Iterator[dict[str, Tensor]]:
 
 
 def write_layers(
-    folder: Path, stem: str, layers: list[dict[str, Tensor]], finish: Callable[[dict[str, Tensor]], Layer] = dict
+    folder: Path,
+    stem: str,
+    layers: list[dict[str, Tensor]],
+    finish: Callable[[dict[str, Tensor]], Layer] = dict,
+    by_all: bool = False,
 ) -> dict[str, int]:
     """Writes layers to `stem.safetensors`, or to several files and `stem.safetensors.index.json`; all processes call it
-    together, and the first one writes.
+    together.
 
     Args:
         finish: Gives what is written of a layer, from all of its weights by their names.
+        by_all: Whether the processes write a layer each in turn, or the first one all of them.
 
     Returns:
-        Of each tensor that was written the sum of its bits; nothing in the other processes.
+        Of each tensor that was written the sum of its bits; nothing where not the first process writes all of them.
     """
     index: dict[str, str] = {}
     sums: dict[str, int] = {}
+    size = 0
+    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     for number, layer in enumerate(layers):
         with gathered(layer) as whole:
-            if is_first():
+            writer = number % processes if by_all else 0
+            if rank in (0, writer):
                 of_several = f"-{number + 1:05}-of-{len(layers):05}" if len(layers) > 1 else ""
                 name = f"{stem}{of_several}.safetensors"
                 ready = {key: tensor.contiguous() for key, tensor in finish(whole).items()}
-                if ready:
-                    save_file(ready, folder / name, metadata={"format": "pt"})
                 index |= dict.fromkeys(ready, name)
-                sums |= {key: int(sum_of_bits(tensor)) for key, tensor in ready.items()}
+                size += sum(tensor.nbytes for tensor in ready.values())
+                if ready and rank == writer:
+                    save_file(ready, folder / name, metadata={"format": "pt"})
+                if not by_all:
+                    sums |= {key: int(sum_of_bits(tensor)) for key, tensor in ready.items()}
                 del ready
             del whole
-    if is_first() and len(layers) > 1:
-        size = sum((folder / name).stat().st_size for name in set(index.values()))
+    if rank == 0 and len(layers) > 1:
         content = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}
         text = json.dumps(content, indent=2) + "\n"
         (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,17 @@ def read_json_lines(path: Path) -> list[Any]:
     return rows
 
 
-def publish_folder(staged: Path, final: Path) -> None:
+def publish_folder(staged: Path, final: Path, on_disk: Collection[str] = ()) -> None:
     """Gives a folder that is written its name, once all of it is on disk; a folder that has the name is replaced.
 
     Files become readable for everyone who may read the folder: safetensors writes them for the owner only.
+
+    Args:
+        on_disk: Files that were seen to, by their relative names.
     """
     for path in staged.rglob("*"):
+        if path.relative_to(staged).as_posix() in on_disk:
+            continue
         if path.is_file():
             path.chmod(0o644)
         _sync(path)

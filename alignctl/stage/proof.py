@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from alignctl.trainers.base import beside
+
 _WHOLE = 2**18  # bytes of a tensor that is written wholly
 
 
@@ -30,10 +32,12 @@ def only_beginnings() -> Iterator[None]:
         return flatten({name: _beginning(tensor) for name, tensor in tensors.items()}, *args)
 
     torch.save, safetensors.torch._flatten_as_ptr = save_beginnings, flatten_beginnings
+    written_of, beside.written_of = beside.written_of, lambda tensor: _beginning(written_of(tensor))
     try:
         yield
     finally:
         torch.save, safetensors.torch._flatten_as_ptr = save, flatten
+        beside.written_of = written_of
 
 
 def _beginning(value: Any) -> Any:

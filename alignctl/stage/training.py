@@ -12,11 +12,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignctl.config.warm_up import warm_up_problem
 from alignctl.errors import AlignctlError, LaunchError, NotANumber, RequestError, Stopped
-from alignctl.run.checkpoints import STAGING, Checkpoint, newest_checkpoint, remove_torn
+from alignctl.run.checkpoints import (
+    STAGING,
+    Checkpoint,
+    changed_file,
+    finish_staged,
+    newest_checkpoint,
+    remove,
+    remove_torn,
+)
 from alignctl.run.disk import free_bytes, lack_of_room, shown_bytes
 from alignctl.run.files import write_json
 from alignctl.run.paths import StagePaths
@@ -106,18 +115,27 @@ class StepsAsPlanned(TrainerCallback):
 
 
 def _continue_from(job: Job, trainer: StageTrainer) -> Checkpoint | None:
-    """The checkpoint to continue from; says which are not taken and why, and removes them."""
-    paths = job.paths
+    """The checkpoint to continue from, whose files are hashed, by each process its own; says which are not taken and
+    why, and removes them."""
+    folder, accelerator = job.paths.checkpoints, trainer.accelerator
+    torn: dict[Path, str] = {}
     if trainer.is_world_process_zero():
-        paths.not_finite.unlink(missing_ok=True)
-        shutil.rmtree(paths.checkpoints / STAGING, ignore_errors=True)  # a killed run's; its room is needed
-        torn = remove_torn(paths.checkpoints)
-        newest = newest_checkpoint(paths.checkpoints)
-        instead = f"training continues from {newest.path.name}" if newest else "training starts from the beginning"
-        for path, flaw in torn.items():
-            job.progress.notice(f"{path.name} cannot be used and is removed: {flaw}; {instead}")
-    trainer.accelerator.wait_for_everyone()
-    return newest_checkpoint(paths.checkpoints)
+        job.paths.not_finite.unlink(missing_ok=True)
+        finish_staged(folder)  # of a run that was killed
+        torn = remove_torn(folder)
+    accelerator.wait_for_everyone()
+    while newest := newest_checkpoint(folder):
+        changed = gather_object([changed_file(newest, accelerator.process_index, accelerator.num_processes)])
+        if not (names := [name for name in changed if name]):
+            break
+        if trainer.is_world_process_zero():
+            torn[newest.path] = f"the content of {names[0]} has changed since it was written"
+            remove(newest.path)
+        accelerator.wait_for_everyone()
+    instead = f"training continues from {newest.path.name}" if newest else "training starts from the beginning"
+    for path, flaw in torn.items():
+        job.progress.notice(f"{path.name} cannot be used and is removed: {flaw}; {instead}")
+    return newest
 
 
 def _for_these_processes(job: Job, trainer: StageTrainer, checkpoint: Checkpoint) -> Path:

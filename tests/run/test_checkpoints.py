@@ -7,23 +7,35 @@ import pytest
 
 from alignctl.run.checkpoints import (
     MANIFEST,
+    STAGING,
+    changed_file,
     complete_checkpoints,
+    finish_staged,
     newest_checkpoint,
+    note_part,
     publish,
     remove_old,
     remove_torn,
 )
+from alignctl.run.hashed import sync_hashed, write_hashed
+
+KIND = {"processes": 2, "zero_stage": 3}
+PARTS = ("model.safetensors", "sub/optimizer.pt")  # of two processes, one each
+
+
+def stage(folder, step, content="weights", parts=PARTS):
+    staged = folder / STAGING / f"checkpoint-{step}"
+    (staged / "sub").mkdir(parents=True)
+    (staged / "model.safetensors").write_text(content)
+    (staged / "model.safetensors").chmod(0o600)
+    (staged / "sub" / "optimizer.pt").write_text("state")
+    for rank, name in enumerate(parts):
+        note_part(staged, rank, step, KIND, {name: sync_hashed(staged / name)})
+    return staged
 
 
 def save(folder, step, content="weights"):
-    staged = folder / ".staging" / f"checkpoint-{step}"
-    staged.mkdir(parents=True)
-    (staged / "model.safetensors").write_text(content)
-    (staged / "model.safetensors").chmod(0o600)
-    (staged / "sub").mkdir()
-    (staged / "sub" / "optimizer.pt").write_text("state")
-    publish(staged, folder / f"checkpoint-{step}", step, {"processes": 2, "zero_stage": 3})
-    return folder / f"checkpoint-{step}"
+    return publish(stage(folder, step, content))
 
 
 def test_newest_by_step_not_by_name(tmp_path):
@@ -80,12 +92,11 @@ def test_damaged_checkpoints_are_not_seen(tmp_path, damage):
     assert newest_checkpoint(tmp_path).step == 4
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, flip])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoints_are_named_and_removed(tmp_path, damage):
     save(tmp_path, 4)
     damage(path := save(tmp_path, 9))
-    reason = (DAMAGES | {flip: "the content of model.safetensors has changed since it was written"})[damage]
-    assert remove_torn(tmp_path) == {path: reason}
+    assert remove_torn(tmp_path) == {path: DAMAGES[damage]}
     assert sorted(one.name for one in tmp_path.glob("checkpoint-*")) == ["checkpoint-4"]
     assert remove_torn(tmp_path) == {}
 
@@ -96,11 +107,48 @@ def test_what_a_link_leads_to_is_left_alone(tmp_path):
     assert (tmp_path / "elsewhere" / "model.safetensors").exists()
 
 
-def test_older_checkpoints_are_not_hashed(tmp_path):
+def test_each_process_looks_at_what_it_wrote(tmp_path):
     flip(save(tmp_path, 4))
-    save(tmp_path, 9)
-    assert remove_torn(tmp_path) == {}
-    assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path)] == [4, 9]
+    (checkpoint,) = complete_checkpoints(tmp_path)
+    assert [changed_file(checkpoint, rank, 2) for rank in (0, 1)] == ["model.safetensors", None]
+    assert [changed_file(checkpoint, rank, 3) for rank in (0, 1, 2)] == ["model.safetensors", None, None]
+    assert changed_file(checkpoint, 0, 1) == "model.safetensors"
+
+
+def test_a_checkpoint_lacks_its_name_until_all_have_written(tmp_path):
+    staged = stage(tmp_path, 4, parts=PARTS[:1])
+    assert publish(staged) is None
+    assert newest_checkpoint(tmp_path) is None
+    note_part(staged, 1, 4, KIND, {PARTS[1]: sync_hashed(staged / PARTS[1])})
+    assert publish(staged) == tmp_path / "checkpoint-4"
+    assert not any((tmp_path / STAGING).iterdir())
+
+
+def test_what_was_staged_by_all_becomes_complete_where_its_run_was_killed(tmp_path):
+    stage(tmp_path, 4)
+    stage(tmp_path, 9, parts=PARTS[:1])
+    finish_staged(tmp_path)
+    assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path)] == [4]
+    assert not (tmp_path / STAGING).exists()
+
+
+def test_a_file_is_hashed_while_it_is_written(tmp_path):
+    content = bytes(range(256)) * 1000
+    written = write_hashed(tmp_path / "sub" / "file", lambda file: [file.write(content), file.write(b"end")])
+    assert (tmp_path / "sub" / "file").read_bytes() == content + b"end"
+    assert written == sync_hashed(tmp_path / "sub" / "file")
+
+
+def test_the_systems_error_is_raised_whatever_a_library_makes_of_it(tmp_path):
+    def write(file):
+        try:
+            file.write(b"content")
+        except OSError as error:
+            raise RuntimeError("unexpected position") from error
+
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_hashed(tmp_path / "full", write)
 
 
 def test_a_kill_inside_a_save_leaves_the_one_before(tmp_path):
@@ -115,12 +163,11 @@ def test_manifest_lists_every_file_and_they_can_be_read_by_others(tmp_path):
     path = save(tmp_path, 3)
     manifest = json.loads((path / MANIFEST).read_text())
     files = {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in (("model.safetensors", b"weights"), ("sub/optimizer.pt", b"state"))
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "rank": rank}
+        for rank, (name, content) in enumerate(zip(PARTS, (b"weights", b"state"), strict=True))
     }
-    kind = {"processes": 2, "zero_stage": 3}
-    assert manifest == {"step": 3, "kind": kind, "files": files}
-    assert newest_checkpoint(tmp_path).kind == kind
+    assert manifest == {"step": 3, "kind": KIND, "files": files}
+    assert newest_checkpoint(tmp_path).kind == KIND
     assert (path / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 

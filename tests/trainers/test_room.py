@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 
 import pytest
 import torch
@@ -22,14 +23,14 @@ SMALL = (
     "model.scratch.config.hidden_size=64", "model.scratch.config.intermediate_size=128",
 )  # fmt: skip
 SFT = (
-    "recipe=sft_quickstart", *SMALL, "sft.per_device_train_batch_size=8", "sft.max_steps=4", "sft.save_steps=2",
+    "recipe=sft_quickstart", *SMALL, "sft.per_device_train_batch_size=8", "sft.max_steps=6", "sft.save_steps=2",
     "sft.logging_steps=1",
 )  # fmt: skip
 FILES = ("model.safetensors", "adapter_model.safetensors", "optimizer.pt")
 
 
 class DiskFills(NeverStops):
-    """During step 3, files may no longer become larger than one of the first checkpoint's is, less a little.
+    """During step 4, files may no longer become larger than one of the first checkpoint's is, less a little.
 
     A limit on the size of files is what works everywhere as a disk that is full: a small file system needs rights to
     mount it.
@@ -42,7 +43,8 @@ class DiskFills(NeverStops):
     @property
     def requested(self):
         self._looks += 1
-        if self._looks == 3:
+        time.sleep(0.2)  # while what was saved is written
+        if self._looks == 4:
             limit = self._file.stat().st_size - 1000
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         return False

@@ -11,7 +11,8 @@ from support.in_process import StopsAfter, run_stages
 from support.models import TINY
 
 from alignctl.errors import Stopped
-from alignctl.run.checkpoints import MANIFEST, complete_checkpoints, publish
+from alignctl.run.checkpoints import MANIFEST, STAGING, complete_checkpoints, note_part, publish
+from alignctl.run.hashed import sync_hashed
 
 pytestmark = pytest.mark.train
 
@@ -157,8 +158,11 @@ def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path, stopped):
     checkpoint = run / "sft" / "checkpoints" / "checkpoint-5"
     (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Runs(trace)))
     (checkpoint / MANIFEST).unlink()
-    staged = checkpoint.rename(tmp_path / "staged")
-    publish(staged, checkpoint, 5, {"processes": 1, "zero_stage": 0})
+    (checkpoint.parent / STAGING).mkdir(exist_ok=True)
+    staged = checkpoint.rename(checkpoint.parent / STAGING / checkpoint.name)
+    files = {file.name: sync_hashed(file) for file in staged.iterdir()}
+    note_part(staged, 0, 5, {"processes": 1, "zero_stage": 0}, files)
+    assert publish(staged) == checkpoint
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         run_stages(run, *SMALL)
     assert not trace.exists()

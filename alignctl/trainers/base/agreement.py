@@ -1,4 +1,5 @@
-"""At the end of an optimizer step all processes learn at once what each found of it, and whether one was asked to stop.
+"""At the end of an optimizer step all processes learn at once what each found of it, whether one was asked to stop, and
+whether one is still writing a checkpoint.
 
 transformers and TRL ask for each number by itself: dozens of collectives a step, each with a wait for the device.
 """
@@ -25,9 +26,9 @@ class StopRequest(Protocol):
 
 
 class EndsStepsTogether:
-    """Mixin before StopsWhenNotFinite and a transformers Trainer that has `step_numbers()`: what this process found of
-    a step, under the same names in all of them; and `take_step_numbers(everyone)`, which takes those of all processes,
-    `[processes]` each."""
+    """Mixin before StopsWhenNotFinite, CompleteCheckpoints and a transformers Trainer that has `step_numbers()`: what
+    this process found of a step, under the same names in all of them; and `take_step_numbers(everyone)`, which takes
+    those of all processes, `[processes]` each."""
 
     stop: StopRequest | None = None
     own_loss: float
@@ -45,11 +46,14 @@ class EndsStepsTogether:
             "stop": float(self.stop is not None and self.stop.requested),
             "loss": self.own_loss,
             "flos": float(self.current_flos),
+            "writing": float(self.writing),
         }
         numbers = self.step_numbers()
         everyone = from_all(self.accelerator, {f"step {name}": value for name, value in numbers.items()} | flags)
         if self.stop is not None:
             self.stop.agreed = bool(everyone["stop"].any())
+        if not everyone["writing"].any():
+            self.all_have_written()
         self.take_step_numbers({name: everyone[f"step {name}"] for name in numbers})
         self._flos, self.current_flos = self._flos + float(everyone["flos"].sum()), 0
         if self.accelerator.num_processes > 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,26 @@ from alignctl.engine.tensor_parallel import place_among_rows
 from alignctl.models.layers import layers_of, once, read_layers, without_weights, write_file, write_layers
 from alignctl.models.sharding import divided_by_zero, loaded_without_weights, saved_without_weights
 from alignctl.models.shared_files import load_weights, save_weights
-from alignctl.run.checkpoints import PREFIX, STAGING, Checkpoint, complete_checkpoints, publish, remove_old
+from alignctl.run.checkpoints import PREFIX, STAGING, Checkpoint, complete_checkpoints, note_part, publish, remove_old
+from alignctl.run.hashed import sync_hashed
 from alignctl.run.shares import kind_of
+from alignctl.trainers.base.beside import Beside, Copies
 from alignctl.trainers.base.universal import mend_loaded
+
+_LOGS_KEPT = 1000  # in memory; metrics.jsonl has all of them
 
 
 class CompleteCheckpoints:
-    """Mixin before a transformers Trainer: its checkpoints are staged and published (see run/checkpoints.py).
+    """Mixin before a transformers Trainer: its checkpoints are staged, written beside training and published (see
+    beside.py and run/checkpoints.py). Whoever uses it asks all processes in each step whether one is `writing`, and
+    tells all of them when none is: `all_have_written`.
 
     transformers asks `_get_output_dir` where to write; while a checkpoint is saved, the answer is the staging folder.
     """
 
     _staging = False
+    _staged: Path | None = None
+    """The checkpoint that is not published yet; the same in all processes."""
     _ended: Checkpoint | None = None
     """While it is taken over: the checkpoint that training had ended with."""
 
@@ -39,6 +48,7 @@ class CompleteCheckpoints:
         # Old checkpoints are removed here, after the new one is complete. transformers would do it before that, and at
         # the end of training remove the newest, which a run that was stopped continues from.
         self.keep_last, self.args.save_total_limit = self.args.save_total_limit, None
+        self._beside, self._copies = Beside(), Copies(lambda text: self.tell(text))
         self.add_callback(FindsBest())
 
     def checkpoint_kind(self) -> dict[str, Any]:
@@ -149,14 +159,14 @@ class CompleteCheckpoints:
         stem, weights = self.weights_to_save()
         if self.args.should_save:
             self._save(str(folder), state_dict=without_weights(model))
-            (folder / f"{stem}.safetensors").unlink(missing_ok=True)  # which is of nothing
+            self._copies.forget(folder / f"{stem}.safetensors")  # which is of nothing
         if self.is_fsdp_enabled:
             self.accelerator.wait_for_everyone()  # for the folder
             save_weights(self.model, folder)
         elif isinstance(model, PeftModel):  # whose weights are read from one file
             write_file(folder / f"{stem}.safetensors", weights)
         else:
-            write_layers(folder, stem, layers_of(weights))
+            write_layers(folder, stem, layers_of(weights), by_all=True)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -165,33 +175,94 @@ class CompleteCheckpoints:
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """No card among the checkpoints: TRL's cannot know the model a stage started from."""
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log(logs, *args, **kwargs)
+        del self.state.log_history[:-_LOGS_KEPT]
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Copies what is saved, once the checkpoint before is complete; all processes call it together."""
+        self.finish_checkpoint()
         folder = Path(self._get_output_dir(trial))
         name = f"{PREFIX}{self.state.global_step}"
-        staged, final = folder / STAGING / name, folder / name
+        staged = folder / STAGING / name
         if self.args.should_save:
             shutil.rmtree(folder / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
+        logged, self.state.log_history = self.state.log_history, []
         self._staging = True
         try:
-            with saved_without_weights(self.model_wrapped):
+            # Left out is a pickle, of access tokens too, that nothing reads.
+            with saved_without_weights(self.model_wrapped), self._copies.taking(leave_out=[TRAINING_ARGS_NAME]):
                 super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = False
-
-        best = self.state.best_model_checkpoint
-        if best and Path(best) == staged:
-            self.state.best_model_checkpoint = str(final)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (staged / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, of access tokens too; nothing reads it
-            publish(staged, final, self.state.global_step, self.checkpoint_kind())
             best = self.state.best_model_checkpoint
-            remove_old(folder, self.keep_last, Path(best) if best else None)
+            if best and Path(best) == staged:
+                self.state.best_model_checkpoint = str(folder / name)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        finally:
+            self._staging, self.state.log_history = False, logged
         self.accelerator.wait_for_everyone()
+        # All that is there now was written by the way, most of it by the first process.
+        there = [file for file in staged.rglob("*") if file.is_file()] if self.args.should_save else []
+        self._staged = staged
+        self._beside.start(partial(self._write, staged, self.state.global_step, self.checkpoint_kind(), there))
+
+    def _write(self, staged: Path, step: int, kind: dict[str, Any], there: list[Path]) -> None:
+        """Beside training: what this process has copied, and what it found."""
+        written = self._copies.write()
+        written |= {file: sync_hashed(file) for file in there if file not in written}
+        files = {file.relative_to(staged).as_posix(): found for file, found in written.items()}
+        note_part(staged, self.args.process_index, step, kind, files)
+
+    @property
+    def writing(self) -> bool:
+        """Whether this process is still writing a checkpoint.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        self._beside.look()
+        return self._staged is not None and self._beside.busy
+
+    def all_have_written(self) -> None:
+        """Publishes the checkpoint, if there is one that is not yet."""
+        if self._staged is not None and self.args.should_save:
+            best = self.state.best_model_checkpoint
+            self._beside.start(partial(_publish, self._staged, self.keep_last, Path(best) if best else None))
+        self._staged = None
+
+    def finish_checkpoint(self) -> None:
+        """Waits until the checkpoint that was saved last is complete; all processes call it together.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        self._beside.wait()
+        self.accelerator.wait_for_everyone()
+        self.all_have_written()
+        self._beside.wait()
+        self.accelerator.wait_for_everyone()
+
+    def _finalize_training(self, *args: Any) -> Any:
+        self.finish_checkpoint()
+        return super()._finalize_training(*args)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        except Exception:
+            if self.accelerator.num_processes == 1:  # several would have to agree
+                with suppress(Exception):
+                    self.finish_checkpoint()
+            raise
+
+
+def _publish(staged: Path, keep_last: int | None, best: Path | None) -> None:
+    """Beside training, in the first process."""
+    if publish(staged) is None:
+        raise RuntimeError(f"{staged} lacks what a process has written of it")
+    remove_old(staged.parent.parent, keep_last, best)
 
 
 class FindsBest(TrainerCallback):

@@ -31,7 +31,7 @@ class KeepsReference:
             return
         weights = self._reference_weights()
         if is_divided(self.ref_model):
-            write_layers(Path(output_dir), REFERENCE, layers_of(weights))
+            write_layers(Path(output_dir), REFERENCE, layers_of(weights), by_all=True)
         elif self.args.should_save:
             content = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
             save_file(content, Path(output_dir, f"{REFERENCE}.safetensors"))

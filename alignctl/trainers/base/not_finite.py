@@ -106,6 +106,7 @@ class StopsWhenNotFinite:
         return not ends or bool(torch.stack(ends).isfinite().all())
 
     def _stop(self, what: str) -> None:
+        self.finish_checkpoint()
         troubles = gather_object([self._trouble] if self._trouble else [])
         raise NotFinite(what, self.state.global_step, troubles)
 
