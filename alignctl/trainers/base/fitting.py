@@ -133,9 +133,8 @@ def _can_be_tried(trainer: Any) -> bool:
     """Whether each process can try a pass for itself: on a GPU, where neither weights nor rows are divided."""
     args = trainer.args
     plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
-    divided = (
-        trainer.is_fsdp_enabled or getattr(trainer, "token_group", None) is not None or (plugin is not None and plugin.zero_stage == 3)
-    )
+    together = getattr(trainer, "token_group", None) is not None
+    divided = trainer.is_fsdp_enabled or together or (plugin is not None and plugin.zero_stage == 3)
     reentrant = (args.activation_checkpointing_kwargs or {}).get("use_reentrant")  # has a backward pass of its own
     return args.device.type == "cuda" and not divided and not reentrant
 
