@@ -203,8 +203,9 @@ class CompleteCheckpoints:
         finally:
             self._staging, self.state.log_history = False, logged
         self.accelerator.wait_for_everyone()
-        # All that is there now was written by the way, most of it by the first process.
+        # All that is there now was written by the way, most of it by the first process, which sees to it.
         there = [file for file in staged.rglob("*") if file.is_file()] if self.args.should_save else []
+        self.accelerator.wait_for_everyone()
         self._staged = staged
         self._beside.start(partial(self._write, staged, self.state.global_step, self.checkpoint_kind(), there))
 
