@@ -45,7 +45,6 @@ _PACKED = 16  # rows for each packed one
 _PROMPTS = 4
 _LITTLE = 500_000_000  # bytes that are saved without further thought
 _SAVING_S = 30  # seconds that saving all and loading it may take
-_SHARE = 0.05  # of the time of a stage, that may go to checkpoints
 _MINUTES_FROM = 120  # seconds
 
 
@@ -100,14 +99,11 @@ class Rehearsal:
         if self._saving is None:
             return
         count, seconds = self._saving
-        said = f"a checkpoint is of {shown_bytes(count)}, and takes about {_shown_seconds(seconds)}"
+        said = f"a checkpoint is of {shown_bytes(count)}, and takes about {_shown_seconds(seconds)} beside training"
         every = steps_between_saves(self.job.args, self._rows())
-        if every and self._times.last:
-            share = seconds / (seconds + every * self._times.last)
-            if share > 2 * _SHARE:
-                fewer = math.ceil(seconds * (1 / _SHARE - 1) / self._times.last)
-                name = f"{self.job.stage.name}.save_steps"
-                said += f": every {every:,} steps that is {share:.0%} of the time, with `{name}={fewer}` {_SHARE:.0%}"
+        if every and seconds > every * self._times.last > 0:
+            fewer = math.ceil(seconds / self._times.last)
+            said += f", which waits for it every {every:,} steps: with `{self.job.stage.name}.save_steps={fewer}` not"
         yield said
 
     def to_dict(self) -> dict[str, Any]:

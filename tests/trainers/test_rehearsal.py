@@ -197,5 +197,5 @@ def test_how_often_to_save_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(rehearsal, "seconds_to_write", lambda count, folder: 1000.0)
     stage = run_stages(tmp_path, *arguments("sft", "sft.save_steps=10"), "rehearse=true") / "sft"
     (said,) = [one for one in read(stage / "progress.json")["notices"] if one.startswith("a checkpoint is of ")]
-    assert "takes about 17 min: every 10 steps that is " in said
-    assert re.search(r"with `sft.save_steps=\d{4,}` 5%", said)
+    assert "takes about 17 min beside training, which waits for it every 10 steps: with `sft.save_steps=" in said
+    assert re.search(r"=\d{3,}` not$", said)
