@@ -22,6 +22,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import TensorSpec
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -96,7 +97,7 @@ class Copies:
         """
         self._take_back()
         save, flatten, serialize = torch.save, safetensors.torch._flatten_as_ptr, safetensors.torch.serialize_file
-        alive: list[Any] = []
+        alive: list[Tensor] = []
 
         def save_later(content: Any, file: Any, *args: Any, **options: Any) -> None:
             if not isinstance(file, (str, os.PathLike)):
@@ -105,19 +106,25 @@ class Copies:
                 tensors = [one for one in tree_leaves(content) if isinstance(one, Tensor)]
                 fits = self._fits(tensors)
                 # All else is copied as Python does it: objects go on changing, too.
-                kept = copy.deepcopy(content, {id(one): self._copy(one) for one in tensors}) if fits else content
+                copies = {id(one): self._copy(written_of(one)) for one in tensors} if fits else {}
+                kept = copy.deepcopy(content, copies) if fits else content
                 self._add(Path(file), lambda opened: save(kept, opened, *args, **options), later=fits)
 
         def flatten_copies(tensors: dict[str, Tensor], *args: Any) -> Any:
             alive.clear()
-            if self._fits(tensors.values()):
-                tensors = {name: self._copy(tensor) for name, tensor in tensors.items()}
-                alive.append([tensor.untyped_storage() for tensor in tensors.values()])
-            return flatten(tensors, *args)
+            if not self._fits(tensors.values()):
+                return flatten(tensors, *args)
+            specs = {}
+            for name, tensor in tensors.items():
+                tensor = written_of(tensor)
+                alive.append(self._copy(tensor).flatten().view(torch.uint8))
+                kind, place = str(tensor.dtype).removeprefix("torch."), alive[-1].data_ptr()
+                specs[name] = TensorSpec(dtype=kind, shape=tensor.shape, data_ptr=place, data_len=tensor.nbytes)
+            return specs
 
         def serialize_later(specs: Mapping[str, Any], file: Any, metadata: Mapping[str, str] | None = None) -> None:
             write = partial(_write_tensors, dict(specs), dict(metadata or {}), [*alive])
-            self._add(Path(file), write, later=bool(alive))
+            self._add(Path(file), write, later=len(alive) == len(specs))
 
         torch.save, safetensors.torch._flatten_as_ptr = save_later, flatten_copies
         safetensors.torch.serialize_file = serialize_later
@@ -144,14 +151,18 @@ class Copies:
             self._written[path] = write_hashed(path, self._later.pop(path))
         return self._written
 
-    def _take_back(self) -> None:
-        """Keeps the memory of the copies that were written last, and lets go of what they had no use for."""
+    def let_go(self) -> None:
+        """Lets go of the memory of copies, once they are written."""
         self._kept.clear()
         self._later.clear()
-        self._written = {}
-        for buffer in self._taken:
+        self._taken, self._written = [], {}
+
+    def _take_back(self) -> None:
+        """Keeps the memory of the copies that were written last, and lets go of what they had no use for."""
+        taken = self._taken
+        self.let_go()
+        for buffer in taken:
             self._kept[len(buffer)].append(buffer)
-        self._taken = []
 
     def _add(self, path: Path, write: Write, later: bool) -> None:
         if later:
@@ -181,7 +192,6 @@ class Copies:
         return False
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        tensor = written_of(tensor)
         if tensor.nbytes < _SMALL or type(tensor) not in (Tensor, nn.Parameter):
             return tensor.to("cpu", copy=True).contiguous()
         same = self._kept[tensor.nbytes]

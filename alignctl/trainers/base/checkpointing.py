@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -208,6 +209,8 @@ class CompleteCheckpoints:
         self.accelerator.wait_for_everyone()
         self._staged = staged
         self._beside.start(partial(self._write, staged, self.state.global_step, self.checkpoint_kind(), there))
+        if os.environ.get("WANDB_LOG_MODEL") == "checkpoint":
+            self.finish_checkpoint()  # which transformers sends there next
 
     def _write(self, staged: Path, step: int, kind: dict[str, Any], there: list[Path]) -> None:
         """Beside training: what this process has copied, and what it found."""
@@ -247,6 +250,7 @@ class CompleteCheckpoints:
 
     def _finalize_training(self, *args: Any) -> Any:
         self.finish_checkpoint()
+        self._copies.let_go()
         return super()._finalize_training(*args)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
