@@ -226,8 +226,9 @@ class CompleteCheckpoints:
         Raises:
             OSError: It could not be written.
         """
+        busy = self._beside.busy  # before it is asked how that ended, which may be meanwhile
         self._beside.look()
-        return self._staged is not None and self._beside.busy
+        return self._staged is not None and busy
 
     def all_have_written(self) -> None:
         """Publishes the checkpoint, if there is one that is not yet."""
