@@ -123,7 +123,8 @@ def test_without_memory_for_copies_files_are_written_at_once(tmp_path, monkeypat
         assert {file.name for file in tmp_path.iterdir()} == {"file", "state"}
     assert copies.write().keys() == set(tmp_path.iterdir())
     assert all(torch.equal(load_file(tmp_path / "file")[name], tensor) for name, tensor in tensors.items())
-    assert said[0].startswith("checkpoints are written while training waits: beside it, copies of 1.4 MB in each of 2 ")
+    (told,) = said
+    assert told.startswith("checkpoints are written while training waits: beside it, copies of 1.4 MB in each of 2 ")
 
 
 def test_training_hardly_stands_still():

@@ -82,7 +82,7 @@ class Copies:
 
     def __init__(self, tell: Callable[[str], None]):
         """`tell` is told where there is too little memory to write later."""
-        self._tell = tell
+        self._tell, self._told = tell, False
         self._kept: defaultdict[int, list[Tensor]] = defaultdict(list)
         self._taken: list[Tensor] = []
         self._later: dict[Path, Write] = {}
@@ -185,10 +185,12 @@ class Copies:
         free = free_memory()
         if free is None or needed * processes < free:
             return True
-        self._tell(
-            f"checkpoints are written while training waits: beside it, copies of {shown_bytes(needed)} in each of "
-            f"{processes} processes have to fit into the memory of the machine, which has {shown_bytes(free)} free"
-        )
+        if not self._told:
+            self._told = True
+            self._tell(
+                f"checkpoints are written while training waits: beside it, copies of {shown_bytes(needed)} in each of "
+                f"{processes} processes have to fit into the memory of the machine, which has {shown_bytes(free)} free"
+            )
         return False
 
     def _copy(self, tensor: Tensor) -> Tensor:
