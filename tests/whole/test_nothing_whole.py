@@ -51,8 +51,6 @@ def outcomes(tmp_path_factory, shared_data):
 def four(folder: Path, shared_data: Path, name: str, peft: str, how: str) -> dict:
     """A job in four processes."""
     made = job(folder, shared_data, (name, peft, "auto"), (2, 1, how.partition(" ")[0]))
-    if (name, peft) == ("dpo", "none"):  # whose losses change by half at 1e-3, and rounding with them
-        made["arguments"].append("cell.learning_rate=1e-4")
     if how == MATRICES:
         made["run_dir"] += "-matrices"
         made["arguments"].append("distributed.parallelism_config.tp_size=2")
