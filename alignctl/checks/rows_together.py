@@ -29,6 +29,7 @@ _PADS = {"engine": ("auto", "shared_prefix"), "label_smoothing_factor": (0,), "n
 _APART = {
     "neftune_noise_alpha": ((None, 0), "the noise would differ between processes that compute the same rows"),
     "precompute_ref_log_probs": ((False,), "each process computes them of rows of its own"),
+    "fp16": ((False, None), "gradients are clipped before their scale is taken off: `bf16` has none"),
 }
 
 

@@ -80,7 +80,7 @@ class _Others:
 
     def __exit__(self, *error: object) -> None:
         for process in self._running:
-            process.terminate()
+            process.kill()
             process.join()
 
     def counted(self, more: int) -> None:
@@ -98,8 +98,8 @@ class _Others:
         return [share for share, process in zip(self._shares, self._running, strict=True) if process.exitcode]
 
     def _run(self, write: Callable[..., None], share: Any, place: int, parent: int) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)  # the process that waits for this one decides whether to go on
 
         def count(more: int) -> None:
             self._done[place] += more

@@ -17,7 +17,6 @@ Ids = list[int]
 
 _BETWEEN_WORDS = re.compile(r".*[A-Za-z](?= [A-Za-z])", re.DOTALL)  # up to the last such place
 _LEAST = 64  # characters in common that are worth a cut
-_TRIED = 100  # groups
 _LOOKS_BACK = re.compile(r"\(\?<|\\[bBAG]|(?<![\[\\])\^")
 
 
@@ -47,8 +46,7 @@ class Encoder:
         self._around = _specials(tokenizer)
         self._cuts = self._around is not None and _may_be_cut(tokenizer)
         for special in (True, False) if self._cuts else ():
-            groups = tried[:_TRIED]
-            self._cuts = self._cuts and self._cut(groups, special) == self._plain(groups, special)
+            self._cuts = self._cuts and self._cut(tried, special) == self._plain(tried, special)
 
     def __call__(self, groups: Sequence[Sequence[str]], special: bool) -> list[list[Ids]]:
         """Token ids of each text of each group.

@@ -87,7 +87,7 @@ def _score_own(
         hidden.register_hook(lambda gradient: _release(head))
     scores = head.score_chunks(*arguments)
     # Embeddings that are tied to the head were run as all modules are, and FSDP still waits for the head: at the end it
-    # would call the two run once more, and gather them before the backward pass of everything else.
+    # would call the two run once more, and gather them before the backward pass of everything else. (Private in torch.)
     fully_shard.state(head)._modules_to_run_forward.clear()
     return scores
 
@@ -95,9 +95,9 @@ def _score_own(
 def _release(head: FSDPModule) -> None:
     """Lets go of a head after its backward pass, and lets that of another forward pass gather it: one that is tied to
     the embeddings FSDP would hold to the end, because their gradients come together there."""
-    for group in fully_shard.state(head)._fsdp_param_groups:
-        group.reshard()
-        group._training_state = TrainingState.IDLE
+    group = fully_shard.state(head)._fsdp_param_group  # private; by this name in torch 2.8 to 2.13
+    group.reshard()
+    group._training_state = TrainingState.IDLE
 
 
 def _score_chunks(

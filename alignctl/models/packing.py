@@ -161,6 +161,23 @@ def _packed_flash(
 _PACKED = {"sdpa": _packed_sdpa, "flex": _packed_flex, "flash": _packed_flash}
 
 
+@torch.compiler.disable
+def _by_all(
+    packed: Callable[..., Tensor],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scale: float | None,
+    dropout: float,
+    group: ProcessGroup,
+) -> Tensor:
+    """What a kernel gives for a row that a group of processes compute together."""
+    query, key, value = (some_heads(one, group) for one in (query, key, value))
+    return all_heads(packed(module, query, key, value, layout, scale, dropout), group)
+
+
 def _attention(kernel: str) -> Callable[..., tuple[Tensor, None]]:
     """What transformers calls: a kernel for packed rows, and its own SDPA for the others."""
 
@@ -184,8 +201,7 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, None]]:
         _refuse(options)
         if row_group is None:
             return _PACKED[kernel](module, query, key, value, layout, scaling, dropout), None
-        query, key, value = (some_heads(one, row_group) for one in (query, key, value))
-        return all_heads(_PACKED[kernel](module, query, key, value, layout, scaling, dropout), row_group), None
+        return _by_all(_PACKED[kernel], module, query, key, value, layout, scaling, dropout, row_group), None
 
     return forward
 

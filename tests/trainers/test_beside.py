@@ -114,17 +114,16 @@ def test_files_are_those_that_safetensors_writes(tmp_path):
 
 def test_without_memory_for_copies_files_are_written_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(beside, "free_memory", lambda: 2**20)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     said = []
     tensors, copies = content(), Copies(said.append)
-    with copies.taking():
+    with copies.taking(state_of=2, weights_of=2):
         save_file(tensors, tmp_path / "file")
         torch.save(tensors, tmp_path / "state")
         assert {file.name for file in tmp_path.iterdir()} == {"file", "state"}
     assert copies.write().keys() == set(tmp_path.iterdir())
     assert all(torch.equal(load_file(tmp_path / "file")[name], tensor) for name, tensor in tensors.items())
     (told,) = said
-    assert told.startswith("checkpoints are written while training waits: beside it, copies of 1.4 MB in each of 2 ")
+    assert told.startswith("checkpoints are written while training waits: beside it, copies of 2.8 MB have to ")
 
 
 def test_training_hardly_stands_still():

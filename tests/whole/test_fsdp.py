@@ -25,10 +25,11 @@ def watched(self, *args, **options):
     there = sum(p.grad.to_local().nbytes for p in trained if p.grad is not None)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            for group in fully_shard.state(module)._fsdp_param_groups:
-                gathered = [p.unsharded_accumulated_grad for p in group.fsdp_params]
-                gathered += [p._unsharded_param.grad for p in group.fsdp_params if hasattr(p, "_unsharded_param")]
-                there += sum(gradient.nbytes for gradient in gathered if gradient is not None)
+            group = fully_shard.state(module)._fsdp_param_group
+            shares = group.fsdp_params if group else []
+            gathered = [p.unsharded_accumulated_grad for p in shares]
+            gathered += [p._unsharded_param.grad for p in shares if hasattr(p, "_unsharded_param")]
+            there += sum(gradient.nbytes for gradient in gathered if gradient is not None)
     with open("gradients", "a") as file:
         print(there / sum(p.to_local().nbytes for p in trained), file=file)
 

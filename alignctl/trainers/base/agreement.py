@@ -6,7 +6,7 @@ transformers and TRL ask for each number by itself: dozens of collectives a step
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -33,6 +33,10 @@ class EndsStepsTogether:
     stop: StopRequest | None = None
     own_loss: float
     """Of this process, of the step that was taken last."""
+    writing: bool
+    """Whether this process is still writing a checkpoint."""
+    all_have_written: Callable[[], None]
+    """Is called when no process is."""
     _flos = 0.0
     """Floating point operations of all processes that are not in the trainer's state yet."""
 

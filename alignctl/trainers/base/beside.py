@@ -31,7 +31,7 @@ from alignctl.run.hashed import HashedFile, write_hashed
 from alignctl.run.memory import free_memory
 
 _SMALL = 2**20  # bytes of a tensor, below which its memory is not kept
-_PROCESSES = "LOCAL_WORLD_SIZE"  # of this machine, which copy at the same time
+_TAKES = 0.9  # of the memory that is free
 
 Write = Callable[[HashedFile], None]
 
@@ -89,11 +89,13 @@ class Copies:
         self._written: dict[Path, dict[str, Any]] = {}
 
     @contextmanager
-    def taking(self, leave_out: Collection[str] = ()) -> Iterator[None]:
+    def taking(self, leave_out: Collection[str] = (), state_of: int = 1, weights_of: int = 1) -> Iterator[None]:
         """While this lasts, what torch and safetensors are to write to files is taken.
 
         Args:
             leave_out: Names of files that are not wanted.
+            state_of: Processes of this machine that have torch save something at the same time.
+            weights_of: Those that have safetensors save something.
         """
         self._take_back()
         save, flatten, serialize = torch.save, safetensors.torch._flatten_as_ptr, safetensors.torch.serialize_file
@@ -104,7 +106,7 @@ class Copies:
                 save(content, file, *args, **options)
             elif Path(file).name not in leave_out:
                 tensors = [one for one in tree_leaves(content) if isinstance(one, Tensor)]
-                fits = self._fits(tensors)
+                fits = self._fits(tensors, state_of)
                 # All else is copied as Python does it: objects go on changing, too.
                 copies = {id(one): self._copy(written_of(one)) for one in tensors} if fits else {}
                 kept = copy.deepcopy(content, copies) if fits else content
@@ -112,7 +114,7 @@ class Copies:
 
         def flatten_copies(tensors: dict[str, Tensor], *args: Any) -> Any:
             alive.clear()
-            if not self._fits(tensors.values()):
+            if not self._fits(tensors.values(), weights_of):
                 return flatten(tensors, *args)
             specs = {}
             for name, tensor in tensors.items():
@@ -170,8 +172,13 @@ class Copies:
         else:
             self._written[path] = write_hashed(path, write)
 
-    def _fits(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether there is memory for copies, of all processes of this machine."""
+    @property
+    def written(self) -> Collection[Path]:
+        """Files that were written at once."""
+        return self._written.keys()
+
+    def _fits(self, tensors: Iterable[Tensor], processes: int) -> bool:
+        """Whether there is memory for copies, of so many processes of this machine, and some to spare."""
         kept = {size: len(buffers) for size, buffers in self._kept.items()}
         needed = 0
         for size in (written_of(one).nbytes for one in tensors):
@@ -181,15 +188,14 @@ class Copies:
                 needed += size
         if needed <= _SMALL:
             return True
-        processes = int(os.environ.get(_PROCESSES, 1))
         free = free_memory()
-        if free is None or needed * processes < free:
+        if free is None or needed * processes < _TAKES * free:
             return True
         if not self._told:
             self._told = True
             self._tell(
-                f"checkpoints are written while training waits: beside it, copies of {shown_bytes(needed)} in each of "
-                f"{processes} processes have to fit into the memory of the machine, which has {shown_bytes(free)} free"
+                f"checkpoints are written while training waits: beside it, copies of {shown_bytes(needed * processes)} "
+                f"have to fit into the memory of the machine, which has {shown_bytes(free)} free"
             )
         return False
 

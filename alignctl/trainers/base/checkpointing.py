@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from torch.optim import Optimizer
@@ -193,8 +194,7 @@ class CompleteCheckpoints:
         logged, self.state.log_history = self.state.log_history, []
         self._staging = True
         try:
-            # Left out is a pickle, of access tokens too, that nothing reads.
-            with saved_without_weights(self.model_wrapped), self._copies.taking(leave_out=[TRAINING_ARGS_NAME]):
+            with saved_without_weights(self.model_wrapped), self._copies.taking(**self._how_taken()):
                 super()._save_checkpoint(model, trial)
             best = self.state.best_model_checkpoint
             if best and Path(best) == staged:
@@ -203,19 +203,28 @@ class CompleteCheckpoints:
                     self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         finally:
             self._staging, self.state.log_history = False, logged
-        self.accelerator.wait_for_everyone()
-        # All that is there now was written by the way, most of it by the first process, which sees to it.
+        hashed = set(gather_object([str(file) for file in self._copies.written]))
+        # What else is there now was written by the way, most of it by the first process, which sees to it.
         there = [file for file in staged.rglob("*") if file.is_file()] if self.args.should_save else []
+        there = [file for file in there if str(file) not in hashed]
         self.accelerator.wait_for_everyone()
         self._staged = staged
         self._beside.start(partial(self._write, staged, self.state.global_step, self.checkpoint_kind(), there))
         if os.environ.get("WANDB_LOG_MODEL") == "checkpoint":
             self.finish_checkpoint()  # which transformers sends there next
 
+    def _how_taken(self) -> dict[str, Any]:
+        """What the copies of a checkpoint have to know."""
+        kind, here = self.checkpoint_kind(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        state_of = here if kind["zero_stage"] or self.is_fsdp_enabled else 1
+        weights_of = here if is_divided(self.model) else 1
+        # A pickle, of access tokens too, that nothing reads.
+        return {"leave_out": [TRAINING_ARGS_NAME], "state_of": state_of, "weights_of": weights_of}
+
     def _write(self, staged: Path, step: int, kind: dict[str, Any], there: list[Path]) -> None:
         """Beside training: what this process has copied, and what it found."""
         written = self._copies.write()
-        written |= {file: sync_hashed(file) for file in there if file not in written}
+        written |= {file: sync_hashed(file) for file in there}
         files = {file.relative_to(staged).as_posix(): found for file, found in written.items()}
         note_part(staged, self.args.process_index, step, kind, files)
 
@@ -258,9 +267,11 @@ class CompleteCheckpoints:
         try:
             return super().train(*args, **kwargs)
         except Exception:
-            if self.accelerator.num_processes == 1:  # several would have to agree
-                with suppress(Exception):
+            with suppress(Exception):
+                if self.accelerator.num_processes == 1:
                     self.finish_checkpoint()
+                else:  # to agree is more than can be asked of them: it is published when the run continues
+                    self._beside.wait()
             raise
 
 

@@ -30,6 +30,7 @@ from alignctl.trainers.base.divided import divide_model
 from alignctl.trainers.base.heads import check_head_of_trl, put_head_on, put_score_on, why_not_scored_packed
 from alignctl.trainers.base.mixed import mixed_dtype
 from alignctl.trainers.base.passes import DividesSteps
+from alignctl.trainers.base.replicas import SameGradients
 
 _PASS_TOKENS = {True: 896, False: 16384}
 """Of a pass, on a CPU and elsewhere."""
@@ -133,11 +134,16 @@ class OnEngine(DividesSteps):
         divide_model(self, tp_size)
         self.weights_group = group_of_weights(self.model)
         if self.weights_group is not None:
+            self.add_callback(SameGradients(self.model))
             self.notices.append(
                 f"layers: their matrices divided among {tp_size} processes, which compute the same rows"
             )
         if getattr(self, "aux_loss_enabled", False):
             self.keeps_batches = "the load of a mixture of experts is balanced over the tokens of a batch"
+        if self.keeps_batches and self.weights_group is not None:
+            raise RequestError(
+                f"`distributed.parallelism_config.tp_size={tp_size}` cannot be: {self.keeps_batches}", "leave it out"
+            )
         self._put_engine_on()
         self._longest = _longest(self.train_dataset, self.blocks, getattr(self.args, "max_length", None))
         self.notices.append(self._how_divided())

@@ -53,6 +53,25 @@ class OneModel(TrainerCallback):
         self._looked = True
 
 
+class SameGradients(TrainerCallback):
+    """Where some processes divide the matrices of layers, each adds up the gradients of what else there is in a layer
+    with others than those do. What they come to is the same but for the order of a sum; here it is made the same."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        group = group_of_weights(self._model)
+        gradients = shares_of_some(p.grad for p in self._model.parameters() if p.grad is not None)
+        if group is None or not gradients:
+            return
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(together, group=group)
+        together /= group.size()
+        for gradient, mean in zip(gradients, together.split([one.numel() for one in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
 def check_wrapped(model: nn.Module, accelerator: Accelerator) -> None:
     """Whether a model is as accelerate prepares it for several processes.
 
