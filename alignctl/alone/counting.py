@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +18,7 @@ _FROM = 4096  # bytes of a collective of which one cannot tell by its name wheth
 _REDUCE_SHARES = ("_reduce_scatter_base_", "reduce_scatter_", "reduce_scatter_tensor_coalesced_")
 _GATHER_SHARES = ("_allgather_base_", "allgather_into_tensor_coalesced_")
 _REDUCE = ("allreduce_", "allreduce_coalesced_", "reduce_")
+_EXCHANGE = ("alltoall_base_", "alltoall_")
 _PLACES = ("c10d", "_c10d_functional")
 _NOT_SENT = ("wait", "wrap", "barrier")  # parts of names
 
@@ -24,11 +26,11 @@ _NOT_SENT = ("wait", "wrap", "barrier")  # parts of names
 class Collectives(TorchDispatchMode):
     """While it is entered, counts collectives by kind, with the bytes of the larger side of each."""
 
-    def __init__(self, activations: bool = False) -> None:
-        """`activations` says whether they are what is added up whole, and not gradients."""
+    def __init__(self, tp_size: int = 1, sp_size: int = 1) -> None:
+        """How many processes divide matrices of layers, and how many the tokens of rows: they send activations."""
         super().__init__()
-        self._whole = ACTIVATIONS if activations else GRADIENTS
-        self._kinds = (GRADIENTS, WEIGHTS, *([ACTIVATIONS] if activations else []), SMALL)
+        self._tp_size, self._sp_size = tp_size, sp_size
+        self._kinds = (GRADIENTS, WEIGHTS, *([ACTIVATIONS] if max(tp_size, sp_size) > 1 else []), SMALL)
         self.forget()
 
     def forget(self) -> None:
@@ -50,15 +52,26 @@ class Collectives(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if func.namespace in _PLACES and not any(part in name for part in _NOT_SENT):
             size = max((one.numel() * one.element_size() for one in _tensors(args)), default=0)
-            self.add(self._kind(name, size), size)
+            activations = size >= _FROM and self._is_of_activations(name, args)
+            self.add(ACTIVATIONS if activations else _kind(name, size), size)
         return func(*args, **kwargs or {})
 
-    def _kind(self, name: str, size: int) -> str:
-        if name in _REDUCE_SHARES:
-            return GRADIENTS
-        if name in _REDUCE and size >= _FROM:
-            return self._whole
-        return WEIGHTS if name in _GATHER_SHARES or (name == "broadcast_" and size >= _FROM) else SMALL
+    def _is_of_activations(self, name: str, args: Any) -> bool:
+        if self._tp_size > 1:
+            return name in _REDUCE
+        return self._sp_size > 1 and (name in _EXCHANGE or _processes_of(args) == self._sp_size)
+
+
+def _kind(name: str, size: int) -> str:
+    if name in _REDUCE_SHARES or (name in _REDUCE and size >= _FROM):
+        return GRADIENTS
+    return WEIGHTS if name in _GATHER_SHARES or (name == "broadcast_" and size >= _FROM) else SMALL
+
+
+def _processes_of(args: Any) -> int | None:
+    """How many take part."""
+    groups = (one for one in args if isinstance(one, torch.ScriptObject))
+    return next((ProcessGroup.unbox(one).size() for one in groups if "ProcessGroup" in str(one._type())), None)
 
 
 def _tensors(args: Any) -> list[Tensor]:

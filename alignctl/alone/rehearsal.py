@@ -109,11 +109,11 @@ def rehearse(stage: StageConfig, paths: StagePaths, tokens: int, numberless: boo
         tokens: Of each sequence of the made rows.
         numberless: Whether weights are without numbers.
     """
-    divides_matrices = stage.distributed.tp_size > 1
-    collectives = Collectives(activations=divides_matrices)
+    tp_size, sp_size = stage.distributed.tp_size, stage.distributed.sp_size
+    collectives = Collectives(tp_size, sp_size)
     with without_numbers() if numberless else nullcontext(), collectives:  # which sees all first
         job = _job(stage, paths, tokens)
-        if divides_matrices:
+        if max(tp_size, sp_size) > 1:
             _let_others_have_the_same_rows()
         if ZERO_STAGES.get(stage.distributed.type) == 3:
             _believe_in_agreement()
@@ -168,7 +168,7 @@ def _enough(trainer: StageTrainer) -> Dataset:
 
 
 def _let_others_have_the_same_rows() -> None:
-    """Which those that divide a matrix would show each other."""
+    """Which those that compute rows together would show each other."""
     passes.all_objects = lambda own, group: [own] * group.size()
 
 

@@ -29,6 +29,7 @@ from alignctl.plan.plan import RunPlan, StagePlan, make_plan
 from alignctl.plan.shapes import shape_of
 from alignctl.run.disk import shown_bytes
 
+_USUAL = 1024  # tokens of a sequence, where nothing says how many
 _FAR = 2.0  # per cent, by which what is held may differ from what was planned
 
 
@@ -57,7 +58,13 @@ def rehearse_command(
         shape = check_can_be_made(stage.config, shape_of(stage.config.model))
         alone = stood_in(stage.config, shape)
         planned, numberless = held(alone, shape, place), is_numberless(alone, shape)
-        tokens = tokens or longest(alone)
+        most = longest(alone)
+        if tokens and most and tokens > most:
+            raise RequestError(
+                f"`--tokens {tokens}`: `{alone.name}` takes no sequences of more than {most:,} tokens",
+                f"give {most} or fewer, or set another limit",
+            )
+        tokens = tokens or most or _USUAL
         began = time.monotonic()
         only = dataclasses.replace(plan, stages=(dataclasses.replace(stage, config=alone),))
         seen = run_alone(only, config, place, tokens, numberless)

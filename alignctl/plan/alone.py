@@ -91,12 +91,6 @@ def check_can_be_made(stage: StageConfig, shape: Shape | None) -> Shape:
             f"`{stage.name}.sharing=shared_base` puts the adapter of a reward model on the policy, and there is none",
             f"rehearse it with `{stage.name}.sharing=separate`",
         )
-    if stage.distributed.sp_size > 1:
-        raise RequestError(
-            f"`distributed.parallelism_config.sp_size={stage.distributed.sp_size}` lets processes show each other "
-            "their rows, and here is one alone",
-            "rehearse the stage without it",
-        )
     if shape is None:
         raise RequestError(
             f"`model.path={stage.model.path}`: the shape of this model is not known here",
@@ -173,8 +167,8 @@ def is_numberless(stage: StageConfig, shape: Shape) -> bool:
     return False
 
 
-def longest(stage: StageConfig) -> int:
-    """Tokens of the sequences that a stage is made for."""
+def longest(stage: StageConfig) -> int | None:
+    """Most tokens of a sequence that a stage does not leave out or cut; None where there is no such limit."""
     fields = config_fields(methods()[stage.method].config_class)
     given = (stage.trainer.get(key, fields[key].default if key in fields else None) for key in _LENGTHS)
-    return next((int(one) for one in given if isinstance(one, int)), 1024)
+    return next((int(one) for one in given if isinstance(one, int)), None)

@@ -114,6 +114,18 @@ def test_gradients_of_several_passes(rehearsed, distributed, times):
     assert report["held"]["gradients"]["bytes"] <= 1.05 * share, "after each pass"
 
 
+def test_of_divided_rows_each_sends_its_part(rehearsed):
+    """Of a pass queries, keys and values as heads and back, in each of two layers, and the last hidden states."""
+    arguments = small_run("sft", "distributed=fsdp2", GPUS), "--as", "5/16"
+    alone, two = (
+        rehearsed(*arguments[0], f"distributed.parallelism_config.sp_size={size}", *arguments[1:]) for size in (1, 2)
+    )
+    assert two["held"] == alone["held"]
+    assert "activations" not in alone["sent"]
+    assert two["sent"]["activations"]["count"] >= 2 * two["passes"] * (2 * 4 + 1)
+    assert two["sent"]["small"]["count"] <= 5
+
+
 @pytest.mark.parametrize(
     ("distributed", "adapter", "files"),
     [

@@ -18,6 +18,7 @@ FSDP = ("recipe=dpo_llama3", "distributed=fsdp2")
         ((*FSDP, "--as", "0/2", "--stage", "sft"), "`--stage sft` is not among the stages"),
         ((*FSDP, "--as", "0/2", "model.path=meta-llama/Llama-3.1-8B-Instrct"), "shape of this model is not known"),
         ((*FSDP, "--as", "0/2", "dpo.bta=1"), "bta"),
+        ((*FSDP, "dpo.max_length=512", "--as", "0/2", "--tokens", "513"), "takes no sequences of more than 512 tokens"),
         (("recipe=dpo_llama3", "peft=qlora", "distributed=ddp", "--as", "0/2"), "in 4 bits"),
         (("recipe=dpo_llama3_70b", "distributed=zero3", "--as", "5/32"), "the most is 4.0 GB"),
     ],
