@@ -30,7 +30,8 @@ def run_many(folder: Path, jobs: list[dict], processes: int, script: Path = RUN_
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     first = done.stderr.find("Traceback")  # torchrun's own comes last
-    assert done.returncode == 0, done.stderr[first : first + 8000]
+    errors = [line for line in done.stderr.splitlines() if "Error: " in line]  # of each process
+    assert done.returncode == 0, "\n".join([done.stderr[first : first + 8000], *errors])
     refused = [line for line in map(json.loads, Path(f"{file}.done").read_text().splitlines()) if line["error"]]
     assert not refused, refused
 
