@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import runpy
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from alignctl.stage import run
+from alignctl.trainers.base.beside import Copies
 
 RANK = int(os.environ.get("RANK", 0))
 counter: Counter | None = None
@@ -56,7 +58,10 @@ class Counter:
         return sizes | {"peak": self.peak, "where": self.where}
 
     def look(self, where: str, everywhere: bool) -> None:
-        """Counts what is held, `everywhere` or of the models alone, which takes a hundredth of the time."""
+        """Counts what is held, `everywhere` or of the models alone, which takes a hundredth of the time. While another
+        thread counts, this one would go on."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         storages, whole = {}, sum(self.layers.values())
 
         def add(tensor: torch.Tensor) -> None:
@@ -122,6 +127,7 @@ looked_at(GatheredParameters, "__enter__")
 looked_at(safetensors.torch, "_flatten_as_ptr", before=True)
 looked_at(safetensors.torch, "load_file")
 looked_at(torch, "save", before=True)
+looked_at(Copies, "_copy")
 usual_from_pretrained = PreTrainedModel.from_pretrained.__func__
 
 
