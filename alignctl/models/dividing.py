@@ -198,6 +198,7 @@ def divide(model: nn.Module, mesh: DeviceMesh, compute_in: torch.dtype | None = 
         for one in _language_models(model):
             divide_matrices(one, mesh[_MATRICES])
     in_layers = {part for one in _language_models(model) for layer in blocks_of(one) for part in layer.modules()}
+    first = [layers[0] for one in _language_models(model) if (layers := blocks_of(one))]
     cast = MixedPrecisionPolicy(param_dtype=compute_in, reduce_dtype=compute_in and torch.float32)
     in_models = {part for one in _language_models(model) for part in one.modules()}
     for group in [*_groups(model), [model]]:  # in a list, because their classes change
@@ -208,6 +209,8 @@ def divide(model: nn.Module, mesh: DeviceMesh, compute_in: torch.dtype | None = 
         _put(nn.Parameter(parameter.share, parameter.requires_grad), places)
     for one in _language_models(model):
         _release_early(one)
+    for layer in first:  # gathers itself, which is there already, and not the embeddings that were run before it
+        layer.set_modules_to_backward_prefetch([layer])
     model.load_state_dict({}, strict=False)  # FSDP then takes what it finds in its modules
     fully_shard.state(model)._lazy_init()  # else what is run first would be the outermost, also where that is a layer
 
