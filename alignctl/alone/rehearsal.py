@@ -6,10 +6,12 @@ import math
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import save_model
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoConfig,
@@ -29,7 +31,8 @@ from alignctl.methods.registry import Method, Role, methods
 from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
 from alignctl.monitor.heartbeat import Heartbeat
 from alignctl.monitor.stopping import StopSignal
-from alignctl.run.paths import StagePaths
+from alignctl.run.files import write_json
+from alignctl.run.paths import REWARD_STATISTICS, StagePaths
 from alignctl.stage.build import build_arguments, build_trainer
 from alignctl.stage.job import Job, rank
 from alignctl.trainers.base import passes
@@ -151,11 +154,14 @@ def _job(stage: StageConfig, paths: StagePaths, tokens: int) -> Job:
 def _made_reward_model(stage: StageConfig, paths: StagePaths, tokenizer: PreTrainedTokenizerBase) -> str:
     """A folder with one of random weights: it comes with a tokenizer of its own, so it is read from somewhere."""
     folder = str(paths.root / "reward_model")
-    config = AutoConfig.for_model(
-        **stage.model.scratch["config"], vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1
-    )
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    own = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 1}
+    config = AutoConfig.for_model(**dict(stage.model.scratch["config"]) | own)
+    model = AutoModelForSequenceClassification.from_config(config)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    save_model(model, str(Path(folder, "model.safetensors")))  # transformers' own leaves it to the first process
     tokenizer.save_pretrained(folder)
+    write_json(Path(folder, REWARD_STATISTICS), {"mean": 0.0, "std": 1.0, "answers": 1})
     return folder
 
 

@@ -80,11 +80,12 @@ def _together(config: Mapping[str, Any], name: str, asked: str, size: int, check
     """
     stage, method = config[name], method_of(config, name)
     launcher = stage_launcher(config, name)
-    each = launcher.get("gpus_per_node") or launcher.get("processes")
+    where = "gpus_per_node" if launcher.get("gpus_per_node") else "processes"
+    each = launcher.get(where)
     if isinstance(each, int) and each % size:
         yield Problem(
             f"{asked} does not divide the {each} processes of a machine of `{name}`",
-            f"set one that divides {each}, or other `launcher.gpus_per_node`",
+            f"set one that divides {each}, or another `launcher.{where}`",
         )
     if not method.divides_rows:
         takers = ", ".join(f"`{other.name}`" for other in methods().values() if other.divides_rows)

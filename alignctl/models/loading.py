@@ -283,14 +283,14 @@ def _from_scratch(
     **options: Any,
 ) -> PreTrainedModel:
     assert settings.scratch is not None
-    config = AutoConfig.for_model(
-        **settings.scratch["config"],
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **({} if num_labels is None else {"num_labels": num_labels}),
-    )
+    of_tokenizer = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    labels = {} if num_labels is None else {"num_labels": num_labels}
+    config = AutoConfig.for_model(**dict(settings.scratch["config"]) | of_tokenizer | labels)
     with undivided():  # else ZeRO-3 would draw other random weights
         return model_class.from_config(config, **options)
 

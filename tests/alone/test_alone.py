@@ -155,3 +155,14 @@ def test_every_cell_is_as_planned(rehearsed, method, distributed, adapter, accum
     assert report["sent"]["gradients"]["count"]
     if report["passes"]:  # else completions are drawn, which processes do together where weights are divided
         assert report["sent"]["small"]["count"] <= 8  # three of ours, and what DeepSpeed asks
+
+
+def test_a_model_folder_and_a_reward_model_that_is_not_there(rehearsed, shared_data):
+    """Whatever token ids stand in a config.json; and a reward model is made up as the others are."""
+    model = shared_data / "models" / "stories260K"
+    report = rehearsed(
+        "recipe=dpo_llama3", f"model.path={model}", "distributed=fsdp2", "dpo.max_length=64", "--as", "3/8"
+    )
+    assert report["held"]["weights of policy"]["bytes"]
+    report = rehearsed("recipe=rlhf_quickstart", "--stage", "ppo", "distributed=ddp", "--as", "3/8")
+    assert report["held"]["weights of reward model"]["bytes"]

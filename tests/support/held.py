@@ -127,7 +127,7 @@ looked_at(GatheredParameters, "__enter__")
 looked_at(safetensors.torch, "_flatten_as_ptr", before=True)
 looked_at(safetensors.torch, "load_file")
 looked_at(torch, "save", before=True)
-looked_at(Copies, "_copy")
+looked_at(Copies, "_add")
 usual_from_pretrained = PreTrainedModel.from_pretrained.__func__
 
 
