@@ -109,7 +109,11 @@ def test_gradients_of_several_passes(rehearsed, distributed, times):
         "--tokens", "64", "--as", "5/16",
     )  # fmt: skip
     assert report["passes"] == 3
-    assert sizes(report["sent"])["gradients"] == (pytest.approx(times * 4 * tiny_numbers(), rel=0.02),) * 2
+    sent, planned = sizes(report["sent"])["gradients"]
+    assert sent == planned
+    # FSDP2 fills up the last pieces of a tensor.
+    whole = times * 4 * tiny_numbers()
+    assert sent == (pytest.approx(whole, rel=0.02) if distributed == "fsdp2" else whole)
     share = 4 * tiny_numbers() / (16 if times > 1 else 1)
     assert report["held"]["gradients"]["bytes"] <= 1.05 * share, "after each pass"
 
