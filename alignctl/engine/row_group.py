@@ -95,7 +95,9 @@ class _Whole(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
-        return _gathered(part, group)
+        whole = part.new_empty(group.size() * len(part), *part.shape[1:])
+        distributed.all_gather_into_tensor(whole, part.contiguous(), group=group)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -105,21 +107,10 @@ class _Whole(torch.autograd.Function):
         return received.sum(0), None
 
 
-class _Scores(torch.autograd.Function):
+class _Scores(_Whole):
     """All processes give what they have all of the same gradient. It counts as often as there are processes, over which
     the gradients of weights are averaged."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _gathered(part, group)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.chunk(ctx.group.size())[ctx.group.rank()] * ctx.group.size(), None
-
-
-def _gathered(part: Tensor, group: ProcessGroup) -> Tensor:
-    whole = part.new_empty(group.size() * len(part), *part.shape[1:])
-    distributed.all_gather_into_tensor(whole, part.contiguous(), group=group)
-    return whole
