@@ -98,3 +98,6 @@ def _meet() -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as workers end: library threads may bring down an interpreter that ends beside them

@@ -4,12 +4,9 @@ as one process does."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from support.processes import HANG_S
+from support.processes import run_script
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
@@ -57,14 +54,8 @@ with open(f"{{out}}/{{os.environ.get('RANK', 'alone')}}.json", "w") as file:
 
 def test_four_processes_find_what_one_does_with_a_fourth_of_the_work(tmp_path, shared_data):
     base, rows = shared_data / "models" / "stories260K", shared_data / "preference" / "llms_from_scratch_pref"
-    (tmp_path / "script.py").write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    for how in ([], torchrun):
-        done = subprocess.run(
-            [sys.executable, *how, tmp_path / "script.py", base, rows / "train.jsonl", tmp_path],
-            cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
+    for processes in (1, 4):
+        run_script(SCRIPT, tmp_path, base, rows / "train.jsonl", tmp_path, processes=processes)
     alone, *together = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", 0, 1, 2, 3))
     assert len(alone["completions"]) == PROMPTS
     for one in together:

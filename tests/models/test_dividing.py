@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.processes import run_script
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
@@ -123,14 +121,7 @@ def divided(tmp_path_factory, shared_data):
     for kind, more in KINDS.items():
         small = AutoConfig.for_model(kind, **SMALL, **more)
         AutoModelForCausalLM.from_config(small).save_pretrained(here / "others" / kind)
-    (here / "script.py").write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, here / "script.py", here, shared_data / "models" / "stories260K"],
-        capture_output=True, text=True, timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
+    run_script(SCRIPT, here, here, shared_data / "models" / "stories260K", processes=PROCESSES)
     return here, [json.loads((here / f"facts_{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 

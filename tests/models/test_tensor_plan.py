@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from support.processes import HANG_S
+from support.processes import run_script
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
@@ -105,14 +102,7 @@ def found(tmp_path_factory):
         "refused": {kind: SMALL | more for kind, (more, _) in REFUSED.items()},
     }
     (here / "given.json").write_text(json.dumps(given))
-    (here / "script.py").write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, here / "script.py", here / "given.json", here / "found.json"],
-        capture_output=True, text=True, timeout=HANG_S,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
+    run_script(SCRIPT, here, here / "given.json", here / "found.json", processes=2)
     return json.loads((here / "found.json").read_text())
 
 

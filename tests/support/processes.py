@@ -29,6 +29,25 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
+def run_script(script: str, folder: Path, *arguments: object, processes: int = 1) -> None:
+    """Runs a script in processes that work together, and waits for them; they have to end well.
+
+    Args:
+        folder: Where they run, and the script is written to.
+        arguments: What the script is given.
+    """
+    file = folder / "script.py"
+    # As workers do: while an interpreter ends, threads of torch's that are still at something may bring it down.
+    file.write_text(script + "\nimport os\nos._exit(0)\n")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    done = subprocess.run(
+        [sys.executable, *torchrun, file, *map(str, arguments)],
+        cwd=folder, capture_output=True, text=True, timeout=HANG_S,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
 def finish(run: subprocess.Popen, code: int = 0) -> str:
     """Waits for the end of a run, which has to be this one; returns what it said on stderr."""
     try:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
-from support.processes import HANG_S
+from support.processes import run_script
 
 pytestmark = pytest.mark.train
 
@@ -45,14 +41,8 @@ model.requires_grad_(False).weight[1, 2] += own
 with pytest.raises(RuntimeError, match="the weights differ"):  # also those that are not trained
     check_same(model, accelerator, "after a step")
 accelerator.wait_for_everyone()  # none leaves while another still listens to it
-accelerator.end_training()
 """
 
 
 def test_two_processes(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_script(SCRIPT, tmp_path, processes=2)
