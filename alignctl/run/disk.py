@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def lack_of_room(error: BaseException, staging: Path) -> str | None:
     """The system's words for a write that failed for lack of room; None where an error has another reason.
 
     Libraries in other languages hide the system's error. safetensors and tokenizers name its number in their message.
-    torch does not, but leaves its file: a write to the largest one in `staging` tells.
+    torch does not: there a write tells, to a file that is as long as the largest one in `staging`. None of those is
+    touched: they may be whole, and noted as they are.
     """
     link: BaseException | None = error
     while link is not None:
@@ -55,15 +57,15 @@ def lack_of_room(error: BaseException, staging: Path) -> str | None:
         if number in FULL:
             return os.strerror(number)
         link = link.__cause__ or link.__context__
-    files = [file for file in staging.rglob("*") if file.is_file()]
-    if files:
-        try:
-            with max(files, key=lambda file: file.stat().st_size).open("ab") as file:
-                file.write(_PROBE)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as refused:
-            return os.strerror(refused.errno) if refused.errno in FULL else None
+    sizes = [file.stat().st_size for file in staging.rglob("*") if file.is_file()]
+    if not sizes:
+        return None
+    try:
+        with tempfile.TemporaryFile(dir=staging) as file:
+            os.pwrite(file.fileno(), _PROBE, max(sizes))
+            os.fsync(file.fileno())
+    except OSError as refused:
+        return os.strerror(refused.errno) if refused.errno in FULL else None
     return None
 
 

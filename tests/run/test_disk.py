@@ -42,6 +42,8 @@ def test_a_file_that_was_cut_off_tells(tmp_path):
     (tmp_path / "checkpoint-2" / "optimizer.pt").write_bytes(b"0" * 5000)
     error = RuntimeError("unexpected pos 576 vs 534")
     assert lack_of_room(error, tmp_path) is None
+    # Where another process was the reason, it is part of a checkpoint that may be whole.
+    assert [file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()] == [5000]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
     try:
