@@ -170,3 +170,13 @@ def test_a_model_folder_and_a_reward_model_that_is_not_there(rehearsed, shared_d
     assert report["held"]["weights of policy"]["bytes"]
     report = rehearsed("recipe=rlhf_quickstart", "--stage", "ppo", "distributed=ddp", "--as", "3/8")
     assert report["held"]["weights of reward model"]["bytes"]
+
+
+def test_scores_of_a_reward_model_that_others_hold_a_part_of_are_not_there(capsys):
+    from alignctl.cli.main import main
+
+    asked = ["rehearse", "recipe=rlhf_quickstart", "--stage", "ppo", "distributed=zero3", "launcher.processes=2"]
+    with pytest.raises(SystemExit) as exited:
+        main([*asked, "--as", "0/2"])
+    assert exited.value.code == 2
+    assert "`ppo.reward_model=null` and a function in `ppo.reward_funcs`" in capsys.readouterr().err
