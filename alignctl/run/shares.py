@@ -56,12 +56,6 @@ def by_fsdp(kind: Mapping[str, Any]) -> bool:
 
 def shares(kind: Mapping[str, Any]) -> str:
     """Processes and how they share, for people."""
-    several = " under DDP" if kind["processes"] > 1 else ""
-    how = (
-        f" under ZeRO stage {kind['zero_stage']}"
-        if kind["zero_stage"]
-        else " under FSDP2"
-        if by_fsdp(kind)
-        else several
-    )
-    return f"{kind['processes']} process{'es' if kind['processes'] > 1 else ''}{how}"
+    several = kind["processes"] > 1
+    how = f"ZeRO stage {kind['zero_stage']}" if kind["zero_stage"] else "FSDP2" if by_fsdp(kind) else several and "DDP"
+    return f"{kind['processes']} process{'es' if several else ''}" + (f" under {how}" if how else "")
