@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignctl.config.adapters import changes_base
 from alignctl.errors import AlignctlError, NotANumber, RequestError
@@ -23,6 +23,7 @@ from alignctl.evaluate.measure import check_finite
 from alignctl.evaluate.reference import Reference, adapter_off, loaded_beside
 from alignctl.evaluate.reward_model import reward_statistics
 from alignctl.models.loading import longest_seen
+from alignctl.models.sharding import gather_as_run
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import REWARD_STATISTICS
@@ -146,7 +147,13 @@ def _reference(job: Job, trainer: StageTrainer) -> Reference:
         return lambda: nullcontext(trainer.accelerator.unwrap_model(trainer.ref_model))
     if isinstance(policy, PeftModel) and weights["reference"] == weights["policy"] and not changes_base(job.stage.peft):
         return lambda: adapter_off(policy)
-    return lambda: loaded_beside(policy, partial(load, job, "reference", weights["reference"]))
+    return lambda: loaded_beside(policy, partial(_load_reference, job, trainer))
+
+
+def _load_reference(job: Job, trainer: StageTrainer) -> PreTrainedModel:
+    model = load(job, "reference", job.weights["reference"])
+    gather_as_run(model, trainer.accelerator)
+    return model
 
 
 @contextmanager
