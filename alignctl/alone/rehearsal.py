@@ -132,11 +132,11 @@ def rehearse(stage: StageConfig, paths: StagePaths, tokens: int, numberless: boo
 
 def _job(stage: StageConfig, paths: StagePaths, tokens: int) -> Job:
     method, vocabulary = methods()[stage.method], stage.model.scratch["vocab_size"]
+    args = build_arguments(stage, paths, {})
     tokenizer = stand_in(vocabulary)
     sources: dict[Role, str | None] = dict.fromkeys(method.roles)
     if "reward_model" in method.roles[1:] and not stage.trainer.get("reward_funcs"):
         sources["reward_model"] = _made_reward_model(stage, paths, tokenizer)
-    args = build_arguments(stage, paths, {})  # from here on ZeRO-3 divides models as they are made
     return Job(
         stage=stage,
         weights=sources,

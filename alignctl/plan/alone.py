@@ -95,8 +95,7 @@ def check_can_be_made(stage: StageConfig, shape: Shape | None) -> Shape:
         raise RequestError(
             f"`{stage.name}.reward_model` under `distributed={stage.distributed.type}`: other processes hold a part of "
             "its weights, and there is no score without them",
-            f"rehearse it with `{stage.name}.reward_model=null` and a function in `{stage.name}.reward_funcs`, or with "
-            "`distributed=fsdp2`",
+            "rehearse it with `distributed=fsdp2`",
         )
     if shape is None:
         raise RequestError(

@@ -57,5 +57,9 @@ def by_fsdp(kind: Mapping[str, Any]) -> bool:
 def shares(kind: Mapping[str, Any]) -> str:
     """Processes and how they share, for people."""
     several = kind["processes"] > 1
-    how = f"ZeRO stage {kind['zero_stage']}" if kind["zero_stage"] else "FSDP2" if by_fsdp(kind) else several and "DDP"
-    return f"{kind['processes']} process{'es' if several else ''}" + (f" under {how}" if how else "")
+    processes = f"{kind['processes']} process{'es' if several else ''}"
+    if kind["zero_stage"]:
+        return f"{processes} under ZeRO stage {kind['zero_stage']}"
+    if by_fsdp(kind):
+        return f"{processes} under FSDP2"
+    return f"{processes} under DDP" if several else processes

@@ -179,4 +179,6 @@ def test_scores_of_a_reward_model_that_others_hold_a_part_of_are_not_there(capsy
     with pytest.raises(SystemExit) as exited:
         main([*asked, "--as", "0/2"])
     assert exited.value.code == 2
-    assert "`ppo.reward_model=null` and a function in `ppo.reward_funcs`" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "`ppo.reward_model` under `distributed=zero3`: other processes hold a part of its weights" in said
+    assert "hint: rehearse it with `distributed=fsdp2`" in said

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from support.processes import torchrun
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,9 +26,8 @@ def run_many(folder: Path, jobs: list[dict], processes: int, script: Path = RUN_
     """
     file = folder / f"jobs_{processes}.json"
     file.write_text(json.dumps(jobs), encoding="utf-8")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     done = subprocess.run(
-        [sys.executable, *torchrun, script, file], cwd=folder, capture_output=True, text=True, timeout=3600,
+        [sys.executable, *torchrun(processes), script, file], cwd=folder, capture_output=True, text=True, timeout=3600,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     first = done.stderr.find("Traceback")  # torchrun's own comes last

@@ -29,6 +29,11 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
+def torchrun(processes: int) -> list[str]:
+    """What stands before a script that so many processes run together."""
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+
+
 def run_script(script: str, folder: Path, *arguments: object, processes: int = 1) -> None:
     """Runs a script in processes that work together, and waits for them; they have to end well.
 
@@ -39,9 +44,8 @@ def run_script(script: str, folder: Path, *arguments: object, processes: int = 1
     file = folder / "script.py"
     # As workers do: while an interpreter ends, threads of torch's that are still at something may bring it down.
     file.write_text(script + "\nimport os\nos._exit(0)\n")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     done = subprocess.run(
-        [sys.executable, *torchrun, file, *map(str, arguments)],
+        [sys.executable, *torchrun(processes), file, *map(str, arguments)],
         cwd=folder, capture_output=True, text=True, timeout=HANG_S,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
