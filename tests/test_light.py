@@ -101,7 +101,7 @@ ALLOWED = {
     "agent": {"errors", "monitor", "run"},
     "monitor": {"run"},
     "models": {"config", "engine", "errors", "methods", "run"},
-    "rollout": {"data", "engine", "errors", "models"},
+    "rollout": {"data", "engine", "errors", "models", "run"},
     "evaluate": {"config", "data", "engine", "errors", "models", "rollout"},
     "trainers": {"cache", "data", "engine", "errors", "models", "rollout", "run"},
     "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},

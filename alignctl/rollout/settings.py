@@ -1,8 +1,8 @@
-"""Settings of a rollout: what is drawn, and by what."""
+"""Settings of a rollout: what is drawn, and by what; what scores it, and how scores become one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -44,3 +44,21 @@ class RolloutSettings:
     """Seconds to wait for the server."""
     vllm_group_port: int = 51216
     """Port over which weights go to the server."""
+
+
+@dataclass
+class RewardSettings:
+    """What scores completions, and what is made of the scores."""
+
+    reward_funcs: list[str] = field(default_factory=list)
+    """Functions that score completions, `module:function`, beside the reward model: called with `prompts` and
+    `completions` (text or messages, as the rows have them), they return a number for each."""
+    reward_weights: list[float] | None = None
+    """Weights of the sources of the reward: the reward model first, then the functions; None weighs all 1."""
+    normalize_rewards: Literal["none", "statistics", "running"] = "none"
+    """Scores less their mean, over their deviation: those of the reward model's `reward_statistics.json`, or of all
+    scores so far."""
+    reward_clip: float | None = None
+    """Scores are kept within plus and minus this, after they are normalised (arXiv:2005.12729, Sec. 3)."""
+    missing_eos_penalty: float | None = None
+    """Taken off the score of a completion that does not end by itself, arXiv:2403.17031, Sec. 3."""

@@ -37,7 +37,8 @@ from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import gather_as_run
 from alignctl.rollout.drawing import Drawn, draw_completions, why_cache_grows
 from alignctl.rollout.episodes import Episodes, Segment, episodes_of, unlearnt
-from alignctl.rollout.rewards import Score, totals
+from alignctl.rollout.rewards import RewardModel, Score, totals
+from alignctl.rollout.scoring import Scoring, build_sources
 from alignctl.rollout.streams import seed_of
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.columns import ROW
@@ -48,9 +49,9 @@ from alignctl.trainers.base.last_batch import own_rows, rows_of_last
 from alignctl.trainers.base.on_engine import compile_as_wanted, pass_tokens, said_of_passes
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.experience import Experience
+from alignctl.trainers.on_policy.failing import scores_explained
 from alignctl.trainers.on_policy.log import RolloutLog
 from alignctl.trainers.on_policy.models import Batch, Outputs, PolicyModel, lay_out, policy_logps
-from alignctl.trainers.on_policy.scoring import Scoring, build_sources
 from alignctl.trainers.on_policy.setup import (
     PROMPT_IDS,
     EachSeveralTimes,
@@ -134,7 +135,10 @@ class OnPolicyTrainer(Trainer):
             reward_model,
             reward_processing_class,
             conversations=is_messages(train_dataset[0]["prompt"]),
+            max_tokens=pass_tokens(args),
         )
+        if any(isinstance(source, RewardModel) and source.same_tokens for source in sources):
+            check_length(args, {"reward model": reward_model})
         self.scoring = Scoring(args, sources, reward_statistics)
         self._longest = max(map(len, self.train_dataset[PROMPT_IDS]), default=0) + args.response_length
         self.notices.append(said_of_passes(args, self._longest))
@@ -231,7 +235,8 @@ class OnPolicyTrainer(Trainer):
     @torch.no_grad()
     def _learn(self, episodes: Episodes) -> tuple[list[Update], Experience]:
         self.model.eval()
-        rewards = self.scoring.ask(episodes)
+        with scores_explained(self.args.output_dir):
+            rewards = self.scoring.ask(episodes)
         counts = self.rollouts.counts
         updates = self._updates(episodes)
         numbers = {f"{number} {key}": one[key] for number, one in enumerate(map(asdict, updates)) for key in _TOLD}
@@ -278,7 +283,8 @@ class OnPolicyTrainer(Trainer):
         self.rollouts.take(everyone)
         self._total_tokens += int(everyone["tokens"].sum())
         count = int(everyone["scores"].sum())
-        self.scoring.check_not_constant(float(everyone["least"].min()), float(everyone["most"].max()), count)
+        with scores_explained(self.args.output_dir):
+            self.scoring.check_not_constant(float(everyone["least"].min()), float(everyone["most"].max()), count)
 
     def outputs_of(self, episodes: Episodes) -> Outputs:
         """What the trained models, and the reference where there is one, say of all completions, `pass_tokens` at a

@@ -1,16 +1,18 @@
-"""The scores of a rollout: by all sources, normalised, weighted, and looked at."""
+"""The scores of a rollout: by all sources, normalised, weighted, and looked at.
+
+The one room for whatever scores completions; it knows no trainer and no method.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from alignctl.errors import AlignctlError, NotANumber, RequestError
+from alignctl.errors import AlignctlError, RequestError
 from alignctl.rollout.episodes import Episodes
 from alignctl.rollout.rewards import (
     Moments,
@@ -21,22 +23,20 @@ from alignctl.rollout.rewards import (
     load_function,
     score,
 )
-from alignctl.run.checkpoints import newest_checkpoint
-from alignctl.run.paths import REWARD_STATISTICS, StagePaths
-from alignctl.trainers.base.on_engine import pass_tokens
-from alignctl.trainers.on_policy.config import OnPolicyConfig
-from alignctl.trainers.on_policy.setup import check_length
+from alignctl.rollout.settings import RewardSettings
+from alignctl.run.paths import REWARD_STATISTICS
 
 _CONSTANT_STEPS = 5  # rollouts of equal scores until training is stopped
 
 
 def build_sources(
-    args: OnPolicyConfig,
+    args: RewardSettings,
     tokenizer: PreTrainedTokenizerBase,
     columns: Sequence[str],
     reward_model: nn.Module | None,
     reward_tokenizer: PreTrainedTokenizerBase | None,
     conversations: bool,
+    max_tokens: int,
 ) -> list[RewardSource]:
     """The reward model where there is one, then the functions.
 
@@ -44,22 +44,21 @@ def build_sources(
         tokenizer: The policy's.
         columns: Of the rows, which functions may ask for.
         conversations: Whether prompts are lists of messages.
+        max_tokens: Of a batch that the reward model is given.
 
     Raises:
-        RequestError: The reward model cannot see the longest text or write conversations, there is no such function, or
-            it asks for a column that the rows do not have.
+        RequestError: The reward model cannot write conversations, there is no such function, or it asks for a column
+            that the rows do not have.
     """
     sources: list[RewardSource] = []
     if reward_model is not None:
-        source = RewardModel(reward_model, reward_tokenizer or tokenizer, tokenizer, pass_tokens(args))
+        source = RewardModel(reward_model, reward_tokenizer or tokenizer, tokenizer, max_tokens)
         if conversations and source.tokenizer.chat_template is None:
             raise RequestError(
                 f"the rows are conversations, and the reward model {source.tokenizer.name_or_path} has no chat "
                 "template to write them with",
                 "put the one that it was trained with into its folder, as `chat_template.jinja`",
             )
-        if source.same_tokens:
-            check_length(args, {"reward model": reward_model})
         sources.append(source)
     for target in args.reward_funcs:
         function = load_function(target)
@@ -73,7 +72,7 @@ class Scoring:
 
     def __init__(
         self,
-        args: OnPolicyConfig,
+        args: RewardSettings,
         sources: list[RewardSource],
         statistics: dict[str, float] | None,
     ):
@@ -98,13 +97,10 @@ class Scoring:
         """Scores by each source, by its name.
 
         Raises:
-            AlignctlError: A number is none. A process that fails here does not ask the others: whoever started them
-                ends them.
+            NotANumber: A number is none. A process that fails here does not ask the others: whoever started them ends
+                them.
         """
-        try:
-            return score(self.sources, episodes)
-        except NotANumber as error:
-            raise AlignctlError(error.problems[0].message, self._last_checkpoint()) from error
+        return score(self.sources, episodes)
 
     def numbers(self, rewards: dict[str, list[Score]]) -> dict[str, float]:
         """What the processes have to tell each other of what the sources said."""
@@ -164,13 +160,7 @@ class Scoring:
         """
         self._constant = self._constant + 1 if count > 1 and least == most else 0
         if self._constant >= _CONSTANT_STEPS:
-            paths = StagePaths(Path(self._args.output_dir).parent)
             raise AlignctlError(
                 f"all completions of the last {_CONSTANT_STEPS} rollouts had the same score, {least:.4g}: there is "
-                "nothing to learn from",
-                f"look at {paths.samples_while_training.name}; {self._last_checkpoint()}",
+                "nothing to learn from"
             )
-
-    def _last_checkpoint(self) -> str:
-        newest = newest_checkpoint(Path(self._args.output_dir))
-        return f"the last checkpoint is {newest.path}" if newest else "there is no checkpoint yet"
