@@ -28,6 +28,7 @@ from alignctl.alone.numberless import without_numbers
 from alignctl.config.schema import ZERO_STAGES
 from alignctl.config.stages import StageConfig
 from alignctl.methods.registry import Method, Role, methods
+from alignctl.models.sharding import undivided
 from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
 from alignctl.monitor.heartbeat import Heartbeat
 from alignctl.monitor.stopping import StopSignal
@@ -120,7 +121,8 @@ def rehearse(stage: StageConfig, paths: StagePaths, tokens: int, numberless: boo
             _let_others_have_the_same_rows()
         if ZERO_STAGES.get(stage.distributed.type) == 3:
             _believe_in_agreement()
-        trainer = build_trainer(job, job.rows, None)
+        with undivided():  # else ZeRO-3 would wait for the first process to read a reward model
+            trainer = build_trainer(job, job.rows, None)
         trainer.train_dataset = _enough(trainer)
         if numberless:
             _let_losses_be_numbers(trainer)
@@ -156,7 +158,8 @@ def _made_reward_model(stage: StageConfig, paths: StagePaths, tokenizer: PreTrai
     folder = str(paths.root / "reward_model")
     own = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": 1}
     config = AutoConfig.for_model(**dict(stage.model.scratch["config"]) | own)
-    model = AutoModelForSequenceClassification.from_config(config)
+    with undivided():
+        model = AutoModelForSequenceClassification.from_config(config)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     save_model(model, str(Path(folder, "model.safetensors")))  # transformers' own leaves it to the first process

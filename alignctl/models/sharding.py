@@ -31,10 +31,12 @@ def start_deepspeed_on_cpu() -> None:
 
 
 def gather_as_run(model: nn.Module, accelerator: Accelerator) -> None:
-    """Lets the layers of a model that is not trained gather their weights as they are run, where ZeRO-3 divides it."""
+    """Under ZeRO-3 divides a model that is not trained, if it is not yet, and lets its layers gather their weights as
+    they are run."""
     from trl.models.utils import prepare_deepspeed
 
-    if divided_by_zero(model):
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
         prepare_deepspeed(model, accelerator)  # its hooks stay in the model
 
 

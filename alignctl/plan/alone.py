@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignctl.config.adapters import has_adapter
-from alignctl.config.schema import QUANTIZED, ZERO_STAGES, LauncherSettings, ModelSettings
+from alignctl.config.schema import QUANTIZED, LauncherSettings, ModelSettings
 from alignctl.config.stages import StageConfig
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import config_fields
@@ -90,12 +90,6 @@ def check_can_be_made(stage: StageConfig, shape: Shape | None) -> Shape:
         raise RequestError(
             f"`{stage.name}.sharing=shared_base` puts the adapter of a reward model on the policy, and there is none",
             f"rehearse it with `{stage.name}.sharing=separate`",
-        )
-    if ZERO_STAGES.get(stage.distributed.type) == 3 and "reward_model" in (*stage.roles_from, *stage.role_paths):
-        raise RequestError(
-            f"`{stage.name}.reward_model` under `distributed={stage.distributed.type}`: other processes hold a part of "
-            "its weights, and there is no score without them",
-            "rehearse it with `distributed=fsdp2`",
         )
     if shape is None:
         raise RequestError(

@@ -32,7 +32,7 @@ _PEFT_CHOOSES = {"phi3": ("qkv_proj",)}
 _QUERIES_AND_VALUES = ("q_proj", "v_proj")
 """What peft (0.21) puts adapters on where it is not told."""
 _PERSISTENT = 100_000
-"""Numbers of the largest tensor that ZeRO-3 leaves whole (`stage3_param_persistence_threshold`)."""
+"""Numbers of the largest tensor that ZeRO-3 leaves whole, where `stage3_param_persistence_threshold` is not given."""
 
 
 @dataclass(frozen=True)
@@ -190,19 +190,22 @@ def _by_deepspeed(stage: StageConfig, models: Mapping[str, list[Part]], place: P
     zero, processes = ZERO_STAGES[stage.distributed.type], place.processes
     trained = [one for parts in models.values() for part in parts if part.learns for one in part.tensors]
     numbers = sum(one.numbers * one.count for one in trained)
+    given = stage.distributed.config.get("zero_optimization", {})
+    whole, by_parts = given.get("stage3_param_persistence_threshold", _PERSISTENT), _run_by_parts(stage, models)
 
     def size(part: Part) -> int:
         return 2 if mixed else part.size
 
-    def piece(one: Tensor) -> int:
+    def piece(role: str, one: Tensor) -> int:
         part = math.ceil(one.numbers / processes) if zero == 3 else 0
-        return one.count * (part + (one.numbers if zero < 3 or one.numbers <= _PERSISTENT else 0))
+        small = one.numbers <= whole and role not in by_parts
+        return one.count * (part + (one.numbers if zero < 3 or small else 0))
 
     each = math.ceil(numbers / processes)
     state = _state(stage, [(each, _FLOAT32, 1)])
     return Held(
         weights={
-            role: sum(piece(one) * size(part) for part in parts for one in part.tensors)
+            role: sum(piece(role, one) * size(part) for part in parts for one in part.tensors)
             for role, parts in models.items()
         },
         gradients=each * (2 if mixed else _FLOAT32),  # stage 1 holds all until they are added up
@@ -212,6 +215,14 @@ def _by_deepspeed(stage: StageConfig, models: Mapping[str, list[Part]], place: P
         reduced=numbers * (2 if mixed else _FLOAT32),
         reduced_each_pass=zero > 1,
     )
+
+
+def _run_by_parts(stage: StageConfig, models: Mapping[str, list[Part]]) -> set[str]:
+    """Roles of whose models the layers and the head are run, and never the model as one: those that judge completions.
+    DeepSpeed (0.19.8) keeps small tensors whole from the second time on that it sees all of a model run."""
+    if methods()[stage.method].data_kind != "prompts":
+        return set()
+    return {role for role, parts in models.items() if not any(part.learns for part in parts)}
 
 
 def optimizer_of(stage: StageConfig) -> str:
