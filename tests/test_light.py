@@ -103,7 +103,8 @@ ALLOWED = {
     "models": {"config", "engine", "errors", "methods", "run"},
     "rollout": {"data", "engine", "errors", "models", "run"},
     "evaluate": {"config", "data", "engine", "errors", "models", "rollout"},
-    "trainers": {"cache", "data", "engine", "errors", "models", "rollout", "run"},
+    # trainers: of monitor the table of common names
+    "trainers": {"cache", "data", "engine", "errors", "models", "monitor", "rollout", "run"},
     "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
     "alone": {"config", "data", "errors", "methods", "monitor", "run", "stage", "trainers"},
     # worker: of stage only what the table of methods names

@@ -273,7 +273,7 @@ def _given_last(
         given = [name for name in names if f"{stage}.{name}" in keys]
         if len(given) > 1:
             former, name = (f"`{stage}.{one}`" for one in names)
-            raise RequestError(f"{former} is the former name of {name}, and {where} has both", f"take {former} out")
+            raise RequestError(f"{former} is another name of {name}, and {where} has both", f"take {former} out")
         if given:
             return given[0]
     raise AssertionError("one of them is there")

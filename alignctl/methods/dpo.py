@@ -15,6 +15,7 @@ METHOD = Method(
     product="model",
     makes=None,
     roles=("policy", "reference"),
+    spares_reference=None,
     stability="stable",
     config_class="alignctl.trainers.preference.dpo:DPOConfig",
     trainer="alignctl.trainers.preference.dpo:DPOTrainer",

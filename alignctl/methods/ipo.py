@@ -15,6 +15,7 @@ METHOD = Method(
     product="model",
     makes=None,
     roles=("policy", "reference"),
+    spares_reference=None,
     stability="young",
     config_class="alignctl.trainers.preference.ipo:IPOConfig",
     trainer="alignctl.trainers.preference.ipo:IPOTrainer",

@@ -32,6 +32,7 @@ METHOD = Method(
     product="model",
     makes=None,
     roles=("policy", "reference"),
+    spares_reference=None,
     stability="stable",
     config_class="alignctl.trainers.preference.kto:KTOConfig",
     trainer="alignctl.trainers.preference.kto:KTOTrainer",

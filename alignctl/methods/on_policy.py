@@ -92,12 +92,23 @@ def _check_sizes(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _check_generation(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     """Whether vLLM is there where it is asked for, and asked for where it is set up."""
-    wanted, open_to_it = stage.get("generation") == "vllm", stage.get("generation", "auto") == "auto"
+    generation, use_vllm = stage.get("generation", "auto"), stage.get("use_vllm")
+    if generation != "auto" and use_vllm is not None and use_vllm != (generation == "vllm"):
+        yield Problem(
+            f"`{name}.use_vllm={str(use_vllm).lower()}` and `{name}.generation={generation}` exclude each other",
+            f"take `{name}.use_vllm` out",
+        )
+        return
+    if generation == "auto" and use_vllm is not None:
+        generation = "vllm" if use_vllm else "transformers"
+    wanted, open_to_it = generation == "vllm", generation == "auto"
     if wanted and importlib.util.find_spec("vllm") is None:
         yield Problem(f"`{name}.generation=vllm` needs the package `vllm`", 'pip install "alignctl[vllm]"')
     mode = stage.get("vllm_mode", "colocate")
     for key in (key for key in stage if key.startswith("vllm_")):
         needed = "colocate" if key in _COLOCATED else "server"
+        if key.startswith("vllm_importance_sampling"):
+            needed = mode
         if open_to_it and needed == "colocate":
             continue
         if not wanted:

@@ -15,6 +15,7 @@ METHOD = Method(
     product="model",
     makes=None,
     roles=("policy",),
+    spares_reference=None,
     stability="young",
     config_class="alignctl.trainers.preference.orpo:ORPOConfig",
     trainer="alignctl.trainers.preference.orpo:ORPOTrainer",

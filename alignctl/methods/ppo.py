@@ -23,6 +23,7 @@ METHOD = Method(
     product="model",
     makes=None,
     roles=("policy", "reference", "reward_model", "value_model"),
+    spares_reference=None,
     stability="young",
     config_class="alignctl.trainers.on_policy.ppo.config:PPOConfig",
     trainer="alignctl.trainers.on_policy.ppo.trainer:PPOTrainer",
@@ -31,7 +32,7 @@ METHOD = Method(
     divides_rows=False,
     owned_fields=OWNED_FIELDS,
     key_metrics=("score", "kl/k1"),
-    renamed={"roles": "sharing", "update_tokens": "pass_tokens"},
+    renamed={"roles": "sharing", "update_tokens": "pass_tokens", "max_completion_length": "response_length"},
     bounds=BOUNDS | _BOUNDS,
     check=check_on_policy,
 )

@@ -72,6 +72,9 @@ class Method:
     """What one row of its product holds; None where that is a model."""
     roles: tuple[Role, ...]
     """Models it needs, the one it trains first. A reference may be the policy with its adapter switched off."""
+    spares_reference: Callable[[Mapping[str, Any]], bool] | None
+    """Whether a stage with these fields does without its reference while it trains, so that none is held; None where it
+    never does."""
     stability: Literal["stable", "young"]
     """Stable: a trainer that TRL keeps stable, and what alignctl adds. Young: the trainer is alignctl's own."""
     config_class: str
@@ -90,7 +93,7 @@ class Method:
     key_metrics: tuple[str, ...]
     """What the live display shows beside the loss, under the trainer's names."""
     renamed: Mapping[str, str]
-    """Former names of its fields, which are still taken, and their names."""
+    """Former names of its fields, and names that TRL has for them, which are taken, and their names."""
     bounds: Mapping[str, Bound]
     """Of the numbers among its own fields; checks/bounds.py has those of all methods."""
     check: Callable[[str, Mapping[str, Any]], Iterator[Problem]] | None

@@ -14,6 +14,7 @@ METHOD = Method(
     product="model",
     makes=None,
     roles=("reward_model",),
+    spares_reference=None,
     stability="stable",
     config_class="alignctl.trainers.reward:RewardConfig",
     trainer="alignctl.trainers.reward:RewardTrainer",

@@ -35,6 +35,7 @@ METHOD = Method(
     product="model",
     makes=None,
     roles=("policy",),
+    spares_reference=None,
     stability="stable",
     config_class="alignctl.trainers.sft:SFTConfig",
     trainer="alignctl.trainers.sft:SFTTrainer",

@@ -18,6 +18,7 @@ METHOD = Method(
     product="model",
     makes=None,
     roles=("policy",),
+    spares_reference=None,
     stability="young",
     config_class="alignctl.trainers.preference.simpo:SimPOConfig",
     trainer="alignctl.trainers.preference.simpo:SimPOTrainer",

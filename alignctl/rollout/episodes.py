@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -76,9 +76,13 @@ def episodes_of(
     return Episodes(prompt_ids, segments, drawn.ended, prompts, completions, columns, group_size)
 
 
-def unlearnt(episodes: Episodes) -> Episodes:
-    """The same, of which nothing is learnt."""
-    return replace(episodes, segments=[[Segment(one.tokens, False) for one in parts] for parts in episodes.segments])
+def unlearnt(episodes: Episodes, members: Collection[int] | None = None) -> Episodes:
+    """The same, of which nothing is learnt; or nothing of some completions."""
+    segments = [
+        [Segment(one.tokens, False) for one in parts] if members is None or number in members else parts
+        for number, parts in enumerate(episodes.segments)
+    ]
+    return replace(episodes, segments=segments)
 
 
 def _in_the_form_of(prompt: Any, text: str) -> Any:

@@ -174,12 +174,15 @@ def _load(job: Job, role: Role, alive: bool = False) -> PreTrainedModel:
 
 def _reference(job: Job, others: dict[str, Any]) -> dict[str, Any]:
     """An adapter switched off is the reference, where it leaves alone what is under it; so is the model itself before
-    it is trained, where log-probabilities are computed beforehand."""
+    it is trained, where log-probabilities are computed beforehand. Nothing where the method does without."""
     source = job.weights["reference"]
     itself = source == job.start
     if source is not None and not itself and (theirs := _tokenizer_beside(source, job.stage.model)):
         check_same_tokens(job.tokenizer, theirs, source)
-    if has_adapter(job.stage.peft):
+    spares = job.method.spares_reference
+    if spares and spares(job.stage.trainer):
+        spared = True
+    elif has_adapter(job.stage.peft):
         spared = itself and changes_base(job.stage.peft) is None
     else:
         spared = itself and job.stage.trainer.get("precompute_ref_log_probs")

@@ -13,6 +13,8 @@ from alignctl.config.compose import CONF_DIR, list_recipes
 from alignctl.config.trl_fields import config_fields
 from alignctl.methods.registry import methods
 
+# Whose fields without an effect are refused one by one.
+TRL = {"grpo": "trl.trainer.grpo_config:GRPOConfig", "rloo": "trl.trainer.rloo_config:RLOOConfig"}
 NAMES = sorted(path.stem for path in (CONF_DIR / "method").glob("*.yaml"))
 
 
@@ -59,8 +61,9 @@ def test_one_yaml_a_method():
 def test_fields_that_a_stage_may_not_set_are_fields(name):
     """When TRL drops one, it must go from our table too."""
     method = methods()[name]
+    theirs = {field for one in TRL.values() for field in config_fields(one)} if name in TRL else set()
     inherited = {"deepspeed", "fsdp", "fsdp_config", "enable_jit_checkpoint"}
-    assert set(method.owned_fields) - set(config_fields(method.config_class)) - inherited <= {
+    assert set(method.owned_fields) - set(config_fields(method.config_class)) - theirs - inherited <= {
         "trust_remote_code",
         "pad_token",
         "model_init_kwargs",
@@ -83,3 +86,10 @@ def test_trainer_and_config_can_be_resolved(name):
     assert set(config_fields(method.config_class)) <= set(vars(config)), "the source was read as something it is not"
     assert resolve(method.trainer)
     assert callable(resolve(method.stage_function))
+
+
+@pytest.mark.parametrize("name", TRL)
+def test_every_field_of_trl_is_taken_or_refused_with_what_to_set(name):
+    method = methods()[name]
+    known = {*config_fields(method.config_class), *method.owned_fields, *method.renamed}
+    assert set(config_fields(TRL[name])) <= known

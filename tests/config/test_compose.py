@@ -241,7 +241,7 @@ def test_a_field_may_be_given_by_its_former_name(tmp_path):
 def test_both_names_of_a_field_in_one_place(tmp_path):
     overrides = ["dpo.gradient_checkpointing=true", "dpo.activation_checkpointing=false"]
     _, [problem] = compose(read_request(["recipe=dpo_local", *overrides]))
-    assert "`dpo.gradient_checkpointing` is the former name of `dpo.activation_checkpointing`" in problem.message
+    assert "`dpo.gradient_checkpointing` is another name of `dpo.activation_checkpointing`" in problem.message
     assert "the command line has both" in problem.message
     own = tmp_path / "own.yaml"
     own.write_text("defaults: [dpo_local, _self_]\ndpo: {gradient_checkpointing: true}\n")

@@ -14,6 +14,11 @@ from support.rewards import REWARDS
 
 # Differs among completions, however little the model can say.
 LENGTH = f"ppo.reward_funcs=[{REWARDS}:length]"
+# With large learning rates rounding soon draws another token.
+_DRAWN = {
+    "reward_funcs": f"[{REWARDS}:length]", "response_length": 8, "max_prompt_length": 256, "pass_tokens": 256,
+    "max_length": None, "gradient_accumulation_steps": None, "learning_rate": 1e-5,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,18 @@ METHODS = {
         },
         memory={"loss_type": ["sigmoid", "sft"]},
     ),
+    "grpo": Row(
+        stage="grpo",
+        recipe="grpo_quickstart",
+        alone=(
+            "grpo.from=null", "grpo.reward_model=null", f"grpo.reward_funcs=[{REWARDS}:length]",
+            "grpo.response_length=8", "grpo.num_generations=4",
+        ),
+        stateful=("grpo.use_adaptive_entropy=true", "grpo.entropy_target=9.0"),
+        local=None,
+        trl=None,
+        same={"": Same(settings=_DRAWN | {"num_generations": 4})},
+    ),
     "ipo": Row(
         stage="ipo",
         recipe="sft_ipo_quickstart",
@@ -121,13 +138,7 @@ METHODS = {
         local=None,
         trl=None,
         same={
-            "": Same(
-                settings={
-                    "reward_funcs": f"[{REWARDS}:length]", "response_length": 8, "max_prompt_length": 256,
-                    "pass_tokens": 256, "max_length": None, "gradient_accumulation_steps": None,
-                    "learning_rate": 1e-5,  # with large ones rounding soon draws another token
-                },
-            ),
+            "": Same(settings=_DRAWN),
         },
     ),
     "reward": Row(
@@ -145,6 +156,18 @@ METHODS = {
         ),
         engine={"max_length": 220},
         passes=1,
+    ),
+    "rloo": Row(
+        stage="rloo",
+        recipe="rloo_quickstart",
+        alone=(
+            "rloo.from=null", "rloo.reward_model=null", f"rloo.reward_funcs=[{REWARDS}:length]",
+            "rloo.response_length=8",
+        ),
+        stateful=("rloo.sync_ref_model=true", "rloo.ref_model_sync_steps=2"),
+        local=None,
+        trl=None,
+        same={"": Same(settings=_DRAWN | {"num_generations": 4})},
     ),
     "sft": Row(
         stage="sft",

@@ -58,6 +58,46 @@ TRIED: Mapping[str, Tries] = {
         "packing": {"packing": True, "packing_strategy": "bfd", "eval_packing": False, "max_length": 96},
         "no padding": {"padding_free": True, "max_length": None},
     },
+    "grpo": {
+        "rewards": {
+            "reward_funcs": [f"{REWARDS}:length", f"{REWARDS}:short"], "reward_weights": [1.0, 0.5],
+            "multi_objective_aggregation": "normalize_then_sum", "num_generations": 4,
+        },
+        "scores": {
+            "reward_funcs": [f"{REWARDS}:length"], "reward_weights": [0.5], "normalize_rewards": "running",
+            "reward_clip": 2.0, "missing_eos_penalty": 0.5, "scale_rewards": "batch", "soft_overlong_tokens": 3,
+            "zero_signal_groups": "redraw", "max_redraws": 1, "mask_truncated_completions": False,
+        },
+        "objective": {
+            "num_iterations": 2, "num_mini_batches": 2, "pass_tokens": 96, "epsilon": 0.1, "epsilon_high": 0.28,
+            "delta": 4.0, "beta": 0.1, "use_bias_correction_kl": True, "num_generations": 2, "entropy_coef": 0.1,
+            "off_policy_mask_threshold": 0.1, "top_entropy_quantile": 0.5, "max_prompt_length": 40,
+            "response_length": 5, "temperature": 0.8,
+        },
+        "completions": {
+            "loss_type": "vespo", "num_iterations": 2, "vespo_k_pos": 1.5, "vespo_lambda_pos": 2.5, "vespo_k_neg": 2.5,
+            "vespo_lambda_neg": 1.5, "importance_sampling_level": "token",
+        },
+        "sigmoid": {"loss_type": "sapo", "sapo_temperature_pos": 1.5, "sapo_temperature_neg": 2.0, "num_iterations": 2},
+        "entropy": {
+            "use_adaptive_entropy": True, "entropy_coef_min": 0.05, "entropy_coef_max": 0.3, "entropy_coef_delta": 0.1,
+            "entropy_target": 9.0, "rollout_tokens": 128, "data_seed": 3,
+        },
+        "reference": _REFERENCE | {"beta": 0.1},
+    },
+    "rloo": {
+        "rewards": {
+            "reward_funcs": [f"{REWARDS}:length"], "reward_weights": [0.5], "normalize_rewards": "running",
+            "reward_clip": 2.0, "missing_eos_penalty": 0.5, "reward_clip_range": [0.1, 1.0], "soft_overlong_tokens": 3,
+            "normalize_advantages": True, "num_generations": 4,
+        },
+        "objective": {
+            "num_iterations": 2, "num_mini_batches": 2, "pass_tokens": 96, "epsilon": 0.1, "epsilon_high": 0.28,
+            "beta": 0.1, "num_generations": 2, "max_prompt_length": 40, "response_length": 5, "temperature": 0.8,
+            "mask_truncated_completions": False, "rollout_tokens": 128, "data_seed": 3,
+        },
+        "reference": _REFERENCE,
+    },
     "ppo": {
         "rewards": {
             "reward_funcs": [f"{REWARDS}:length"], "reward_weights": [0.5], "normalize_rewards": "running",
@@ -106,8 +146,10 @@ UNTRIED = {
     "each number is dropped by itself: other numbers than in padded rows, as likely": "disable_dropout",
     "trainers of text models do not look at it": "label_names label_smoothing_factor",
     "it says what draws, or what is held in memory": """
-        generation sharing vllm_enable_sleep_mode vllm_gpu_memory_utilization vllm_group_port vllm_mode
-        vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_tensor_parallel_size""",
+        generation sharing use_vllm vllm_enable_sleep_mode vllm_gpu_memory_utilization vllm_group_port vllm_mode
+        vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_tensor_parallel_size
+        vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_clip_min
+        vllm_importance_sampling_clip_max""",
 }  # fmt: skip
 REASONS = {field: reason for reason, fields in UNTRIED.items() for field in fields.split()}
 

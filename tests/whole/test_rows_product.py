@@ -36,6 +36,7 @@ METHOD = Method(
     product="rows",
     makes="preferences",
     roles=("policy",),
+    spares_reference=None,
     stability="young",
     config_class="alignctl.stage.pick:PickConfig",
     trainer=None,

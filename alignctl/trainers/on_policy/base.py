@@ -14,6 +14,7 @@ import json
 import math
 import time
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -35,6 +36,7 @@ from alignctl.models.adapters import Adapters
 from alignctl.models.dropout import disable_dropout
 from alignctl.models.lora import make_lora_fast
 from alignctl.models.sharding import gather_as_run
+from alignctl.monitor.common import common_metrics
 from alignctl.rollout.drawing import Drawn, draw_completions, why_cache_grows
 from alignctl.rollout.episodes import Episodes, Segment, episodes_of, unlearnt
 from alignctl.rollout.rewards import RewardModel, Score, totals
@@ -61,7 +63,7 @@ from alignctl.trainers.on_policy.setup import (
     put_engine_under,
     tokenize_prompts,
 )
-from alignctl.trainers.on_policy.update import PassLoss, Update, as_many, mini_batches, passes_of
+from alignctl.trainers.on_policy.update import PassLogs, PassLoss, Update, as_many, mini_batches, passes_of
 
 _TOLD = ("counted", "passes")
 _STATE, _WEIGHTS = "on_policy.json", "trained"
@@ -78,8 +80,12 @@ class OnPolicyTrainer(Trainer):
     """Whether the policy is moved by this step."""
     entropy_learns = False
     """Whether the loss has the policy's entropy in it."""
+    entropy_in_update = False
+    """Whether passes of the update say the entropy, though the loss has it not."""
     in_checkpoints: tuple[str, ...] = ()
     """Numbers of the method's own, by their attributes, that a checkpoint holds."""
+    asked: dict[str, list[Score]]
+    """Scores of the present rollout by each source, by its name."""
 
     def __init__(
         self,
@@ -165,10 +171,14 @@ class OnPolicyTrainer(Trainer):
     def losses(self, outputs: Outputs, experience: Experience) -> PassLoss:
         """The loss of the tokens of a pass, `[tokens]` each."""
 
-    def counted(self, episodes: Episodes, members: list[int]) -> int:
+    def counted(self, episodes: Episodes, members: list[int]) -> float:
         """What the loss of a mini-batch is divided by, once added up over the processes: its tokens that are learnt
         from. Long completions then count for what they hold."""
         return sum(sum(episodes.trained[member]) for member in members)
+
+    def log_rollout(self, episodes: Episodes, experience: Experience, scores: list[Score]) -> None:
+        """Notes what a rollout was like, under the method's names."""
+        self.rollouts.add_rollout(episodes, experience, self.asked, scores)
 
     def add_up(self, value: Tensor) -> Tensor:
         """Over all processes."""
@@ -185,6 +195,8 @@ class OnPolicyTrainer(Trainer):
         inputs, drawn = self._own_share(inputs, drawn)
         episodes = self._roll_out(inputs, drawn)
         rolled_out = time.perf_counter()
+        with scores_explained(self.args.output_dir):
+            episodes, self.asked = self.ask(episodes)
         updates, experience = self._learn(episodes)
         updating = time.perf_counter()
         loss = self._update(model, episodes, experience, updates)
@@ -214,43 +226,49 @@ class OnPolicyTrainer(Trainer):
 
     def _roll_out(self, inputs: dict[str, Any], drawn: Drawn | None = None) -> Episodes:
         if drawn is None:
-            self.policy.eval()
-            with self.accelerator.autocast():
-                prompts = inputs[PROMPT_IDS]
-                drawn = draw_completions(
-                    self.policy, self.processing_class, prompts, self.args, self._seeds(len(prompts))
-                )
+            prompts = inputs[PROMPT_IDS]
+            drawn = self._draw(prompts, range(len(prompts)))
         args, columns = self.args, inputs.get(ROW, {})
         episodes = episodes_of(
             inputs["prompt"], inputs[PROMPT_IDS], drawn, self.processing_class, columns, args.num_generations
         )
         return episodes if self.rollouts.counts else unlearnt(episodes)
 
-    def _seeds(self, completions: int) -> list[int]:
-        """Of the completions of this process, by their places among those of all: so the same are drawn however a
-        rollout is divided."""
+    def _draw(self, prompts: list[list[int]], places: Sequence[int]) -> Drawn:
+        """By transformers. Random numbers go by the places of completions among those of all processes: so the same are
+        drawn however a rollout is divided.
+
+        Args:
+            places: Among the completions of this process.
+        """
         first = self.accelerator.process_index * self.args.train_batch_size
-        return [seed_of(self.args.seed, self.state.global_step, first + number) for number in range(completions)]
+        seeds = [seed_of(self.args.seed, self.state.global_step, first + place) for place in places]
+        self.policy.eval()
+        with self.accelerator.autocast():
+            return draw_completions(self.policy, self.processing_class, prompts, self.args, seeds)
+
+    @torch.no_grad()
+    def ask(self, episodes: Episodes) -> tuple[Episodes, dict[str, list[Score]]]:
+        """Scores of a rollout by each source, and the rollout that is learnt from."""
+        self.model.eval()
+        return episodes, self.scoring.ask(episodes)
 
     @torch.no_grad()
     def _learn(self, episodes: Episodes) -> tuple[list[Update], Experience]:
-        self.model.eval()
-        with scores_explained(self.args.output_dir):
-            rewards = self.scoring.ask(episodes)
-        counts = self.rollouts.counts
+        rewards, counts = self.asked, self.rollouts.counts
         updates = self._updates(episodes)
         numbers = {f"{number} {key}": one[key] for number, one in enumerate(map(asdict, updates)) for key in _TOLD}
         numbers |= self.scoring.numbers(rewards if counts else {name: [] for name in rewards})
         everyone = from_all(self.accelerator, numbers)
         updates = [
             replace(
-                one, counted=int(everyone[f"{number} counted"].sum()), passes=int(everyone[f"{number} passes"].max())
+                one, counted=float(everyone[f"{number} counted"].sum()), passes=int(everyone[f"{number} passes"].max())
             )
             for number, one in enumerate(updates)
         ]
         scores = self.scoring.combined(episodes, rewards, everyone)
         experience = self.learn_from(episodes, scores)
-        self.rollouts.add_rollout(episodes, experience, rewards, scores)
+        self.log_rollout(episodes, experience, scores)
         for name, fraction in self.scoring.cut_fracs().items():
             self.rollouts.add_mean(name, [fraction])
         self.rollouts.sample(episodes, rewards, scores, self.args.num_sample_completions)
@@ -318,6 +336,19 @@ class OnPolicyTrainer(Trainer):
         self.rollouts.add_mean("entropy", entropy)
         return Outputs(logps, entropy, values, None if last[0] is None else torch.stack(last), ref_logps)
 
+    def ref_logps_of(self, episodes: Episodes) -> Tensor | None:
+        """What the reference alone says of all completions, `[tokens]` in their order; None without one."""
+        if not self.has_reference:
+            return None
+        model, parts = self.accelerator.unwrap_model(self.model), {}
+        passes = passes_of(episodes, range(len(episodes.groups)), self._pass_tokens(), self._packed)
+        for members in in_step(model, list(passes)):
+            counts = [len(episodes.completion_ids[member]) for member in members]
+            with self.accelerator.autocast():
+                logps = self._reference_logps(model, self._batch(episodes, members))
+            parts |= dict(zip(members, logps.split(counts), strict=True))
+        return torch.cat([parts[member] for member in range(len(episodes.prompt_ids))])
+
     def _pass_tokens(self) -> int:
         return max(pass_tokens(self.args), self._longest)
 
@@ -379,7 +410,13 @@ class OnPolicyTrainer(Trainer):
                 self.accelerator.unwrap_model(self.model),
                 lambda model: (
                     self.losses(
-                        model(batch, self.args.temperature, self.policy_learns, self.entropy_learns),
+                        model(
+                            batch,
+                            self.args.temperature,
+                            self.policy_learns,
+                            self.entropy_learns,
+                            self.entropy_in_update,
+                        ),
                         experience.of(largest),
                     ).loss
                 ),
@@ -391,9 +428,9 @@ class OnPolicyTrainer(Trainer):
 
     def _backward(
         self, model: nn.Module, episodes: Episodes, experience: Experience, update: Update, tokens: int
-    ) -> dict[str, Tensor]:
-        """Adds the gradient of a mini-batch to the model's, in passes of at most so many tokens; returns the sums of
-        what is logged."""
+    ) -> PassLogs:
+        """Adds the gradient of a mini-batch to the model's, in passes of at most so many tokens; returns what is
+        logged."""
         accelerator, known = self.accelerator, None
         if self._first_pass is not None:
             (members, known), self._first_pass = self._first_pass, None
@@ -402,6 +439,7 @@ class OnPolicyTrainer(Trainer):
             passes = as_many(list(passes_of(episodes, update.groups, tokens, self._packed)), update.passes)
         everyone = [member for part in passes for member in part]
         sums: dict[str, Tensor] = {"tokens": experience.mask[everyone].sum().float()}
+        completions: dict[str, list[Tensor]] = defaultdict(list)
         by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         for number, part in enumerate(passes):
             # Gradients are added up over the processes once, with the last pass; DeepSpeed takes its step there, too.
@@ -410,14 +448,20 @@ class OnPolicyTrainer(Trainer):
             members = part or [0]  # where there is nothing to do, a completion is computed for nothing
             with nullcontext() if last or by_deepspeed else accelerator.no_sync(model):
                 outputs = known or model(
-                    self._batch(episodes, members), self.args.temperature, self.policy_learns, self.entropy_learns
+                    self._batch(episodes, members),
+                    self.args.temperature,
+                    self.policy_learns,
+                    self.entropy_learns,
+                    self.entropy_in_update,
                 )
                 found = self.losses(outputs, experience.of(members))
                 share = accelerator.num_processes / max(update.counted, 1) if part else 0.0
                 accelerator.backward(found.loss * share)
             for name, value in {"loss": found.loss, **found.sums}.items():
                 sums[name] = sums.get(name, 0.0) + (value.detach() if part else 0.0 * value.detach())
-        return sums
+            for name, values in found.completions.items():
+                completions[name].append(values if part else values[:0])
+        return PassLogs(sums, {name: torch.cat(parts) for name, parts in completions.items()})
 
     def tried_outputs(self, model: nn.Module, ids: Tensor) -> list[Tensor]:
         """See LooksForUnused."""
@@ -443,10 +487,14 @@ class OnPolicyTrainer(Trainer):
 
     # What is logged
 
-    def _log_update(self, steps: list[dict[str, Tensor]], counted: int) -> Tensor:
-        """Logs means over the tokens of all mini-batches; returns what this process has of the loss, so that its mean
-        over the processes is that of the step."""
-        total = {name: sum(step[name] for step in steps) for name in steps[0]}
+    def _log_update(self, steps: list[PassLogs], counted: float) -> Tensor:
+        """Logs means over the tokens or completions of all mini-batches; returns what this process has of the loss, so
+        that its mean over the processes is that of the step."""
+        total = {name: sum(step.sums[name] for step in steps) for name in steps[0].sums}
+        for name in steps[0].completions:
+            end = name.rpartition("_")[2]
+            of = end if end in ("min", "max") else "mean"
+            self.rollouts.add_of(of, name, torch.cat([step.completions[name] for step in steps]))
         for name in (name for name in total if name not in ("tokens", "loss")):
             self.rollouts.add_sums(name, total[name], total["tokens"])
         return total["loss"] * self.accelerator.num_processes / max(counted, 1)
@@ -455,6 +503,7 @@ class OnPolicyTrainer(Trainer):
         if "loss" in logs:
             logs |= self.rollouts.means()
             logs["num_tokens"] = float(self._total_tokens)
+            logs |= common_metrics(logs)
             if self.is_world_process_zero():
                 path = StagePaths(Path(self.args.output_dir).parent).samples_while_training
                 self.rollouts.write_samples(path, self.state.global_step)

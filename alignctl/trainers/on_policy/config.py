@@ -21,5 +21,12 @@ class OnPolicyConfig(RolloutSettings, RewardSettings, EngineConfig, TrainingArgu
     """Switches dropout off, so that the first ratio of every rollout is 1."""
     num_sample_completions: int = 4
     """Completions of each log that are kept with their reward in samples_while_training.jsonl."""
+    use_vllm: bool | None = None
+    """TRL's way to say `generation=vllm`; false is `generation=transformers` where nothing else is said."""
     remove_unused_columns: bool = False
     """Nothing is to be removed: prompts go to the trainer as the rows have them."""
+
+    def __post_init__(self) -> None:
+        if self.use_vllm is not None and self.generation == "auto":
+            self.generation = "vllm" if self.use_vllm else "transformers"
+        super().__post_init__()

@@ -28,8 +28,8 @@ class Experience:
     """Where there are tokens that the policy learns from."""
     completion: Tensor
     """Of which completion of the rollout a token is: for losses that add up over a completion."""
-    logps: Tensor
-    """Of the policy that drew the tokens."""
+    logps: Tensor | None
+    """Of the policy that drew the tokens; None where that is what each pass of the update finds."""
     ref_logps: Tensor | None
     """None without a reference."""
     advantages: Tensor

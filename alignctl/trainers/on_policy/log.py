@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ class RolloutLog:
         self._values: dict[str, list[float]] = defaultdict(list)
         self._sums: dict[str, Tensor] = {}
         self._deviations: dict[str, str] = {}
+        self._unbiased: set[str] = set()
+        self._least: dict[str, float] = {}
+        self._signs: dict[str, float] = {}
         self._explained: dict[str, tuple[str, str]] = {}
         self.samples: list[dict[str, Any]] = []
         self.counts = True
@@ -41,17 +44,34 @@ class RolloutLog:
         """Adds what this process knows."""
         self._values[name].append(value)
 
-    def add_mean(self, name: str, values: Tensor | list[float] | list[bool], deviation: str | None = None) -> None:
+    def add_mean(
+        self,
+        name: str,
+        values: Tensor | list[float] | list[bool],
+        deviation: str | None = None,
+        unbiased: bool = False,
+    ) -> None:
         """Adds the mean over all processes, and the standard deviation under a name of its own."""
         given = (values.detach() if isinstance(values, Tensor) else torch.tensor(values)).double().flatten()
         if deviation is not None:
             self._deviations[name] = deviation
+        if unbiased:
+            self._unbiased.add(name)
         self.add_sums(name, given.sum(), len(given), (given**2).sum())
 
     def add_sums(self, name: str, total: Tensor, count: Tensor | float, squares: Tensor | float = 0.0) -> None:
         """Adds the mean over all processes of what adds up to these."""
         sums = torch.stack([torch.as_tensor(one, device=total.device).double() for one in (total, count, squares)])
         self._sums[name] = sums if self.counts else torch.zeros_like(sums)
+
+    def add_of(self, of: Literal["mean", "min", "max"], name: str, values: Tensor) -> None:
+        """Adds the mean, the least or the most over all processes; 0 where there are no values."""
+        if of == "mean":
+            self.add_mean(name, values)
+            return
+        sign = self._signs[name] = -1.0 if of == "max" else 1.0
+        there = self.counts and values.numel()
+        self._least[name] = float((sign * values).min()) if there else math.inf
 
     def add_explained(self, name: str, values: Tensor, truth: Tensor) -> None:
         """Adds the share of the variance of the truth, over all processes, that values explain: 1 is perfect, 0 no
@@ -72,22 +92,27 @@ class RolloutLog:
         for name, values in rewards.items():
             self.add_mean(f"rewards/{name}", totals(values), f"rewards/{name}_std")
         self.add_mean("score", totals(scores), "score_std")
-        if experience.ref_logps is not None:
-            for estimator in ("k1", "k2", "k3"):
-                per_token = kl_estimates(experience.logps, experience.ref_logps, estimator) * experience.mask
-                self.add_mean(f"kl/{estimator}", per_token.sum(1))
+        self.add_kl(experience)
         self.add_mean("completion_length", [float(len(ids)) for ids in episodes.completion_ids])
         self.add_mean("eos_share", episodes.ended)
         self.add_mean("advantages/mean", experience.advantages[experience.mask.bool()], "advantages/std")
 
+    def add_kl(self, experience: Experience) -> None:
+        """Adds the distance from the reference, where there is one, in nats per completion."""
+        if experience.ref_logps is not None:
+            for estimator in ("k1", "k2", "k3"):
+                per_token = kl_estimates(experience.logps, experience.ref_logps, estimator) * experience.mask
+                self.add_mean(f"kl/{estimator}", per_token.sum(1))
+
     def numbers(self) -> dict[str, float]:
         """What the processes tell each other at the end of a step, under the same names in all of them."""
         names, sums = list(self._sums), torch.stack([one.cpu() for one in self._sums.values()]).tolist()
-        return {
+        found = {
             f"{name} {of}": value
             for name, row in zip(names, sums, strict=True)
             for of, value in zip(_OF, row, strict=True)
         }
+        return found | {f"{name} least": value for name, value in self._least.items()}
 
     def take(self, everyone: Mapping[str, Tensor]) -> None:
         """Takes the numbers of all processes."""
@@ -99,10 +124,15 @@ class RolloutLog:
             if name not in unsaid:
                 self.add(name, mean)
             if name in self._deviations:
-                self.add(self._deviations[name], math.sqrt(variances[name]))
+                free = count / max(count - 1, 1.0) if name in self._unbiased else 1.0
+                self.add(self._deviations[name], math.sqrt(variances[name] * free))
         for name, (left, whole) in self._explained.items():
             self.add(name, 1 - variances[left] / max(variances[whole], 1e-8))
+        for name in self._least:
+            least = float(everyone[f"{name} least"].min())
+            self.add(name, 0.0 if math.isinf(least) else self._signs[name] * least)
         self._sums.clear()
+        self._least.clear()
 
     def last(self, name: str) -> float:
         return self._values[name][-1]

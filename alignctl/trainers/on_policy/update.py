@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,16 @@ class PassLoss(NamedTuple):
     """Scalar, with its gradient."""
     sums: dict[str, Tensor]
     """Of the tokens of the pass that are learnt from, by the names under which their means are logged."""
+    completions: Mapping[str, Tensor] = {}
+    """`[completions]`, by the names under which their mean is logged, or where it ends with `_min` or `_max` the least
+    or the most of them."""
+
+
+class PassLogs(NamedTuple):
+    """What is logged of the passes of an optimizer step, see PassLoss."""
+
+    sums: dict[str, Tensor]
+    completions: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Update:
 
     groups: list[int]
     """Numbers of the groups of this process; none where others have more."""
-    counted: int
+    counted: float
     """What the loss is divided by; of all processes once they have told each other."""
     passes: int
     """How many there are; the most of any process once they have."""

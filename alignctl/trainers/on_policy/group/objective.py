@@ -28,6 +28,11 @@ def mean_of_completion(values: Tensor, mask: Tensor, completion: Tensor) -> Tens
     return sum_of_completion(values * mask, completion) / sum_of_completion(mask, completion).clamp(min=1)
 
 
+def of_each(values: Tensor, completion: Tensor) -> Tensor:
+    """`[completions]`, of each what stands at its first token."""
+    return values[torch.cat([completion.new_ones(1, dtype=torch.bool), completion[1:] != completion[:-1]])]
+
+
 class Clipped(NamedTuple):
     """A loss of each token, and which of them do not move the model because their ratio moved far enough."""
 

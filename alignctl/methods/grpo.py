@@ -1,0 +1,109 @@
+"""Group relative policy optimization (Shao et al. 2024), with the variants that TRL has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alignctl.errors import Problem
+from alignctl.methods.groups import BOUNDS, OWNED_FIELDS, RENAMED, check_groups, spares_reference
+from alignctl.methods.registry import EVERY_OTHER_COLUMN, NOT_NEGATIVE, POSITIVE, Bound, Method
+
+_CLIPPED = ("grpo", "dapo", "bnpo", "dr_grpo", "luspo")
+
+
+def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    yield from check_groups(name, stage, num_generations=8)
+    loss, epsilon = stage.get("loss_type", "dapo"), stage.get("epsilon", 0.2)
+    if loss == "cispo" and stage.get("epsilon_high") is None:
+        yield Problem(
+            f"`{name}.loss_type=cispo` takes `{name}.epsilon_high` for the largest ratio, and without it all would be "
+            f"cut to `{name}.epsilon={epsilon}`",
+            f"ScaleRL's is `{name}.epsilon_high=5.0`",
+        )
+    if loss == "vespo" and stage.get("importance_sampling_level", "token") != "token":
+        yield Problem(
+            f"`{name}.loss_type=vespo` weights whole completions by itself",
+            f"set `{name}.importance_sampling_level=token`",
+        )
+    yield from _check_unused(name, stage, loss)
+    delta, high = stage.get("delta"), stage.get("epsilon_high") or epsilon
+    if all(isinstance(one, int | float) for one in (delta, high)) and delta <= 1 + high:
+        yield Problem(
+            f"`{name}.delta={delta}` bounds the ratio before the clipping does, at {1 + high:g}",
+            f"set it above, INTELLECT-2's is `{name}.delta=4`",
+        )
+    if stage.get("multi_objective_aggregation") == "normalize_then_sum":
+        for key, neutral in (
+            ("scale_rewards", ("group", True, None)),
+            ("normalize_rewards", ("none", None)),
+            ("reward_clip", (None,)),
+            ("missing_eos_penalty", (None,)),
+            ("soft_overlong_tokens", (None,)),
+        ):
+            if stage.get(key) not in neutral:
+                yield Problem(
+                    f"`{name}.{key}` would have no effect with `multi_objective_aggregation=normalize_then_sum`, which "
+                    "scales each source of rewards by itself",
+                    f"take `{name}.{key}` out",
+                )
+    if stage.get("max_redraws") is not None and stage.get("zero_signal_groups") != "redraw":
+        yield Problem(
+            f"`{name}.max_redraws` would have no effect", f"set `{name}.zero_signal_groups=redraw`, or take it out"
+        )
+
+
+def _check_unused(name: str, stage: Mapping[str, Any], loss: str) -> Iterator[Problem]:
+    """Settings of other losses, and of what is switched off."""
+    adaptive = ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")
+    for keys, wanted, hint in (
+        (("delta",), loss in _CLIPPED, "it is for losses that clip: " + ", ".join(_CLIPPED)),
+        (("epsilon",), loss in _CLIPPED, "it is for losses that clip: " + ", ".join(_CLIPPED)),
+        (("epsilon_high",), loss in (*_CLIPPED, "cispo"), "it is for losses that clip, and cispo"),
+        (("sapo_temperature_pos", "sapo_temperature_neg"), loss == "sapo", f"set `{name}.loss_type=sapo`"),
+        (("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"), loss == "vespo",
+         f"set `{name}.loss_type=vespo`"),
+        (adaptive, bool(stage.get("use_adaptive_entropy")), f"set `{name}.use_adaptive_entropy=true`"),
+        (("use_bias_correction_kl",), not spares_reference({"beta": 0} | dict(stage)), f"set `{name}.beta`"),
+    ):  # fmt: skip
+        for key in (key for key in keys if stage.get(key) is not None and not wanted):
+            yield Problem(f"`{name}.{key}` would have no effect", hint)
+
+
+METHOD = Method(
+    name="grpo",
+    summary="group relative policy optimization: several completions a prompt, each learnt by what it is better",
+    when="with a program that scores, as for maths, code or formats; no value model is held",
+    paper="https://arxiv.org/abs/2402.03300",
+    data_kind="prompts",
+    row_columns=(EVERY_OTHER_COLUMN,),
+    product="model",
+    makes=None,
+    roles=("policy", "reference", "reward_model"),
+    spares_reference=lambda stage: spares_reference({"beta": 0} | dict(stage)),
+    stability="young",
+    config_class="alignctl.trainers.on_policy.group.config:GRPOConfig",
+    trainer="alignctl.trainers.on_policy.group.grpo:GRPOTrainer",
+    stage_function="alignctl.stage.run:run_stage",
+    mixes_rows=None,
+    divides_rows=False,
+    owned_fields=OWNED_FIELDS,
+    key_metrics=("reward", "completions/mean_length"),
+    renamed=RENAMED,
+    bounds=BOUNDS
+    | {
+        **dict.fromkeys(
+            ("sapo_temperature_pos", "sapo_temperature_neg", "entropy_coef_delta", "max_redraws",
+             "vllm_importance_sampling_clip_max"),
+            POSITIVE,
+        ),
+        **dict.fromkeys(
+            ("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg", "entropy_coef", "entropy_coef_min",
+             "entropy_coef_max", "entropy_target", "off_policy_mask_threshold", "vllm_importance_sampling_clip_min"),
+            NOT_NEGATIVE,
+        ),
+        "top_entropy_quantile": Bound(above=0, most=1),
+        "delta": Bound(above=1),
+    },
+    check=_check,
+)  # fmt: skip
