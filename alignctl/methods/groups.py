@@ -34,6 +34,8 @@ OWNED_FIELDS = {
     "num_generations_eval": "a stage is measured with one answer to each prompt",
     "shuffle_dataset": "prompts are drawn in a random order",
     "pad_to_multiple_of": "nothing is padded",
+    "cast_lm_head_to_fp32": "log-probabilities are float32, whatever the head is",
+    "ds3_gather_for_generation": "processes that divide a policy draw together",
     "chat_template_kwargs": "put a chat template into the model's folder, as `chat_template.jinja`",
     "max_tool_calling_iterations": "there are no tools",
     "vllm_model_impl": "vLLM's own model is used",

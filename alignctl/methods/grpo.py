@@ -47,6 +47,12 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
                     "scales each source of rewards by itself",
                     f"take `{name}.{key}` out",
                 )
+    if stage.get("zero_signal_groups") == "redraw" and (stage.get("generation") == "vllm" or stage.get("use_vllm")):
+        yield Problem(
+            f"`{name}.zero_signal_groups=redraw` cannot be where vLLM draws: each process needs another number of "
+            "completions",
+            f"set `{name}.zero_signal_groups=drop`, or `{name}.generation=transformers`",
+        )
     if stage.get("max_redraws") is not None and stage.get("zero_signal_groups") != "redraw":
         yield Problem(
             f"`{name}.max_redraws` would have no effect", f"set `{name}.zero_signal_groups=redraw`, or take it out"

@@ -39,6 +39,13 @@ class Drawn(NamedTuple):
     """The end-of-sequence token is kept where there is one."""
     ended: list[bool]
     """Whether a completion ended by itself, and not because it was as long as it may be."""
+    logps: list[list[float]] | None = None
+    """Of each token, as a program says that computes otherwise than the policy; NaN where it says nothing. None where
+    the policy itself drew."""
+
+    def first(self, count: int) -> Drawn:
+        """The first completions."""
+        return Drawn(*(None if values is None else values[:count] for values in self))
 
 
 @torch.no_grad()

@@ -38,6 +38,8 @@ class Episodes:
     columns: dict[str, list[Any]] = field(default_factory=dict)
     """The other columns of the rows, by name."""
     group_size: int = 1
+    drawn_logps: list[list[float]] | None = None
+    """Of each token, where another program than the policy drew, see `Drawn`."""
 
     @cached_property
     def completion_ids(self) -> list[list[int]]:
@@ -73,7 +75,22 @@ def episodes_of(
         for prompt, before, ids in zip(prompts, prompt_ids, drawn.completions, strict=True)
     ]
     segments = [[Segment(ids)] for ids in drawn.completions]
-    return Episodes(prompt_ids, segments, drawn.ended, prompts, completions, columns, group_size)
+    return Episodes(prompt_ids, segments, drawn.ended, prompts, completions, columns, group_size, drawn.logps)
+
+
+def drawn_again(episodes: Episodes, members: Sequence[int], part: Episodes) -> Episodes:
+    """The same, but for some completions: those that were drawn to their prompts again."""
+    new = dict(zip(members, range(len(members)), strict=True))
+
+    def with_new(old: list[Any], other: list[Any]) -> list[Any]:
+        return [other[new[number]] if number in new else value for number, value in enumerate(old)]
+
+    return replace(
+        episodes,
+        segments=with_new(episodes.segments, part.segments),
+        ended=with_new(episodes.ended, part.ended),
+        completions=with_new(episodes.completions, part.completions),
+    )
 
 
 def unlearnt(episodes: Episodes, members: Collection[int] | None = None) -> Episodes:

@@ -5,6 +5,7 @@ Needs the extra `vllm`. A server needs GPUs; beside the training vLLM's CPU buil
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,8 +77,11 @@ class VLLM:
         """One completion for each prompt, after the policy's weights were handed over."""
         with bytes_kept(self._policy):  # adapters are merged for it, and taken back with rounding
             self._helper.sync_weights()
-        _, completions, _, _ = self._helper.generate(prompts=list(map(list, prompts)), images=None, num_generations=1)
-        return as_drawn(completions, self._ends)
+        _, completions, logps, _ = self._helper.generate(
+            prompts=list(map(list, prompts)), images=None, num_generations=1
+        )
+        drawn = as_drawn(completions, self._ends)
+        return drawn._replace(logps=of_drawn(drawn.completions, logps) if logps is not None else None)
 
 
 def helper_settings(
@@ -110,3 +114,17 @@ def helper_settings(
         # Said of the few that are not: vLLM copies these settings for each of its requests. It takes -100 for never.
         | ({"logit_bias": dict.fromkeys(never, -100.0)} if never else {}),
     }
+
+
+def of_drawn(
+    completions: Sequence[Sequence[int]], logps: Sequence[Sequence[Sequence[float | None]]]
+) -> list[list[float]]:
+    """What vLLM says of the tokens that are kept, NaN for nothing.
+
+    Args:
+        logps: Of each token a list, the drawn one's alone.
+    """
+    return [
+        [math.nan if one is None else one for (one,) in row[: len(ids)]]
+        for ids, row in zip(completions, logps, strict=True)
+    ]

@@ -66,7 +66,7 @@ TRIED: Mapping[str, Tries] = {
         "scores": {
             "reward_funcs": [f"{REWARDS}:length"], "reward_weights": [0.5], "normalize_rewards": "running",
             "reward_clip": 2.0, "missing_eos_penalty": 0.5, "scale_rewards": "batch", "soft_overlong_tokens": 3,
-            "zero_signal_groups": "redraw", "max_redraws": 1, "mask_truncated_completions": False,
+            "zero_signal_groups": "redraw", "max_redraws": 1, "num_generations": 4, "mask_truncated_completions": False,
         },
         "objective": {
             "num_iterations": 2, "num_mini_batches": 2, "pass_tokens": 96, "epsilon": 0.1, "epsilon_high": 0.28,
@@ -76,14 +76,17 @@ TRIED: Mapping[str, Tries] = {
         },
         "completions": {
             "loss_type": "vespo", "num_iterations": 2, "vespo_k_pos": 1.5, "vespo_lambda_pos": 2.5, "vespo_k_neg": 2.5,
-            "vespo_lambda_neg": 1.5, "importance_sampling_level": "token",
+            "vespo_lambda_neg": 1.5, "importance_sampling_level": "token", "num_generations": 4,
         },
-        "sigmoid": {"loss_type": "sapo", "sapo_temperature_pos": 1.5, "sapo_temperature_neg": 2.0, "num_iterations": 2},
+        "sigmoid": {
+            "loss_type": "sapo", "sapo_temperature_pos": 1.5, "sapo_temperature_neg": 2.0, "num_iterations": 2,
+            "num_generations": 4,
+        },
         "entropy": {
             "use_adaptive_entropy": True, "entropy_coef_min": 0.05, "entropy_coef_max": 0.3, "entropy_coef_delta": 0.1,
-            "entropy_target": 9.0, "rollout_tokens": 128, "data_seed": 3,
+            "entropy_target": 9.0, "rollout_tokens": 128, "data_seed": 3, "num_generations": 4,
         },
-        "reference": _REFERENCE | {"beta": 0.1},
+        "reference": _REFERENCE | {"beta": 0.1, "num_generations": 4},
     },
     "rloo": {
         "rewards": {

@@ -221,7 +221,7 @@ class OnPolicyTrainer(Trainer):
         count = own or self.args.num_generations
         columns = {name: values[:count] for name, values in inputs.get(ROW, {}).items()}
         rows = {name: values[:count] for name, values in inputs.items() if name in ("prompt", PROMPT_IDS)}
-        drawn = Drawn(*(values[:count] for values in drawn)) if drawn is not None else None
+        drawn = drawn.first(count) if drawn is not None else None
         return inputs | rows | ({ROW: columns} if columns else {}), drawn
 
     def _roll_out(self, inputs: dict[str, Any], drawn: Drawn | None = None) -> Episodes:

@@ -37,6 +37,14 @@ class GroupConfig(OnPolicyConfig):
     ref_model_sync_steps: int = 512
     """Rollouts after which the reference follows."""
 
+    def __post_init__(self) -> None:
+        if self.num_generations < 2 or self.per_device_train_batch_size % self.num_generations:
+            raise ValueError(
+                f"`num_generations={self.num_generations}` must be 2 or more, and divide "
+                f"`per_device_train_batch_size={self.per_device_train_batch_size}`"
+            )
+        super().__post_init__()
+
 
 @dataclass
 class GRPOConfig(GroupConfig):

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignctl.rollout.episodes import Episodes
+from alignctl.errors import RequestError
+from alignctl.rollout.episodes import Episodes, drawn_again, episodes_of, unlearnt
 from alignctl.rollout.kl import kl_estimates
-from alignctl.rollout.rewards import Score, totals
+from alignctl.rollout.rewards import Score, combine, totals
 from alignctl.trainers.on_policy.experience import Experience, masks, spread
 from alignctl.trainers.on_policy.group.advantages import gdpo_advantages, grpo_advantages, without_signal
 from alignctl.trainers.on_policy.group.config import GRPOConfig
@@ -22,6 +23,7 @@ from alignctl.trainers.on_policy.group.objective import (
     mean_of_completion,
     near_policy,
     of_each,
+    sampler_ratios,
     sapo_losses,
     sum_of_completion,
     vespo_weights,
@@ -55,7 +57,14 @@ class GRPOTrainer(GroupTrainer):
 
     def __init__(self, *, args: GRPOConfig, **others: Any):
         self.entropy_coef, self.last_entropy = args.entropy_coef, None
+        self._left_out: set[int] = set()
         super().__init__(args=args, **others)
+        if args.zero_signal_groups == "redraw" and args.generation == "vllm":
+            raise RequestError(
+                "`zero_signal_groups=redraw` cannot be where vLLM draws: each process needs another number of "
+                "completions",
+                "set `zero_signal_groups=drop`, or `generation=transformers`",
+            )
 
     @property
     def entropy_learns(self) -> bool:
@@ -64,20 +73,76 @@ class GRPOTrainer(GroupTrainer):
     @property
     def scores_rollout(self) -> bool:
         by_entropy = self.args.top_entropy_quantile < 1 or self.args.use_adaptive_entropy
-        return self.learns_on or by_entropy
+        by_sampler = self.args.generation == "vllm" and self.args.vllm_importance_sampling_correction
+        return self.learns_on or by_entropy or by_sampler
 
     def counted(self, episodes: Episodes, members: list[int]) -> float:
         args = self.args
         if args.loss_type in _OVER_ROLLOUT:
             return sum(map(sum, episodes.trained)) / args.num_mini_batches
         if args.loss_type in _OVER_COMPLETIONS:
-            return len(members) * (args.response_length if args.loss_type == "dr_grpo" else 1)
+            rows = sum(member not in self._left_out for member in members)
+            return rows * (args.response_length if args.loss_type == "dr_grpo" else 1)
         return super().counted(episodes, members)
 
+    @torch.no_grad()
+    def ask(self, episodes: Episodes) -> tuple[Episodes, dict[str, list[Score]]]:
+        """Draws again to prompts whose completions are rewarded alike, and leaves out those of which that stays so, as
+        far as that is wanted."""
+        args = self.args
+        episodes, asked = super().ask(episodes)
+        self._left_out = set()
+        if args.zero_signal_groups == "keep":
+            return episodes, asked
+        alike = self._alike(episodes, asked)
+        for attempt in range(1, args.max_redraws + 1) if args.zero_signal_groups == "redraw" else ():
+            if not self.add_up(torch.tensor(len(alike), device=args.device)):
+                break
+            episodes, asked = self._draw_again(episodes, asked, alike, attempt)
+            alike = self._alike(episodes, asked)
+        self._left_out = {member for group in alike for member in episodes.groups[group]}
+        return unlearnt(episodes, self._left_out), asked
+
+    def _alike(self, episodes: Episodes, asked: dict[str, list[Score]]) -> list[int]:
+        """The groups of this process whose rewards do not differ, whatever they will be scaled by."""
+        if not self.rollouts.counts:
+            return []
+        scores = combine(asked, self._weights(asked), {}, None)
+        rewards = self.rewards_of(episodes, scores, asked)
+        if penalty := self.args.missing_eos_penalty:
+            cut_off = torch.tensor([not ended for ended in episodes.ended], device=rewards.device)
+            rewards -= penalty * cut_off.view_as(rewards)
+        return without_signal(rewards).nonzero().flatten().tolist()
+
+    def _draw_again(
+        self, episodes: Episodes, asked: dict[str, list[Score]], groups: list[int], attempt: int
+    ) -> tuple[Episodes, dict[str, list[Score]]]:
+        """With other completions of some groups. Processes draw together: one that has none draws to its first prompt,
+        for nothing."""
+        args = self.args
+        members = [member for group in groups or [0] for member in episodes.groups[group]]
+        prompts = [episodes.prompt_ids[member] for member in members]
+        of_all = args.train_batch_size * self.accelerator.num_processes
+        drawn = self._draw(prompts, [attempt * of_all + member for member in members])
+        if not groups:
+            return episodes, asked
+        columns = {name: [values[member] for member in members] for name, values in episodes.columns.items()}
+        given = [episodes.prompts[member] for member in members]
+        part = episodes_of(given, prompts, drawn, self.processing_class, columns, episodes.group_size)
+        asked = {name: list(scores) for name, scores in asked.items()}
+        for name, scores in self.scoring.ask(part).items():
+            for member, score in zip(members, scores, strict=True):
+                asked[name][member] = score
+        return drawn_again(episodes, members, self.masked(part)), asked
+
+    def _weights(self, asked: dict[str, list[Score]]) -> list[float]:
+        return self.args.reward_weights or [1.0] * len(asked)
+
     def learn_from(self, episodes: Episodes, scores: list[Score]) -> GRPOExperience:
-        args, rewards = self.args, self.rewards_of(episodes, scores)
-        advantages = self._advantages(episodes, rewards).float().view(-1, 1)
+        args, rewards = self.args, self.rewards_of(episodes, scores, self.asked)
         self.note_signal(rewards, without_signal(rewards))
+        left_out = torch.tensor([member in self._left_out for member in range(rewards.numel())], device=rewards.device)
+        advantages = self._advantages(rewards.masked_fill(left_out.view_as(rewards), torch.nan)).float().view(-1, 1)
         present, mask, completion = masks(episodes, advantages.device)
         outputs = self.outputs_of(episodes) if self.scores_rollout else None
         logps = spread(outputs.logps, episodes) if outputs else None
@@ -88,11 +153,11 @@ class GRPOTrainer(GroupTrainer):
         if self.entropy_learns:
             self._weigh_entropy(episodes, outputs, mask if high is None else mask & high)
         return GRPOExperience(
-            present, mask, completion, logps, ref_logps, advantages.expand_as(mask),
-            high_entropy=high, sampler_ratio=None,
+            present, mask, completion, logps, ref_logps, advantages.expand_as(mask), high_entropy=high,
+            sampler_ratio=self._sampler_ratio(episodes, logps, mask, completion),
         )  # fmt: skip
 
-    def _advantages(self, episodes: Episodes, rewards: Tensor) -> Tensor:
+    def _advantages(self, rewards: Tensor) -> Tensor:
         args = self.args
         if args.multi_objective_aggregation == "sum_then_normalize":
             return grpo_advantages(rewards, args.scale_rewards, self.add_up)
@@ -105,14 +170,39 @@ class GRPOTrainer(GroupTrainer):
             device=rewards.device,
         ).view(-1, *rewards.shape)
         by_source = by_source.masked_fill(rewards.isnan(), torch.nan)
-        weights = args.reward_weights or [1.0] * len(by_source)
-        return gdpo_advantages(by_source, weights, self.add_up)
+        return gdpo_advantages(by_source, self._weights(self.asked), self.add_up)
 
     def _high_entropy(self, entropy: Tensor, mask: Tensor) -> Tensor:
         """The tokens of a rollout, of all processes, whose entropy is among the highest."""
         there = entropy.where(mask, torch.nan).flatten()
         everyone = self.accelerator.gather(self.accelerator.pad_across_processes(there, pad_index=torch.nan))
         return entropy >= torch.nanquantile(everyone, 1 - self.args.top_entropy_quantile)
+
+    def _sampler_ratio(
+        self, episodes: Episodes, logps: Tensor | None, mask: Tensor, completion: Tensor
+    ) -> Tensor | None:
+        """What tokens are weighted by where vLLM drew them; None where the policy did."""
+        args = self.args
+        if episodes.drawn_logps is None or not args.vllm_importance_sampling_correction:
+            return None
+        there = torch.tensor([len(ids) for ids in episodes.completion_ids], device=mask.device)
+        present = torch.arange(mask.size(1), device=mask.device) < there[:, None]
+        drawn = torch.zeros_like(logps).masked_scatter(
+            present, torch.tensor([one for row in episodes.drawn_logps for one in row], device=logps.device)
+        )
+        found = torch.ones_like(logps)
+        found[present] = ratio = sampler_ratios(
+            logps[present], drawn[present], mask[present], completion[present], args.vllm_importance_sampling_mode,
+            args.vllm_importance_sampling_clip_min, args.vllm_importance_sampling_clip_max,
+        )  # fmt: skip
+        learnt = mask[present]
+        apart = (logps - drawn)[present][learnt].abs()
+        apart = apart[apart.isfinite()]
+        ratio = ratio[learnt] if args.vllm_importance_sampling_mode.startswith("token") else found[:, 0]
+        for name, values in {"sampling_logp_difference": apart, "importance_sampling_ratio": ratio}.items():
+            for of in ("min", "mean", "max"):
+                self.rollouts.add_of(of, f"sampling/{name}/{of}", values)
+        return found
 
     def _weigh_entropy(self, episodes: Episodes, outputs: Outputs | None, mask: Tensor) -> None:
         """Finds what the entropy of a token counts in this update: that of all is a mean over the tokens of a rollout,

@@ -30,7 +30,7 @@ class RLOOTrainer(GroupTrainer):
         return len(members)
 
     def learn_from(self, episodes: Episodes, scores: list[Score]) -> Experience:
-        args, rewards = self.args, self.rewards_of(episodes, scores)
+        args, rewards = self.args, self.rewards_of(episodes, scores, self.asked)
         present, mask, completion = masks(episodes, rewards.device)
         outputs = self.outputs_of(episodes) if self.scores_rollout else None
         logps = spread(outputs.logps, episodes) if outputs else None

@@ -62,19 +62,22 @@ class GroupTrainer(Managed, OnPolicyTrainer):
     def learn_from(self, episodes: Episodes, scores: list[Score]) -> Experience: ...
 
     def _roll_out(self, inputs: dict[str, Any], drawn: Drawn | None = None) -> Episodes:
-        episodes = super()._roll_out(inputs, drawn)
+        return self.masked(super()._roll_out(inputs, drawn))
+
+    def masked(self, episodes: Episodes) -> Episodes:
+        """The same, with nothing learnt from what was cut off, where that is wanted."""
         if not self.args.mask_truncated_completions:
             return episodes
         return unlearnt(episodes, {number for number, ended in enumerate(episodes.ended) if not ended})
 
-    def rewards_of(self, episodes: Episodes, scores: list[Score]) -> Tensor:
+    def rewards_of(self, episodes: Episodes, scores: list[Score], asked: Mapping[str, list[Score]]) -> Tensor:
         """Scores of whole completions as `[groups, generations]`, float64, less what long ones lose; NaN where no
         source said anything."""
         values = torch.tensor(totals(scores), dtype=torch.float64, device=self.args.device)
         if self.args.soft_overlong_tokens:
             lengths = torch.tensor([len(ids) for ids in episodes.completion_ids], device=values.device)
             values += overlong_penalty(lengths, self.args.response_length, self.args.soft_overlong_tokens)
-        unscored = [not any(score[number] for score in self.asked.values()) for number in range(len(scores))]
+        unscored = [not any(score[number] for score in asked.values()) for number in range(len(scores))]
         if not self.rollouts.counts:  # a prompt of a process that has none counts for nothing
             unscored = [True] * len(scores)
         values[torch.tensor(unscored, device=values.device)] = torch.nan
@@ -95,7 +98,7 @@ class GroupTrainer(Managed, OnPolicyTrainer):
         for name, values in self.asked.items():
             said = [total for total, score in zip(totals(values), values, strict=True) if score]
             log.add_mean(f"rewards/{name}/mean", said, f"rewards/{name}/std", unbiased=True)
-        rewards = self.rewards_of(episodes, scores)
+        rewards = self.rewards_of(episodes, scores, self.asked)
         log.add_mean("reward", rewards[rewards.isfinite()], "reward_std", unbiased=True)
         ended = torch.tensor([length for length, end in zip(lengths, episodes.ended, strict=True) if end])
         for which, values in (("length", torch.tensor(lengths)), ("terminated_length", ended)):
