@@ -18,5 +18,25 @@ def short(completions: list, **columns: object) -> list[float]:
     return [-reward for reward in length(completions)]
 
 
+def letters(completions: list, **columns: object) -> list[float]:
+    """A number that text seems to have by chance."""
+    return [sum(map(ord, _without_spaces(completion))) % 7 / 2 for completion in completions]
+
+
+def vowels(completions: list, **columns: object) -> list[float]:
+    """The part of the text that is vowels."""
+    texts = map(_without_spaces, completions)
+    return [sum(map(text.count, "aeiou")) / max(len(text), 1) for text in texts]
+
+
+def said_of_some(completions: list, **columns: object) -> list[float | None]:
+    """As `letters`, but of some text nothing."""
+    return [None if number in (0.5, 2.0) else number for number in letters(completions)]
+
+
+def _without_spaces(completion: str | list[dict]) -> str:
+    return "".join(_text(completion).split())
+
+
 def _text(completion: str | list[dict]) -> str:
     return completion if isinstance(completion, str) else completion[0]["content"]
