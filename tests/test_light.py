@@ -31,6 +31,8 @@ print("HEAVY", [m for m in {heavy!r} if m in sys.modules], "CODE", code, file=sy
         (["--version"], 0),
         (["recipes"], 0),
         (["methods"], 0),
+        (["templates"], 0),
+        (["templates", "qwen3", "--json"], 0),
         (["show", "recipe=quickstart", "--sources"], 0),
         (["train", "recipe=dpo_llama3", "--dry-run"], 0),
         (["train", "recipe=sft_dpo_llama3", "--dry-run", "--json"], 0),
@@ -90,7 +92,7 @@ ALLOWED = {
     "engine": set(),
     "methods": {"errors"},
     "data": {"cache", "errors", "methods"},
-    # config: of data only the settings of rows
+    # config: of data only the settings of rows, and which templates there are
     "config": {"data", "errors", "methods"},
     # evaluate: for the checks the table of judges
     "checks": {"config", "data", "errors", "evaluate", "methods"},
@@ -100,7 +102,7 @@ ALLOWED = {
     "launch": {"config", "errors", "monitor", "plan", "run"},
     "agent": {"errors", "monitor", "run"},
     "monitor": {"run"},
-    "models": {"config", "engine", "errors", "methods", "run"},
+    "models": {"config", "data", "engine", "errors", "methods", "run"},
     "rollout": {"data", "engine", "errors", "models", "run"},
     "evaluate": {"config", "data", "engine", "errors", "models", "rollout"},
     # trainers: of monitor the table of common names

@@ -21,6 +21,7 @@ from alignctl.config.suggest import did_you_mean
 from alignctl.data.formats import FORMATS, KINDS, accepted_kinds, detect_format
 from alignctl.data.messages import BadRow, is_messages
 from alignctl.data.sources import BUILTIN_SOURCES, FILE_SUFFIXES, is_hub_id, peek_rows
+from alignctl.data.templates import TEMPLATES, template_file
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method
 
@@ -44,16 +45,12 @@ def check_model(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     yield from check_dtype(model, peft)
     if any(not str(token).strip() for token in model.get("add_tokens") or []):
         yield Problem("`model.add_tokens` has a token without a character", "take it out")
-    for key in ("chat_template", "tokenizer"):
-        given = model.get(key)
-        if (
-            isinstance(given, str)
-            and not Path(given).expanduser().exists()
-            and not (key == "tokenizer" and is_hub_id(given))
-        ):
-            yield Problem(f"`model.{key}={given}`: there is no such file or folder")
-    if isinstance(model.get("tokenizer"), str):
-        yield from check_tokenizer_packages("model.tokenizer", model["tokenizer"])
+    if isinstance(template := model.get("chat_template"), str):
+        yield from _chat_template(template)
+    if isinstance(tokenizer := model.get("tokenizer"), str):
+        if not Path(tokenizer).expanduser().exists() and not is_hub_id(tokenizer):
+            yield Problem(f"`model.tokenizer={tokenizer}`: there is no such file or folder")
+        yield from check_tokenizer_packages("model.tokenizer", tokenizer)
     own = config[name].get("model")
     own = own if isinstance(own, Mapping) else {}
     if config[name].get("from") is not None:
@@ -84,6 +81,16 @@ def check_model(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
             yield Problem(
                 f"`peft.type={kind}` holds the weights of a checkpoint in 4 bits, and there is none to start from"
             )
+
+
+def _chat_template(given: str) -> Iterator[Problem]:
+    """Whether a chat template is there: by name, as a file, or as text."""
+    file = template_file(given)
+    if file is not None and not file.is_file():
+        yield Problem(
+            f"`model.chat_template={given}`: there is no such template or file",
+            did_you_mean(given, TEMPLATES, prefix="model.chat_template="),
+        )
 
 
 def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:

@@ -178,6 +178,19 @@ def methods(as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("name", required=False)
+@_json
+def templates(name: str | None, as_json: bool) -> None:
+    """List the chat templates that come with alignctl, or print one: `alignctl templates [NAME]`."""
+    from alignctl.cli.templates import describe_templates, render_templates
+
+    if as_json:
+        click.echo(json.dumps(describe_templates(name), indent=2, ensure_ascii=False))
+    else:
+        click.echo(render_templates(name), nl=False)
+
+
+@cli.command()
 @_overrides
 @_recipe_dir
 @click.option("--sources", is_flag=True, help="Write beside each value the file it comes from.")

@@ -35,7 +35,8 @@ class ModelSettings:
     tokenizer: str | None = None
     """Folder or Hub id of another tokenizer than the model's."""
     chat_template: str | None = None
-    """File with a Jinja chat template, where the tokenizer has none or another is wanted."""
+    """Chat template, where the tokenizer has none or another is wanted: one that comes with alignctl (`alignctl
+    templates`), a file with Jinja, or the Jinja text."""
     eos_token: str | None = None
     """Token of the vocabulary that ends an answer, where it is not the tokenizer's own: `<|im_end|>` for example."""
     add_tokens: list[str] | None = None

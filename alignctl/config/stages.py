@@ -23,6 +23,7 @@ from alignctl.config.schema import (
     settings_of,
 )
 from alignctl.data.settings import DataSettings
+from alignctl.data.templates import template_file
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class StageConfig:
         given = {
             f"{section}.{key}": getattr(getattr(self, section), key) for section, keys in PATHS.items() for key in keys
         }
+        if template := self.model.chat_template:
+            given["model.chat_template"] = str(template_file(template) or "")  # a text is no file
         if self.start_from:
             del given["model.path"], given["model.merge_into"]
         if self.data.rows_from:

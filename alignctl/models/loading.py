@@ -35,6 +35,7 @@ from alignctl.config.checkpoints import (
     quantization,
 )
 from alignctl.config.schema import PEFT_CLASSES, QUANTIZED, ModelSettings
+from alignctl.data.templates import read_template
 from alignctl.engine.forward import bare
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.methods.registry import Role, resolve
@@ -68,7 +69,7 @@ def load_tokenizer(
         tokenizer = _tokenizer_of(source, settings)
     new = add_tokens(tokenizer, settings.add_tokens or [])
     if settings.chat_template:
-        tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = read_template(settings.chat_template)
     if settings.eos_token:
         if settings.eos_token not in tokenizer.get_vocab():
             raise RequestError(

@@ -17,6 +17,7 @@ from alignctl.config.flat import flatten
 from alignctl.config.renamed import present_names
 from alignctl.config.schema import FUNCTION_KEYS, PATHS, ROLE_KEYS, ZERO_STAGES
 from alignctl.config.secrets import mask
+from alignctl.data.templates import TEMPLATES, is_text
 from alignctl.errors import LaunchError, RequestError
 from alignctl.plan.deepspeed import deepspeed_config
 from alignctl.plan.plan import RunPlan, StagePlan
@@ -41,7 +42,8 @@ def absolute_paths(config: Mapping[str, Any], stages: Sequence[str] = ()) -> dic
     absolute, stages = dict(config), config.get("stages", stages)
     for key, node in config.items():
         if key in PATHS and isinstance(node, Mapping):
-            paths = {name: _absolute(node[name]) for name in PATHS[key] if name in node}
+            names = [name for name in PATHS[key] if name in node and not _is_template(name, node[name])]
+            paths = {name: _absolute(node[name]) for name in names}
             absolute[key] = dict(node) | paths
         elif key in ROLE_KEYS and node not in stages:
             absolute[key] = _absolute(node)
@@ -241,6 +243,11 @@ def _changes(paths: RunPaths, config: Mapping[str, Any]) -> list[str]:
     now = flatten(mask(dict(config)))
     keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     return [f"`{key}`: {then.get(key)} -> {now.get(key)}" for key in keys if key not in _NOT_THE_RESULT]
+
+
+def _is_template(key: str, given: Any) -> bool:
+    """Whether a setting is a chat template by name, or its text: no path, whatever file is called so."""
+    return key == "chat_template" and isinstance(given, str) and (given in TEMPLATES or is_text(given))
 
 
 def _absolute_function(target: str) -> str:

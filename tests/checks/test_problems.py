@@ -200,6 +200,7 @@ BAD = [
     ([DPO, "dpo.data.format=hh"], ["`dpo.data.format=hh`", "`dpo.data.format=hh_rlhf`"]),
     ([DPO, "model.path=null"], ["no model to start from"]),
     ([DPO, "model.chat_template=nowhere.jinja"], ["`model.chat_template=nowhere.jinja`"]),
+    ([DPO, "model.chat_template=chatlm"], ["no such template or file", "did you mean `model.chat_template=chatml`?"]),
     ([LOCAL], ["`model.path` must be given", "`data.path` must be given"]),
     ([LOCAL, "model.path=./nowhere", "data.path=x/y"], ["`model.path=./nowhere`", "no such folder"]),
     ([LOCAL, "model.path=a/b", "data.path=nowhere.jsonl"], ["`data.path=nowhere.jsonl`", "no such file"]),

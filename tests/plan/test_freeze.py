@@ -298,6 +298,18 @@ def test_only_paths_are_made_absolute(tmp_path, monkeypatch):
     }
 
 
+def test_a_chat_template_by_name_or_as_text_is_no_path(tmp_path, monkeypatch):
+    """Also where a file is called so, and where the text would be too long a name for one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chatml").touch()
+    (tmp_path / "mine").touch()
+    text = "{{ messages }}" * 100
+    for given, then in (("chatml", "chatml"), (text, text), ("mine", str(tmp_path / "mine"))):
+        assert absolute_paths({"model": {"chat_template": given}})["model"]["chat_template"] == then
+        config = config_of("recipe=quickstart") | {"model": {"scratch": {}, "chat_template": given}}
+        assert make_plan(absolute_paths(config), "quickstart", tmp_path / "run").stages
+
+
 @pytest.mark.parametrize(
     "given", ["rewards.py:short", ["rewards.py:short", "alignctl.data.quickstart:reward"]], ids=str
 )
