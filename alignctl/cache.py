@@ -5,9 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+PARTS = {
+    "rows": "rows as they were read, held out and tokenised",
+    "reference_logps": "log-probabilities of references",
+    "inductor": "compiled passes",
+}
+"""Folders of the cache, and what is in each."""
+
 
 def cache_dir() -> Path:
     """What runs share and may be removed at any time: ALIGNCTL_CACHE, else alignctl/ in the user's cache folder."""
     given = os.environ.get("ALIGNCTL_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(given).expanduser() if given else home / "alignctl"
+
+
+def private_dir(part: str) -> Path:
+    """A folder of the cache that nobody else can look into, whatever the files in it allow: rows may be private."""
+    folder = cache_dir() / part
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from alignctl.data.formats import detect_format
-from alignctl.data.reading import Ledger, Rows
+from alignctl.data.rows import Ledger, Rows
 
 _SPECIAL = _UNKNOWN, _PADDING, _END = "<unknown>", "<padding>", "<end>"
 _TEMPLATE = (

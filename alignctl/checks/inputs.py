@@ -18,9 +18,10 @@ from alignctl.checks.values import check_choice, check_value, method_of
 from alignctl.config.schema import MISSING, QUANTIZED
 from alignctl.config.stages import first_stage, merged_section, names_rows
 from alignctl.config.suggest import did_you_mean
+from alignctl.data.files import FILE_SUFFIXES, BadFile, suffix
 from alignctl.data.formats import FORMATS, KINDS, accepted_kinds, detect_format
 from alignctl.data.messages import BadRow, is_messages
-from alignctl.data.sources import BUILTIN_SOURCES, FILE_SUFFIXES, is_hub_id, peek_rows
+from alignctl.data.sources import BUILTIN_SOURCES, is_hub_id, peek_rows
 from alignctl.data.templates import TEMPLATES, template_file
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method
@@ -166,7 +167,7 @@ def _rows(where: str, path: str, row_format: str, method: Method, has_template: 
         yield Problem(f"unknown `{where}={path}`", did_you_mean(path, BUILTIN_SOURCES))
     elif not file.is_file():
         yield Problem(f"`{where}={path}`: there is no such file", "a Hub id has the form `owner/name`")
-    elif file.suffix not in FILE_SUFFIXES:
+    elif suffix(file) not in FILE_SUFFIXES:
         yield Problem(f"`{where}={path}`: cannot read `{file.suffix or file.name}`", f"use {', '.join(FILE_SUFFIXES)}")
     else:
         try:
@@ -183,5 +184,7 @@ def _rows(where: str, path: str, row_format: str, method: Method, has_template: 
                     )
         except (BadRow, KeyError):
             pass  # the first row cannot be used; the worker says which cannot
+        except BadFile as error:
+            yield Problem(f"`{where}={path}`: {error}", error.hint)
         except ValueError as error:
             yield Problem(f"`{where}={path}`: {error}")

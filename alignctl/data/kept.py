@@ -25,7 +25,8 @@ import pyarrow as pa
 from datasets import Dataset, Features, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 
-from alignctl.cache import cache_dir
+import alignctl
+from alignctl.cache import private_dir
 
 _LOOK_EVERY_S = 0.1
 _MADE_BY = ("datasets", "pyarrow")
@@ -43,9 +44,8 @@ def kept(made_of: Sequence[Any], make: Callable[[Path], None]) -> Path:
     """
     content = json.dumps([_code(), [version(package) for package in _MADE_BY], *made_of], sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
-    folder = cache_dir() / "rows" / name
+    folder = private_dir("rows") / name
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.with_suffix(".lock")):
             if not folder.exists():
                 _make(folder, make)
@@ -112,7 +112,7 @@ def _alone(lock: Path) -> Iterator[None]:
 @cache
 def _code() -> str:
     """A hash of the code that makes rows, so that none is taken that another version would make otherwise."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(alignctl.__version__.encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

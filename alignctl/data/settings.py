@@ -11,7 +11,8 @@ class DataSettings:
     """Section `data`: rows to train on and rows held out."""
 
     path: str = "???"  # OmegaConf's word for what the user has to give
-    """A .json, .jsonl, .parquet or .csv file, a Hub id `owner/name`, or `builtin:quickstart`."""
+    """A .jsonl, .json, .csv, .tsv, .txt, .parquet or .arrow file, a Hub id `owner/name`, or `builtin:quickstart`. Files
+    but .parquet and .arrow may be compressed: .gz, .xz, .zst."""
     rows_from: str | None = field(default=None, metadata={"key": "from"})
     """A stage before this one that makes rows, in place of `path`: they are trained on."""
     name: str | None = None

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from alignctl.data.reading import Rows
+from alignctl.data.rows import Rows
 from alignctl.data.tokenizing import Answer, cut, tokenize_completions, tokenize_prompt
 
 

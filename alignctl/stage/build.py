@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from alignctl.config.adapters import changes_base, has_adapter
 from alignctl.config.schema import ZERO_STAGES, ModelSettings
 from alignctl.config.stages import StageConfig
-from alignctl.data.reading import Rows, as_kind
+from alignctl.data.recast import as_kind
+from alignctl.data.rows import Rows
 from alignctl.errors import AlignctlError, RequestError, refused
 from alignctl.methods.registry import Role, methods, resolve
 from alignctl.models.adapters import load_score_adapter

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from alignctl.config.stages import StageConfig
-from alignctl.data.reading import Rows
+from alignctl.data.rows import Rows
 from alignctl.methods.registry import Method, Role, methods
 from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
 from alignctl.run.paths import StagePaths

@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from alignctl.config.stages import StageConfig
-from alignctl.data.reading import Rows
+from alignctl.data.rows import Rows
 from alignctl.data.scanning import characters
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.run.checkpoints import newest_checkpoint

@@ -17,7 +17,8 @@ from alignctl.config.stages import StageConfig
 from alignctl.data.encoding import encodes_batches, tokenizer_key
 from alignctl.data.kept import kept
 from alignctl.data.messages import is_messages
-from alignctl.data.reading import Rows, as_plain_text
+from alignctl.data.recast import as_plain_text
+from alignctl.data.rows import Rows
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.errors import RequestError
 from alignctl.models import template

@@ -390,7 +390,7 @@ def test_rows_of_another_kind_are_refused_with_the_columns(tmp_path, capsys):
         ("empty.jsonl", "", "no rows"),
         ("torn.jsonl", '{"prompt": "a", \n', "line 1 is not JSON"),
         ("list.jsonl", "[1, 2]\n", "an object with named columns"),
-        ("text.txt", "hello", "cannot read `.txt`"),
+        ("text.docx", "hello", "cannot read `.docx`"),
         ("head.csv", "prompt,chosen,rejected\n", "no rows"),
     ],
 )

@@ -65,12 +65,22 @@ def test_rows_that_are_found_are_those_that_were_read(tmp_path):
 
 
 def test_rows_of_a_file_that_was_changed_are_read_again(tmp_path):
-    settings = write(tmp_path / "rows.jsonl", pairs(10))
+    """Though it has the same size and time."""
+    for word in ("good", "best"):
+        settings = write(tmp_path / "rows.jsonl", pairs(10, word))
+        os.utime(tmp_path / "rows.jsonl", (0, 0))
+        rows, _ = read_split(settings, "preferences", 0)
+        assert rows.dataset[0]["chosen"].startswith(word)
+
+
+def test_nobody_else_can_look_at_rows(tmp_path):
+    """Not even into a folder of an earlier version."""
+    (tmp_path / "cache" / "rows").mkdir(parents=True, mode=0o755)
+    file = tmp_path / "rows.jsonl"
+    settings = write(file, pairs(10))
+    file.chmod(0o600)
     read_split(settings, "preferences", 0)
-    os.utime(tmp_path / "rows.jsonl", (0, 0))  # files that are written within one tick of the clock
-    write(tmp_path / "rows.jsonl", pairs(10, "best"))
-    rows, _ = read_split(settings, "preferences", 0)
-    assert rows.dataset[0]["chosen"].startswith("best")
+    assert (tmp_path / "cache" / "rows").stat().st_mode & 0o777 == 0o700
 
 
 def test_what_a_killed_process_had_begun_is_made_by_one_that_waits(tmp_path):

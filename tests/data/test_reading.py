@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset
 
-from alignctl.data.reading import as_kind, as_plain_text, read_split
+from alignctl.data.reading import read_split
+from alignctl.data.recast import as_kind, as_plain_text
 from alignctl.data.settings import DataSettings
 from alignctl.errors import RequestError
 from alignctl.methods.registry import EVERY_OTHER_COLUMN, RowColumn

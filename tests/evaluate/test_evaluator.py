@@ -46,7 +46,8 @@ def run(folder, base, rows, method: str, *more: str):
 
 def evaluator(base, path, kind: str, **lengths):
     """On the rows that a run holds out."""
-    from alignctl.data.reading import as_plain_text, read_split
+    from alignctl.data.reading import read_split
+    from alignctl.data.recast import as_plain_text
     from alignctl.evaluate.evaluator import Evaluator
     from alignctl.evaluate.held_out import Lengths, build_held_out
     from alignctl.models.loading import load_tokenizer

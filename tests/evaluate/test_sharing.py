@@ -19,7 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignctl.config.schema import EvalSettings
-from alignctl.data.reading import as_plain_text, read_split
+from alignctl.data.reading import read_split
+from alignctl.data.recast import as_plain_text
 from alignctl.data.settings import DataSettings
 from alignctl.evaluate.evaluator import Evaluator
 from alignctl.evaluate.held_out import Lengths, build_held_out

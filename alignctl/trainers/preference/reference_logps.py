@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from alignctl.cache import cache_dir
+from alignctl.cache import private_dir
 from alignctl.data.scanning import contents
 from alignctl.engine.forward import evaluating
 
@@ -60,7 +60,7 @@ class CachedReferenceLogps:
         model = self.ref_model or self.model
         key = [_content_key(model, dataset, self.args, wanted=self.accelerator.is_main_process)]
         broadcast_object_list(key, from_process=0)
-        file = cache_dir() / "reference_logps" / f"{key[0]}.safetensors" if key[0] else None
+        file = private_dir("reference_logps") / f"{key[0]}.safetensors" if key[0] else None
         columns = _read(file, len(dataset)) if file else None
         if columns is None:
             # TRL has a cache of its own, by a fingerprint of the rows that knows neither lengths nor precision.

@@ -1,0 +1,231 @@
+"""Turns the rows of a source into a file of rows in a trainer's form, and counts what cannot be turned. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Features, List, Value
+
+from alignctl.data.files import Row
+from alignctl.data.formats import Format
+from alignctl.data.kept import read_rows, write_rows
+from alignctl.data.messages import BadRow, is_messages
+from alignctl.data.raw import RawRows
+from alignctl.data.rows import Ledger, Rows
+from alignctl.errors import RequestError
+from alignctl.methods.registry import EVERY_OTHER_COLUMN, RowColumn
+
+MARGIN = "margin"
+"""The column that `data.margin` says how to make."""
+MESSAGES = List({"role": Value("string"), "content": Value("string")})
+"""Type of columns of messages."""
+AT_ONCE = 1_000
+"""Rows that are in memory."""
+_NUMBER = "alignctl: number"  # a column of files of rows: which row of the source it was; of a name that no source has
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What rows keep beside their texts."""
+
+    declared: dict[RowColumn, list[str]] = field(default_factory=dict)
+    """The columns that a method declares and the rows have, and what of the source each is made of: one column, or for
+    the margin two to subtract."""
+    others: dict[str, pa.DataType] = field(default_factory=dict)
+    """All other columns, where a method takes them."""
+    mixed: tuple[str, ...] = ()
+    """Those of them that it cannot have: their values are of several types."""
+    types: dict[str, pa.DataType | None] = field(default_factory=dict)
+    """Of all columns of the source, if a method looks at any."""
+
+    @classmethod
+    def of(cls, raw: RawRows, columns: tuple[RowColumn, ...], margin: str | list[str] | None) -> Beside:
+        """
+        Args:
+            columns: Those that a method declares.
+            margin: What `data.margin` says.
+
+        Raises:
+            RequestError: A column is named that is not there, or one has values of several types.
+        """
+        if not columns:
+            return cls()
+        types = raw.column_types()
+        declared = {}
+        for column in (column for column in columns if column != EVERY_OTHER_COLUMN):
+            names = [column.name] if column.name in types else []
+            if column.name == MARGIN and margin is not None:
+                names = [margin] if isinstance(margin, str) else margin
+                for name in (name for name in names if name not in types):
+                    raise RequestError(
+                        f"`data.margin` names the column `{name}`, which {raw.source.path} does not have",
+                        f"it has {', '.join(types)}",
+                    )
+            if names:
+                declared[column] = names
+            if names and not column.number and types[column.name] is None:
+                raise RequestError(
+                    f"{raw.source.path}: the values of the column `{column.name}` are of several types",
+                    "write all of them as text, or all as numbers",
+                )
+        takes_others = EVERY_OTHER_COLUMN in columns
+        return cls(
+            declared,
+            {name: kind for name, kind in types.items() if kind is not None} if takes_others else {},
+            tuple(name for name, kind in types.items() if kind is None) if takes_others else (),
+            types,
+        )
+
+
+def convert(
+    raw: RawRows, row_format: Format, beside: Beside, kind: str, file: Path, count: Callable[[int], None]
+) -> Rows:
+    """Rows in a trainer's form.
+
+    Args:
+        kind: What is needed of the rows: of another kind that are taken as prompts, completions are other columns.
+        file: Where they are written.
+        count: Is told of more rows that were read.
+
+    Raises:
+        RequestError: None of them can be used.
+    """
+    texts = _text_columns(raw, row_format)
+    kinds = {
+        column.name: Value("float32") if column.number else _feature(beside.types[column.name])
+        for column in beside.declared
+    }
+    others = {name: _feature(kind) for name, kind in beside.others.items() if name not in texts | kinds}
+    kept = [*others, *texts, *kinds]
+    skipped: dict[int, str] = {}
+    read = 0
+
+    def batches() -> Iterator[dict[str, list[Any]]]:
+        nonlocal read
+        one = partial(
+            _one, convert=row_format.convert, messages={name: kind == MESSAGES for name, kind in texts.items()},
+            declared=beside.declared,
+        )  # fmt: skip
+        rows = iter(raw)
+        while batch := list(islice(rows, AT_ONCE)):
+            converted: dict[str, list[Any]] = {name: [] for name in [*kept, _NUMBER]}
+            for number, row in enumerate(batch, start=read + 1):
+                try:
+                    values = {name: row.get(name) for name in others} | one(row) | {_NUMBER: number}
+                except BadRow as error:
+                    skipped[number] = str(error)
+                    continue
+                for name, column in converted.items():
+                    column.append(values[name])
+            read += len(batch)
+            count(len(batch))
+            yield converted
+
+    write_rows(file, Features(others | texts | kinds | {_NUMBER: Value("int64")}), batches())
+    ledger = Ledger(raw.source.path, row_format.name, read, read - len(skipped), skipped)
+    carried = tuple(beside.declared)
+    if beside.others:
+        known = {"prompt"} if kind == "prompts" else set(texts)
+        carried += tuple(replace(EVERY_OTHER_COLUMN, name=name) for name in kept if name not in known | kinds.keys())
+    return rows_of(file, row_format, ledger, carried)
+
+
+def rows_of(file: Path, row_format: Format, ledger: Ledger, columns: tuple[RowColumn, ...]) -> Rows:
+    """The rows of such a file."""
+    dataset = read_rows(file)
+    return Rows(dataset.remove_columns(_NUMBER), row_format, ledger, dataset.data.column(_NUMBER).to_pylist(), columns)
+
+
+def _feature(kind: pa.DataType) -> Any:
+    return Features.from_arrow_schema(pa.schema([("it", kind)]))["it"]
+
+
+def _one(row: Row, convert: Any, messages: dict[str, bool], declared: dict[RowColumn, list[str]]) -> dict[str, Any]:
+    """One converted row. `messages` says which columns of text hold some.
+
+    Raises:
+        BadRow: It cannot be used.
+    """
+    try:
+        converted = _converted(row, convert)
+        values = {column.name: _value(row, column, names) for column, names in declared.items()}
+    except KeyError as error:
+        raise BadRow(f"the column {error} is missing or empty") from error
+    for column, are_messages in messages.items():
+        if is_messages(converted.get(column)) != are_messages:
+            raise BadRow(f"`{column}` is {'text' if are_messages else 'messages'}, unlike in the first row")
+    return converted | values
+
+
+def _converted(row: Row, convert: Any) -> dict[str, Any]:
+    """A row as its format has it.
+
+    Raises:
+        BadRow: It cannot be used.
+        KeyError: A column is not there, or empty.
+    """
+    converted = convert(
+        {key: value for key, value in row.items() if value is not None} if None in row.values() else row
+    )
+    for column, value in converted.items():
+        texts = [message["content"] for message in value] if is_messages(value) else [value]
+        try:
+            "".join(text for text in texts if isinstance(text, str)).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise BadRow(f"`{column}` has half of a character, `{half}`: no text can have that") from error
+    return converted
+
+
+def _value(row: Row, column: RowColumn, names: list[str]) -> Any:
+    """What a row has in a declared column; of two columns of numbers, the first less the second.
+
+    Raises:
+        BadRow: It is no number, where it has to be.
+        KeyError: There is nothing, where there has to be something.
+    """
+    values = [row.get(name) for name in names]
+    for name in (name for name, value in zip(names, values, strict=True) if value is None):
+        if column.missing is None or len(names) > 1:  # half of a difference says nothing
+            raise KeyError(name)
+    values = [column.missing if value is None else value for value in values]
+    if not column.number:
+        return values[0]
+    try:
+        first, *others = (float(value) for value in values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadRow(f"the {column.name} is not a number: {error}") from error
+    if not math.isfinite(value := first - sum(others)):
+        raise BadRow(f"the {column.name} is not a finite number: {value}")
+    return value
+
+
+def _text_columns(raw: RawRows, row_format: Format) -> dict[str, Any]:
+    """Columns of the format's rows and their types, from the first row that can be used."""
+    reason, read = "", 0
+    for row in raw:
+        read += 1
+        try:
+            converted = _converted(row, row_format.convert)
+        except BadRow as error:
+            reason = reason or str(error)
+            continue
+        except KeyError as error:
+            reason = reason or f"the column {error} is missing or empty"
+            continue
+        return {key: _type(value) for key, value in converted.items()}
+    raise RequestError(
+        f"{raw.source.path}: none of {read:,} rows can be used; row 1: {reason}",
+        f"the format `{row_format.name}` needs {row_format.columns}",
+    )
+
+
+def _type(value: Any) -> Any:
+    return MESSAGES if is_messages(value) else Value("bool" if isinstance(value, bool) else "string")

@@ -1,0 +1,119 @@
+"""Rows as a source has them: a file, a data set on the Hub, a built-in world. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
+
+from alignctl.data import quickstart
+from alignctl.data.files import BadFile, Row, class_name, read_file
+from alignctl.data.settings import DataSettings
+from alignctl.data.sources import BUILTIN_SOURCES, digest
+from alignctl.errors import AlignctlError, RequestError
+
+_AT_ONCE = 1_000  # rows
+_SAID = 600  # characters of what a library says
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from."""
+
+    path: str
+    split: str
+    """Of a data set on the Hub."""
+    part: Literal["train", "test"]
+    """Of a built-in world."""
+    limit: int | None
+    """At most so many of the first rows."""
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Rows as they are, which can be gone through again and again."""
+
+    source: Source
+    content: str
+    """Says what all rows are: no others have the same."""
+    each: Callable[[], Iterator[Row]]
+
+    def __iter__(self) -> Iterator[Row]:
+        """
+        Raises:
+            RequestError: The source is not what it says it is.
+        """
+        rows = islice(self.each(), self.source.limit)
+        try:
+            yield from rows
+        except BadFile as error:
+            raise RequestError(f"{self.source.path}: {error}", error.hint) from error
+
+    def column_types(self) -> dict[str, pa.DataType | None]:
+        """All columns that any of the rows has, in the order in which they come; None for one of which the values are
+        of several types."""
+        types: dict[str, pa.DataType | None] = {}
+        rows = iter(self)
+        while batch := list(islice(rows, _AT_ONCE)):
+            for name in dict.fromkeys(name for row in batch for name in row):
+                seen = types.get(name, pa.null())
+                types[name] = seen and _common_type(seen, [row.get(name) for row in batch])
+        return types
+
+
+def _common_type(seen: pa.DataType, values: list[Any]) -> pa.DataType | None:
+    """A type for values and for others of another type; None where there is none."""
+    try:
+        schemas = [pa.schema([("it", kind)]) for kind in (seen, pa.array(values).type)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field("it").type
+    except (pa.ArrowException, OverflowError, ValueError):
+        return None
+
+
+def load_raw(settings: DataSettings, source: Source, kind: str) -> RawRows:
+    """The rows of a source; of a file, none is read yet but its bytes.
+
+    Raises:
+        AlignctlError: They cannot be had.
+    """
+    path = source.path
+    if path in BUILTIN_SOURCES:
+        make = quickstart.demonstrations if kind == "demonstrations" else quickstart.preferences
+        return RawRows(source, f"{path} {source.part}", lambda: iter(make(source.part)))
+    file = Path(path)
+    if file.is_file():
+        try:
+            return RawRows(source, digest(file), partial(read_file, file))
+        except OSError as error:
+            raise RequestError(f"{path}: cannot be read: {error}") from error
+    try:
+        loaded = load_dataset(path, name=settings.name, split=source.split)
+    except Exception as error:  # the library raises dozens of kinds; each means that the rows could not be had
+        raise _not_loaded(path, error) from error
+    assert not isinstance(loaded, DatasetDict)
+    # The library's own name for what it loaded, which another content has another of.
+    return RawRows(source, loaded._fingerprint, partial(_each, loaded))
+
+
+def _not_loaded(path: str, error: Exception) -> AlignctlError:
+    said = " ".join((str(error) or type(error).__name__).split())
+    said = said[:_SAID] + ("..." if len(said) > _SAID else "")
+    if "onfig name is missing" in said:
+        return RequestError(f"{path} has several configurations: {said}", "choose one with `data.name=...`")
+    return AlignctlError(
+        f"cannot read {path}: {said}", "is the id right, and the Hub reachable? A gated set needs HF_TOKEN"
+    )
+
+
+def _each(rows: Dataset) -> Iterator[Row]:
+    classes = {name: kind.names for name, kind in Features(rows.features).items() if isinstance(kind, ClassLabel)}
+    for batch in rows.iter(_AT_ONCE):
+        for values in zip(*batch.values(), strict=True):
+            row = dict(zip(batch, values, strict=True))
+            yield row | {name: class_name(row[name], names) for name, names in classes.items()}

@@ -1,0 +1,41 @@
+"""Rows in a trainer's form, and what became of those of their source. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from datasets import Dataset
+
+from alignctl.data.formats import Format
+from alignctl.methods.registry import RowColumn
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of the rows of one source."""
+
+    source: str
+    format: str
+    read: int
+    kept: int
+    skipped: dict[int, str]
+    """Row number, counted from 1, and why the row cannot be used."""
+    unused: list[str] = field(default_factory=list)
+    """Columns that rows have and nothing looks at."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in a trainer's form."""
+
+    dataset: Dataset
+    format: Format
+    ledger: Ledger
+    numbers: list[int]
+    """Which row of the source each row was, counted from 1."""
+    columns: tuple[RowColumn, ...] = ()
+    """What the rows have beside their texts for the method that they were read for."""
+
+    def select(self, indices: list[int]) -> Rows:
+        """Some of the rows, in the order of their indices."""
+        return replace(self, dataset=self.dataset.select(indices), numbers=[self.numbers[i] for i in indices])
