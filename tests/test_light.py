@@ -103,7 +103,7 @@ ALLOWED = {
     "agent": {"errors", "monitor", "run"},
     "monitor": {"run"},
     "models": {"config", "data", "engine", "errors", "methods", "run"},
-    "rollout": {"data", "engine", "errors", "models", "run"},
+    "rollout": {"cache", "config", "data", "engine", "errors", "models", "run"},
     "evaluate": {"config", "data", "engine", "errors", "models", "rollout"},
     # trainers: of monitor the table of common names
     "trainers": {"cache", "data", "engine", "errors", "models", "monitor", "rollout", "run"},

@@ -15,6 +15,7 @@ from alignctl.checks.inputs import check_data, check_model, check_run_dir
 from alignctl.checks.keys import check_secrets, check_stage, check_top_level
 from alignctl.checks.launch import check_launch
 from alignctl.checks.order import check_stage_order
+from alignctl.checks.rewards import check_rewards
 from alignctl.checks.rows import check_rows_from
 from alignctl.checks.rows_together import check_rows_together
 from alignctl.checks.values import method_of
@@ -46,6 +47,7 @@ def find_problems(config: Mapping[str, Any]) -> list[Problem]:
     for name in to_run:
         problems += [*check_model(config, name), *check_rows_from(config, name), *check_data(config, name)]
         problems += [*check_combinations(config, name), *check_adapter(config, name)]
+        problems += check_rewards(config, name)
     problems += [*check_kept_alone(config, to_run), *check_unused(config, to_run), *check_launch(config, to_run)]
     problems += check_rows_together(config, to_run)
     return list(dict.fromkeys(problems))

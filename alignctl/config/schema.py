@@ -199,7 +199,8 @@ PATHS = {"model": ("path", "tokenizer", "chat_template", "merge_into"), "data": 
 """Settings that may name a file or a folder."""
 
 FUNCTION_KEYS = ("reward_funcs",)
-"""Keys of a stage that name functions of the user's, one or a list: `module:function` or `file.py:function`."""
+"""Keys of a stage that may name functions of the user's, one or a list: `module:function` or `file.py:function`, or
+what else rewards.py knows."""
 
 SECTIONS = {"model": ModelSettings, "data": DataSettings, "eval": EvalSettings}
 """Sections a stage may have of its own; what it does not say is taken from the section at the top."""

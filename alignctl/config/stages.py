@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignctl.config.adapters import has_adapter
+from alignctl.config.rewards import function_of
 from alignctl.config.schema import (
     FUNCTION_KEYS,
     PATHS,
@@ -75,7 +76,8 @@ class StageConfig:
             del given["data.path"]
         given |= self.role_paths
         for key in FUNCTION_KEYS:
-            files = [target.rpartition(":")[0] for target in self.trainer.get(key) or []]
+            functions = [function_of(entry) or "" for entry in self.trainer.get(key) or []]
+            files = [target.rpartition(":")[0] for target in functions]
             given |= {f"{key}.{number}": file for number, file in enumerate(files) if file.endswith(".py")}
         return {key: path for key, path in given.items() if path}
 
@@ -101,7 +103,7 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
         report_to=TrackerSettings(**config.get("tracker") or {}).report_to,
         rehearse=config.get("rehearse", RunSettings.rehearse),
         trainer={
-            key: [value] if key in FUNCTION_KEYS and isinstance(value, str) else value
+            key: [value] if key in FUNCTION_KEYS and isinstance(value, str | Mapping) else value
             for key, value in stage.items()
             if key not in STAGE_KEYS
         },

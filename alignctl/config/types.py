@@ -117,7 +117,8 @@ def _describe(tree: ast.expr, choices: Choices) -> str:
         case ast.Name(id="list"):
             return "a list"
         case ast.Subscript(value=ast.Name(id="list"), slice=item):
-            return f"a list of {_describe(item, choices).removeprefix('a ')}s"
+            of = [one.removeprefix("a ") for one in _describe(item, choices).split(" or ")]
+            return f"a list of {' or '.join(f'{one}s' for one in of)}"
         case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
             named = [str(option) for option in _literals(options)]
             return named[0] if len(named) == 1 else "one of " + ", ".join(named)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from alignctl.errors import Problem
@@ -27,41 +26,16 @@ OWNED_FIELDS = RUN_OWNED_FIELDS | {
 BOUNDS = {
     **dict.fromkeys(
         ("temperature", "response_length", "max_prompt_length", "num_generations", "num_mini_batches",
-         "rollout_tokens", "reward_clip"),
+         "rollout_tokens", "reward_clip", "reward_workers", "reward_timeout"),
         POSITIVE,
     ),
-    "num_sample_completions": NOT_NEGATIVE,
+    **dict.fromkeys(("num_sample_completions", "reward_retries"), NOT_NEGATIVE),
 }  # fmt: skip
 _COLOCATED = ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_enable_sleep_mode")
 
 
 def check_on_policy(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
-    """Whether something scores, and something draws."""
-    functions = stage.get("reward_funcs") or []
-    functions = functions if isinstance(functions, list) else [functions]
-    if not stage.get("reward_model") and not functions:
-        yield Problem(
-            f"`{name}` needs something that scores completions",
-            f"set `{name}.reward_model` to a stage, a folder or a Hub id, or `{name}.reward_funcs=[module:function]`",
-        )
-    for target in functions:
-        if isinstance(target, str) and not all(target.rpartition(":")[::2]):
-            yield Problem(f"`{name}.reward_funcs`: `{target}` is no `module:function` or `file.py:function`")
-        elif (file := str(target).rpartition(":")[0]).endswith(".py") and not Path(file).expanduser().is_file():
-            yield Problem(f"`{name}.reward_funcs={target}`: there is no file {file}")
-    weights, sources = stage.get("reward_weights"), len(functions) + bool(stage.get("reward_model"))
-    if isinstance(weights, list) and len(weights) != sources:
-        yield Problem(f"`{name}.reward_weights` has {len(weights)} values for {sources} sources of rewards")
-    if stage.get("normalize_rewards") == "statistics" and not stage.get("reward_model"):
-        yield Problem(
-            f"`{name}.normalize_rewards=statistics` needs a reward model", f"set `{name}.normalize_rewards=running`"
-        )
-    names = [str(target).rpartition(":")[2] for target in functions]
-    if len(set(names)) < len(names) or {"reward_model", "score"} & set(names):
-        yield Problem(
-            f"`{name}.reward_funcs`: each function is logged under its name, which must be its own and not "
-            f"`reward_model` or `score`; got {', '.join(names)}"
-        )
+    """Whether a rollout is whole, and something draws."""
     yield from _check_sizes(name, stage)
     yield from _check_generation(name, stage)
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from alignctl.config.flat import flatten
 from alignctl.config.renamed import present_names
+from alignctl.config.rewards import function_of
 from alignctl.config.schema import FUNCTION_KEYS, PATHS, ROLE_KEYS, ZERO_STAGES
 from alignctl.config.secrets import mask
 from alignctl.data.templates import TEMPLATES, is_text
@@ -48,7 +49,8 @@ def absolute_paths(config: Mapping[str, Any], stages: Sequence[str] = ()) -> dic
         elif key in ROLE_KEYS and node not in stages:
             absolute[key] = _absolute(node)
         elif key in FUNCTION_KEYS:
-            absolute[key] = [_absolute_function(one) for one in ([node] if isinstance(node, str) else node or [])]
+            entries = [node] if isinstance(node, str | Mapping) else node or []
+            absolute[key] = [_absolute_function(one) for one in entries]
         elif isinstance(node, Mapping):
             absolute[key] = absolute_paths(node, stages)
     return absolute
@@ -250,9 +252,14 @@ def _is_template(key: str, given: Any) -> bool:
     return key == "chat_template" and isinstance(given, str) and (given in TEMPLATES or is_text(given))
 
 
-def _absolute_function(target: str) -> str:
-    place, mark, name = target.rpartition(":")
-    return f"{_absolute(place)}{mark}{name}" if place.endswith(".py") else target
+def _absolute_function(entry: Any) -> Any:
+    """An entry of `reward_funcs`: the file of its function, if it names one."""
+    target = function_of(entry)
+    place, mark, name = (target or "").rpartition(":")
+    if not place.endswith(".py"):
+        return entry
+    absolute = f"{_absolute(place)}{mark}{name}"
+    return absolute if isinstance(entry, str) else dict(entry) | {"function": absolute}
 
 
 def _absolute(value: Any) -> Any:

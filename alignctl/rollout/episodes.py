@@ -40,6 +40,8 @@ class Episodes:
     group_size: int = 1
     drawn_logps: list[list[float]] | None = None
     """Of each token, where another program than the policy drew, see `Drawn`."""
+    row_numbers: list[int] = field(default_factory=list)
+    """Of the completions: which row of the data their prompts are, counted from 1, where that is known."""
 
     @cached_property
     def completion_ids(self) -> list[list[int]]:

@@ -1,16 +1,15 @@
-"""Scores of completions: from a reward model, from functions, or from several of them."""
+"""Scores of completions: from a reward model, from functions, or from several of them. Servers and judges are in
+judging.py."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from typing import Any, Protocol
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -21,12 +20,24 @@ from alignctl.engine.rewards import sequence_scores
 from alignctl.errors import AlignctlError, NotANumber, RequestError
 from alignctl.models.loading import longest_seen
 from alignctl.rollout.episodes import Episodes
+from alignctl.rollout.functions import FunctionFailed, ProcessFunction
 
-RewardFunction = Callable[..., Sequence[float]]
+RewardFunction = Callable[..., Sequence[float | None]]
 Score = dict[int, float]
 """Of a completion: numbers for what ends with some of its tokens, by the place of the token. A number for the whole
-stands at the last one."""
+stands at the last one; a completion without a score has no number."""
+_GIVEN = ("prompts", "completions", "completion_ids")
+_SHOWN = 60  # characters of a prompt
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class RewardSource(Protocol):
+    """Scores completions."""
+
+    name: str
+    """What its scores are logged as."""
+
+    def __call__(self, episodes: Episodes) -> list[Score]: ...
 
 
 @dataclass
@@ -93,10 +104,12 @@ class RewardModel:
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """A function of the user's as a source of rewards."""
+    """A function as a source of rewards."""
 
     function: RewardFunction
     name: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Of the rows, by the arguments that they are, where those have another name."""
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Whether the rows have what the function asks for.
@@ -105,8 +118,8 @@ class FunctionReward:
             RequestError: They have not.
         """
         parameters = inspect.signature(self.function).parameters.values()
-        needed = [p.name for p in parameters if p.kind in _BY_NAME and p.default is p.empty]
-        missing = [f"`{name}`" for name in needed if name not in {*columns, "prompts", "completions"}]
+        needed = [self.columns.get(p.name, p.name) for p in parameters if p.kind in _BY_NAME and p.default is p.empty]
+        missing = [f"`{name}`" for name in needed if name not in {*columns, *_GIVEN}]
         if missing:
             found = ", ".join(f"`{name}`" for name in columns)
             raise RequestError(
@@ -115,62 +128,84 @@ class FunctionReward:
             )
 
     def __call__(self, episodes: Episodes) -> list[Score]:
-        given = {**episodes.columns, "prompts": episodes.prompts, "completions": episodes.completions}
-        parameters = inspect.signature(self.function).parameters
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            given = {name: value for name, value in given.items() if name in parameters}
-        rewards = self.function(**given)
+        try:
+            if isinstance(self.function, ProcessFunction):
+                rewards = self.function(episodes.groups, **self._given(episodes))
+            else:
+                rewards = self.function(**self._given(episodes))
+        except FunctionFailed as error:
+            where = "" if error.member is None else f", for a completion of {named_row(episodes, error.member)}"
+            raise AlignctlError(f"the reward function `{self.name}` {error.message}{where}") from error
         if len(rewards) != (count := len(episodes.completions)):
             raise AlignctlError(f"the reward function {self.name} gave {len(rewards)} numbers for {count} completions")
-        try:
-            return at_the_end(map(float, rewards), episodes)
-        except (TypeError, ValueError) as error:
-            raise AlignctlError(
-                f"the reward function {self.name} gave what is no number: {error}",
-                "it returns a number for each completion",
-            ) from error
+        return at_the_end(rewards, episodes)
+
+    def _given(self, episodes: Episodes) -> dict[str, Any]:
+        """What the function asks for: by name, or all columns; token ids by name alone, since few read them."""
+        given = {**episodes.columns, "prompts": episodes.prompts, "completions": episodes.completions}
+        parameters = inspect.signature(self.function).parameters
+        if "completion_ids" in parameters:
+            given["completion_ids"] = episodes.completion_ids
+        given |= {argument: episodes.columns[column] for argument, column in self.columns.items()}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            given = {name: value for name, value in given.items() if name in parameters}
+        return given
 
 
-RewardSource = RewardModel | FunctionReward
+def load_function(
+    target: str, name: str | None = None, columns: Mapping[str, str] | None = None, **how: Any
+) -> FunctionReward:
+    """The function that `module:name` or `file.py:name` says, in processes of its own.
 
-
-def load_function(target: str) -> FunctionReward:
-    """The function that `module:name` or `file.py:name` says.
+    Args:
+        name: What its scores are logged as, where that is not its own.
+        how: Its processes, its time and its settings, as ProcessFunction takes them.
 
     Raises:
         RequestError: There is none.
     """
-    place, _, name = target.rpartition(":")
-    try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # where dataclasses look for it
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        return FunctionReward(getattr(module, name), name)
-    except (ImportError, FileNotFoundError, AttributeError) as error:
-        raise RequestError(f"there is no reward function `{target}`: {error}", "write `module:function`") from error
+    return FunctionReward(ProcessFunction(target, **how), name or target.rpartition(":")[2], columns or {})
 
 
-def at_the_end(values: Iterable[float], episodes: Episodes) -> list[Score]:
-    """A number for each completion as a whole."""
-    return [{len(ids) - 1: value} for value, ids in zip(values, episodes.completion_ids, strict=True)]
+def named_row(episodes: Episodes, member: int) -> str:
+    """The row of a completion, for people: its place among the rows, and how its prompt begins."""
+    prompt = episodes.prompts[member]
+    text = " ".join((prompt[-1]["content"] if is_messages(prompt) else prompt).split())
+    number = f"row {episodes.row_numbers[member]:,}" if episodes.row_numbers else f"prompt {member + 1} of the rollout"
+    return f'{number}, "{text[:_SHOWN]}{"..." if len(text) > _SHOWN else ""}"'
+
+
+def at_the_end(values: Iterable[float | None], episodes: Episodes) -> list[Score]:
+    """A number for each completion as a whole, or none."""
+    return [
+        {} if value is None else {len(ids) - 1: float(value)}
+        for value, ids in zip(values, episodes.completion_ids, strict=True)
+    ]
 
 
 def totals(scores: Sequence[Score]) -> list[float]:
-    """What each completion is worth in all."""
+    """What each completion is worth in all; 0 without a score."""
     return [sum(score.values()) for score in scores]
 
 
+def of_scored(scores: Sequence[Score]) -> list[float]:
+    """What each completion that has a score is worth in all."""
+    return [sum(score.values()) for score in scores if score]
+
+
 def score(sources: Sequence[RewardSource], episodes: Episodes) -> dict[str, list[Score]]:
-    """Scores by each source, by its name.
+    """Scores by each source, by its name. Functions, servers and judges work while reward models compute.
 
     Raises:
         NotANumber: One of them is not.
+        AlignctlError: A source does not score.
     """
-    rewards = {source.name: source(episodes) for source in sources}
+    elsewhere = [source for source in sources if not isinstance(source, RewardModel)]
+    with ThreadPoolExecutor(max(len(elsewhere), 1)) as pool:
+        asked = {source.name: pool.submit(source, episodes) for source in elsewhere}
+        here = {source.name: source(episodes) for source in sources if isinstance(source, RewardModel)}
+        found = here | {name: one.result() for name, one in asked.items()}
+    rewards = {source.name: found[source.name] for source in sources}
     for name, scores in rewards.items():
         if not all(map(math.isfinite, totals(scores))):
             raise NotANumber(f"{name} gave a reward that is not a number; training cannot go on with it")

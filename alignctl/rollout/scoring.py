@@ -12,9 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from alignctl.config.rewards import Entry, FunctionEntry, JudgeEntry, ServerEntry, read_entry
 from alignctl.errors import AlignctlError, RequestError
+from alignctl.rollout import ready
 from alignctl.rollout.episodes import Episodes
+from alignctl.rollout.judging import JudgeReward, ServerReward
 from alignctl.rollout.rewards import (
+    FunctionReward,
     Moments,
     RewardModel,
     RewardSource,
@@ -23,6 +27,7 @@ from alignctl.rollout.rewards import (
     load_function,
     score,
 )
+from alignctl.rollout.servers import Chat, Server
 from alignctl.rollout.settings import RewardSettings
 from alignctl.run.paths import REWARD_STATISTICS
 
@@ -38,7 +43,7 @@ def build_sources(
     conversations: bool,
     max_tokens: int,
 ) -> list[RewardSource]:
-    """The reward model where there is one, then the functions.
+    """The reward model where there is one, then what `reward_funcs` names, in its order.
 
     Args:
         tokenizer: The policy's.
@@ -60,11 +65,29 @@ def build_sources(
                 "put the one that it was trained with into its folder, as `chat_template.jinja`",
             )
         sources.append(source)
-    for target in args.reward_funcs:
-        function = load_function(target)
-        function.check_columns(columns)
-        sources.append(function)
+    for entry in map(read_entry, args.reward_funcs):
+        source = _source(entry, args)
+        if isinstance(source, FunctionReward | JudgeReward):
+            source.check_columns(columns)
+        sources.append(source)
     return sources
+
+
+def _source(entry: Entry, args: RewardSettings) -> RewardSource:
+    """What scores as an entry of `reward_funcs` says."""
+    timeout_s, retries = args.reward_timeout, args.reward_retries
+    if isinstance(entry, ServerEntry):
+        return ServerReward(Server(entry.url, timeout_s, retries, entry.key_from), entry.label)
+    if isinstance(entry, JudgeEntry):
+        server = Server(entry.judge, timeout_s, retries, entry.key_from)
+        chat = Chat(server, entry.model, entry.temperature, entry.max_tokens)
+        return JudgeReward(chat, entry.question, entry.parallel, entry.label)
+    how = {"processes": args.reward_workers, "timeout_s": timeout_s}
+    if isinstance(entry, FunctionEntry):
+        return load_function(entry.function, entry.label, **how)
+    return load_function(
+        f"{ready.__name__}:{fields(entry)[0].name}", entry.label, entry.columns, **how, **entry.settings
+    )
 
 
 class Scoring:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
@@ -50,9 +50,16 @@ class RolloutSettings:
 class RewardSettings:
     """What scores completions, and what is made of the scores."""
 
-    reward_funcs: list[str] = field(default_factory=list)
-    """Functions that score completions, `module:function`, beside the reward model: called with `prompts` and
-    `completions` (text or messages, as the rows have them), they return a number for each."""
+    reward_funcs: list[str | dict[str, Any]] = field(default_factory=list)
+    """What scores completions beside the reward model: functions, `module:function`, servers by their URL, judges, and
+    ready functions by name; each gives a number, or none, for each (docs/rewards.md)."""
+    reward_workers: int = 1
+    """Processes of each function, among which the prompts of a rollout are divided; their completions stay together."""
+    reward_timeout: float = 300.0
+    """Seconds that a function, a server or a judge may take for what it is asked at a time."""
+    reward_retries: int = 5
+    """Times that a server or a judge is asked again where it does not answer: after a second, then after twice as
+    long each time."""
     reward_weights: list[float] | None = None
     """Weights of the sources of the reward: the reward model first, then the functions; None weighs all 1."""
     normalize_rewards: Literal["none", "statistics", "running"] = "none"

@@ -316,6 +316,10 @@ def test_a_chat_template_by_name_or_as_text_is_no_path(tmp_path, monkeypatch):
 def test_files_of_functions_are_paths_too(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rewards.py").write_text("def short(completions): return [-len(one) for one in completions]")
+    named = {"function": "rewards.py:short", "name": "brief"}
+    assert absolute_paths({"ppo": {"reward_funcs": [named, "http://a/rewards.py:80", "format"]}})["ppo"] == {
+        "reward_funcs": [named | {"function": f"{tmp_path / 'rewards.py'}:short"}, "http://a/rewards.py:80", "format"]
+    }
     modules = [] if isinstance(given, str) else given[1:]
     assert absolute_paths({"ppo": {"reward_funcs": given}})["ppo"]["reward_funcs"] == [
         f"{tmp_path / 'rewards.py'}:short",

@@ -232,7 +232,18 @@ def test_a_stage_that_was_trained_but_not_saved_takes_no_step_more(tmp_path, ali
     assert json.loads((stage / "result.json").read_text())["steps"] == 9
 
 
-def test_what_nobody_foresaw_keeps_its_traceback_and_names_the_log(tmp_path, alignctl):
+def test_what_nobody_foresaw_keeps_its_traceback_and_names_the_log(tmp_path, alignctl, monkeypatch):
+    bug = "import sys\nif 'alignctl.worker' in sys.orig_argv:\n    from alignctl.methods import registry\n"
+    (tmp_path / "sitecustomize.py").write_text(f"{bug}    registry.resolve = lambda name: 1 / 0\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    failed = alignctl("train", "recipe=quickstart", *TINY, "stages=[sft]", "run_dir=run")
+    assert failed.code == 1
+    assert "Traceback" in failed.err
+    assert "ZeroDivisionError" in failed.err
+    assert "attempt_1" in failed.err
+
+
+def test_a_reward_function_that_raises_is_named_with_the_row(tmp_path, alignctl):
     (tmp_path / "rewards.py").write_text("def unforeseen(prompts, completions):\n    return [1 / 0]\n")
     failed = alignctl(
         "train", "recipe=rlhf_quickstart", *TINY, "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null",
@@ -241,9 +252,12 @@ def test_what_nobody_foresaw_keeps_its_traceback_and_names_the_log(tmp_path, ali
         "run_dir=run",
     )  # fmt: skip
     assert failed.code == 1
-    assert "Traceback" in failed.err
-    assert "ZeroDivisionError" in failed.err
-    assert "attempt_1" in failed.err
+    said = " ".join(failed.err.split())
+    assert "the reward function `unforeseen` raised ZeroDivisionError: division by zero" in said
+    assert re.search(r"rewards.py, line 2\), for a completion of row \d+, \"\w", said), said
+    assert "Traceback" not in said
+    log = next((tmp_path / "run" / "ppo" / "logs" / "attempt_1").glob("*.log")).read_text()
+    assert "in unforeseen" in log
 
 
 def test_without_held_out_rows_it_says_so(tmp_path, alignctl, shared_data):

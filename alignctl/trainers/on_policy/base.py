@@ -39,7 +39,7 @@ from alignctl.models.sharding import gather_as_run
 from alignctl.monitor.common import common_metrics
 from alignctl.rollout.drawing import Drawn, draw_completions, why_cache_grows
 from alignctl.rollout.episodes import Episodes, Segment, episodes_of, unlearnt
-from alignctl.rollout.rewards import RewardModel, Score, totals
+from alignctl.rollout.rewards import RewardModel, Score, of_scored
 from alignctl.rollout.scoring import Scoring, build_sources
 from alignctl.rollout.streams import seed_of
 from alignctl.run.paths import StagePaths
@@ -232,6 +232,8 @@ class OnPolicyTrainer(Trainer):
         episodes = episodes_of(
             inputs["prompt"], inputs[PROMPT_IDS], drawn, self.processing_class, columns, args.num_generations
         )
+        numbers = [number for batch in self.row_numbers for number in batch.tolist()]
+        episodes = replace(episodes, row_numbers=numbers[: len(episodes.prompts)])
         return episodes if self.rollouts.counts else unlearnt(episodes)
 
     def _draw(self, prompts: list[list[int]], places: Sequence[int]) -> Drawn:
@@ -272,7 +274,7 @@ class OnPolicyTrainer(Trainer):
         for name, fraction in self.scoring.cut_fracs().items():
             self.rollouts.add_mean(name, [fraction])
         self.rollouts.sample(episodes, rewards, scores, self.args.num_sample_completions)
-        self._scores = totals(scores) if counts else []
+        self._scores = of_scored(scores) if counts else []
         self._tokens = sum(map(len, episodes.completion_ids)) if counts else 0
         return [one for one in updates if one.passes], experience
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignctl.rollout.episodes import Episodes
 from alignctl.rollout.kl import kl_estimates
-from alignctl.rollout.rewards import Score, totals
+from alignctl.rollout.rewards import Score, of_scored, totals
 from alignctl.run.files import append_json_lines, read_json_lines, write_json_lines
 from alignctl.trainers.on_policy.experience import Experience
 
@@ -90,8 +90,8 @@ class RolloutLog:
             scores: What was made of them.
         """
         for name, values in rewards.items():
-            self.add_mean(f"rewards/{name}", totals(values), f"rewards/{name}_std")
-        self.add_mean("score", totals(scores), "score_std")
+            self.add_mean(f"rewards/{name}", of_scored(values), f"rewards/{name}_std")
+        self.add_mean("score", of_scored(scores), "score_std")
         self.add_kl(experience)
         self.add_mean("completion_length", [float(len(ids)) for ids in episodes.completion_ids])
         self.add_mean("eos_share", episodes.ended)
@@ -151,8 +151,8 @@ class RolloutLog:
             {
                 "prompt": episodes.prompts[i],
                 "completion": episodes.completions[i],
-                "score": whole[i],
-                "rewards": {name: values[i] for name, values in by_source.items()},
+                "score": whole[i] if scores[i] else None,
+                "rewards": {name: values[i] if rewards[name][i] else None for name, values in by_source.items()},
             }
             for i in range(min(count, len(whole)))
         ]

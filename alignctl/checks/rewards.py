@@ -1,0 +1,161 @@
+"""Checks of what scores completions. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from alignctl.checks.values import check_value, method_of
+from alignctl.config.rewards import KINDS, READY, given_in, kinds_of, read_entry
+from alignctl.config.suggest import closest, did_you_mean
+from alignctl.config.trl_fields import config_fields
+from alignctl.errors import Problem
+
+_RESERVED = {"reward_model", "score"}
+_USED_BY = {
+    "reward_workers": ({"function", *READY}, "function"),
+    "reward_timeout": (set(KINDS), "function, server or judge"),
+    "reward_retries": ({"url", "judge"}, "server or judge"),
+}
+
+
+def check_rewards(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
+    """Whether something scores, and whether it can be asked."""
+    stage, method = config[name], method_of(config, name)
+    if method is None or "reward_funcs" not in config_fields(method.config_class):
+        return
+    given = stage.get("reward_funcs") or []
+    entries = given if isinstance(given, list) else [given]
+    if not all(isinstance(entry, str | Mapping) for entry in entries):
+        return  # reported with its type
+    if not stage.get("reward_model") and not entries:
+        yield Problem(
+            f"`{name}` needs something that scores completions",
+            f"set `{name}.reward_model` to a stage, a folder or a Hub id, or `{name}.reward_funcs=[module:function]`",
+        )
+    problems = {number: list(_entry(f"{name}.reward_funcs", entry)) for number, entry in enumerate(entries)}
+    for found in problems.values():
+        yield from found
+    weights, sources = stage.get("reward_weights"), len(entries) + bool(stage.get("reward_model"))
+    if isinstance(weights, list) and len(weights) != sources:
+        yield Problem(f"`{name}.reward_weights` has {len(weights)} values for {sources} sources of rewards")
+    if stage.get("normalize_rewards") == "statistics" and not stage.get("reward_model"):
+        yield Problem(
+            f"`{name}.normalize_rewards=statistics` needs a reward model", f"set `{name}.normalize_rewards=running`"
+        )
+    labels = [read_entry(entry).label for number, entry in enumerate(entries) if not problems[number]]
+    if len(set(labels)) < len(labels) or _RESERVED & set(labels):
+        yield Problem(
+            f"`{name}.reward_funcs`: each function is logged under its name, which must be its own and not "
+            f"`reward_model` or `score`; got {', '.join(labels)}",
+            "name one of them otherwise, `{function: module:function, name: other}`",
+        )
+    kinds = {kind for entry in entries for kind in kinds_of(entry)}
+    for key, (users, what) in _USED_BY.items():
+        if key in stage and not kinds & users:
+            yield Problem(f"`{name}.{key}` would have no effect: no {what} scores", f"take `{name}.{key}` out")
+
+
+def _entry(where: str, entry: str | Mapping[str, Any]) -> Iterator[Problem]:
+    """One entry of `reward_funcs`."""
+    kinds = kinds_of(entry)
+    if len(kinds) != 1:
+        yield _of_no_kind(where, entry, kinds)
+        return
+    (kind,), given = kinds, given_in(entry)
+    known = {field.name: field for field in fields(KINDS[kind])}
+    at = f"{where}: {kind}"
+    wrong = [key for key in given if key not in known]
+    for key in wrong:
+        yield Problem(f"unknown key `{key}` of `{at}`", did_you_mean(key, known))
+    for key, field in known.items():
+        if key in given:
+            found = list(check_value(f"{at}.{key}" if key != kind else at, given[key], str(field.type)))
+            wrong += found
+            yield from found
+        elif field.default is MISSING:
+            wrong.append(key)
+            others = ", ".join(f"{one}: ..." for one in dict.fromkeys((kind, key)))
+            yield Problem(f"`{at}` needs `{key}`", f"write `{{{others}}}`")
+    if not wrong:
+        yield from _CHECKS.get(kind, lambda where, given: ())(where, given)
+
+
+def _of_no_kind(where: str, entry: Mapping[str, Any], kinds: list[str]) -> Problem:
+    """What is said of an entry that is none, or several."""
+    if kinds:
+        return Problem(f"`{where}`: `{kinds[0]}` and `{kinds[1]}` are two entries", "begin another one with each")
+    return Problem(
+        f"`{where}`: nothing says what `{dict(entry)}` is",
+        f"one of its keys is {', '.join(f'`{kind}`' for kind in KINDS)}",
+    )
+
+
+def _function(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
+    target = given["function"]
+    place, _, function = target.rpartition(":")
+    if not place or not function:
+        near = closest(target, READY, 1)
+        ready = f"did you mean `{near[0]}`?" if near else f"ready ones are {', '.join(f'`{one}`' for one in READY)}"
+        yield Problem(
+            f"`{where}`: `{target}` is no `module:function` or `file.py:function`, no URL and no ready function", ready
+        )
+    elif place.endswith(".py") and not Path(place).expanduser().is_file():
+        yield Problem(f"`{where}={target}`: there is no file {place}")
+
+
+def _server(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
+    address = given.get("url", given.get("judge"))
+    url = urlsplit(address)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        yield Problem(f"`{where}`: `{address}` is no URL of a server", "begin it with `http://` or `https://`")
+    elif url.password:
+        yield Problem(
+            f"`{where}` has a password in the URL of {url.hostname}, which would be written to disk",
+            "put a key in the environment, and its variable's name in the entry: `key_from: MY_KEY`",
+        )
+    key = given.get("key_from")
+    if key and key not in os.environ:
+        yield Problem(f"`{where}`: the environment has no variable `{key}`", f"export {key}=...")
+
+
+def _format(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
+    try:
+        re.compile(given["format"])
+    except re.error as error:
+        yield Problem(f"`{where}`: `{given['format']}` is no regular expression: {error}")
+
+
+def _boxed_math(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
+    if importlib.util.find_spec("math_verify") is None:
+        yield Problem(f"`{where}`: `boxed_math` needs the package `math-verify`", 'pip install "alignctl[maths]"')
+
+
+def _length_penalty(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
+    if not 0 < given["buffer"] <= given["length_penalty"]:
+        yield Problem(
+            f"`{where}`: the `buffer` of `length_penalty: {given['length_penalty']}` must be from 1 to as many tokens, "
+            f"got `{given['buffer']}`"
+        )
+
+
+def _repetition(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
+    if given.get("repetition", 1) < 1:
+        yield Problem(f"`{where}`: `repetition` must be 1 word or more, got `{given['repetition']}`")
+
+
+_CHECKS = {
+    "function": _function,
+    "url": _server,
+    "judge": _server,
+    "format": _format,
+    "boxed_math": _boxed_math,
+    "length_penalty": _length_penalty,
+    "repetition": _repetition,
+}
