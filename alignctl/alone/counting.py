@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import Any
 
@@ -13,12 +14,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-GRADIENTS, WEIGHTS, ACTIVATIONS, SMALL = "gradients", "weights", "activations", "small"
-_FROM = 4096  # bytes of a collective of which one cannot tell by its name whether it is of metrics
+GRADIENTS, WEIGHTS, ACTIVATIONS, ROWS = "gradients", "weights", "activations", "rows"
+SMALL, ENGINES = "small", "small of the engine"
+"""Small are what alignctl asks of processes; so does what divides a model, for norms of gradients for instance."""
+_FROM = 4096  # bytes of a collective of which one cannot tell by its name whether it is of numbers alone
 _REDUCE_SHARES = ("_reduce_scatter_base_", "reduce_scatter_", "reduce_scatter_tensor_coalesced_")
 _GATHER_SHARES = ("_allgather_base_", "allgather_into_tensor_coalesced_")
 _REDUCE = ("allreduce_", "allreduce_coalesced_", "reduce_")
 _EXCHANGE = ("alltoall_base_", "alltoall_")
+_OURS, _PASSED_ON = "alignctl.", ("torch.", "accelerate.", __name__)
+_ENGINES = ("torch.nn.parallel.", "torch.distributed.fsdp.", "torch.distributed.tensor.", "deepspeed.")
 _PLACES = ("c10d", "_c10d_functional")
 _NOT_SENT = ("wait", "wrap", "barrier")  # parts of names
 
@@ -30,7 +35,8 @@ class Collectives(TorchDispatchMode):
         """How many processes divide matrices of layers, and how many the tokens of rows: they send activations."""
         super().__init__()
         self._tp_size, self._sp_size = tp_size, sp_size
-        self._kinds = (GRADIENTS, WEIGHTS, *([ACTIVATIONS] if max(tp_size, sp_size) > 1 else []), SMALL)
+        together = (ACTIVATIONS, ROWS) if max(tp_size, sp_size) > 1 else ()
+        self._kinds = (GRADIENTS, WEIGHTS, *together, SMALL, ENGINES)
         self.forget()
 
     def forget(self) -> None:
@@ -65,7 +71,19 @@ class Collectives(TorchDispatchMode):
 def _kind(name: str, size: int) -> str:
     if name in _REDUCE_SHARES or (name in _REDUCE and size >= _FROM):
         return GRADIENTS
-    return WEIGHTS if name in _GATHER_SHARES or (name == "broadcast_" and size >= _FROM) else SMALL
+    if name in _GATHER_SHARES or (name == "broadcast_" and size >= _FROM):
+        return WEIGHTS
+    return SMALL if _asked_by().startswith(_OURS) else ENGINES
+
+
+def _asked_by() -> str:
+    """The module that asks for the collective at hand: the nearest but for what passes it on."""
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(_ENGINES) or not module.startswith(_PASSED_ON):
+            return module
+    return ""
 
 
 def _processes_of(args: Any) -> int | None:

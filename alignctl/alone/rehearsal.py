@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors.torch import save_model
+from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoConfig,
@@ -21,7 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from alignctl.alone.counting import Collectives, count_gradients_of
+from alignctl.alone.counting import ROWS, SMALL, Collectives, count_gradients_of
 from alignctl.alone.held import gradients, models, optimizer_state, trained_weights, weights
 from alignctl.alone.made import made_rows, stand_in
 from alignctl.alone.numberless import without_numbers
@@ -40,6 +42,7 @@ from alignctl.trainers.base import passes
 from alignctl.trainers.base.managed import StageTrainer
 
 STEPS = 2  # the second has the optimizer's state in memory
+_LENGTH = 8  # bytes of a number
 _DIFFERENT = 8  # rows that are tokenised; the others are these again
 
 
@@ -118,7 +121,7 @@ def rehearse(stage: StageConfig, paths: StagePaths, tokens: int, numberless: boo
     with without_numbers() if numberless else nullcontext(), collectives:  # which sees all first
         job = _job(stage, paths, tokens)
         if max(tp_size, sp_size) > 1:
-            _let_others_have_the_same_rows()
+            _let_others_have_the_same_rows(collectives)
         if ZERO_STAGES.get(stage.distributed.type) == 3:
             _believe_in_agreement()
         with undivided():  # else ZeRO-3 would wait for the first process to read a reward model
@@ -176,9 +179,15 @@ def _enough(trainer: StageTrainer) -> Dataset:
     return rows.select([number % len(rows) for number in range(count)])
 
 
-def _let_others_have_the_same_rows() -> None:
-    """Which those that compute rows together would show each other."""
-    passes.all_objects = lambda own, group: [own] * group.size()
+def _let_others_have_the_same_rows(collectives: Collectives) -> None:
+    """Which those that compute rows together would show each other: how long they are, and then they themselves."""
+
+    def shown(own: Any, group: ProcessGroup) -> list[Any]:
+        collectives.add(SMALL, _LENGTH * group.size())
+        collectives.add(ROWS, len(pickle.dumps(own)) * group.size())
+        return [own] * group.size()
+
+    passes.all_objects = shown
 
 
 def _believe_in_agreement() -> None:

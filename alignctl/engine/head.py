@@ -78,6 +78,9 @@ def _score_own(
 ) -> TokenScores:
     head = model.get_output_embeddings()
     arguments = (model, hidden, targets, statistics, temperature, entropy_gradient)
+    if is_divided(head) and not isinstance(head, FSDPModule) and _is_one_layer(head):
+        head.forward = MethodType(_forward, head)
+        return head(hidden, lambda given: _score_chunks(head, model, given, *arguments[2:]))
     if not isinstance(head, FSDPModule):
         return _score_chunks(head, *arguments)
     if not hasattr(head, "score_chunks"):  # gathers the head once for all chunks, and once for their backward pass
@@ -90,6 +93,17 @@ def _score_own(
     # would call the two run once more, and gather them before the backward pass of everything else. (Private in torch.)
     fully_shard.state(head)._modules_to_run_forward.clear()
     return scores
+
+
+def _is_one_layer(head: nn.Module) -> bool:
+    """Whether it has nothing inside that is run by itself, as an adapter is."""
+    return next(head.children(), None) is None
+
+
+def _forward(head: nn.Module, hidden: Tensor, score: Callable[[Tensor], TokenScores] | None = None) -> Any:
+    """The forward of a head that ZeRO-3 divides: its logits, or what comes of all of its pieces in one run, for which
+    its weights come together once, and once for the backward pass."""
+    return type(head).forward(head, hidden) if score is None else score(hidden)
 
 
 def _release(head: FSDPModule) -> None:
@@ -113,7 +127,7 @@ def _score_chunks(
         1, (_LOGITS_CPU if hidden.device.type == "cpu" else _LOGITS_GPU) // model.config.get_text_config().vocab_size
     )
     pieces = -(-len(hidden) // chunk)
-    if is_divided(head):  # which is gathered for each piece, by all processes together
+    if is_divided(head) and not _is_there(head):  # it is gathered for each piece, by all processes together
         pieces = most_of_all(pieces, hidden.device)
     again = torch.is_grad_enabled() and pieces > 1
     at_once = torch.is_grad_enabled() and hidden.requires_grad and not entropy_gradient and _is_fixed(head)
@@ -137,8 +151,13 @@ def _cut(tokens: Tensor, chunk: int, pieces: int) -> tuple[Tensor, ...]:
 
 
 def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
-    """Of a head that is there: what FSDP puts around a call would let go of it after each."""
-    return head.forward(hidden) if isinstance(head, FSDPModule) else head(hidden)
+    """What is put around a call would let go of a head that is there after each."""
+    return head.forward(hidden) if _is_there(head) else head(hidden)
+
+
+def _is_there(head: nn.Module) -> bool:
+    """Whether all pieces are scored in one run of a divided head."""
+    return isinstance(head, FSDPModule) or (is_divided(head) and _is_one_layer(head))
 
 
 def _is_fixed(head: nn.Module) -> bool:

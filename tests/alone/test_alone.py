@@ -46,7 +46,7 @@ def test_under_ddp_a_process_holds_all(rehearsed):
     }
     assert sizes(report["sent"])["gradients"] == (weights, weights)
     assert report["sent"]["weights"]["count"] == 0
-    assert report["sent"]["small"]["count"] <= 4
+    assert report["sent"]["small"]["count"] == 2
     assert report["checkpoint"]["files"] == ["rng_state_9.pth"], "the first process writes the rest"
 
 
@@ -68,7 +68,7 @@ def test_of_70b_a_process_holds_its_share(rehearsed):
         "gradients": pytest.approx(share, rel=1e-3),
         "optimizer state": pytest.approx(2 * share, rel=1e-3),
     }
-    assert report["sent"]["small"]["count"] <= 3
+    assert report["sent"]["small"]["count"] == 2
     # In bfloat16: a forward and a backward pass, which needs no embeddings, and the reference's.
     expected = 2 * (3 * 70_553_706_496 - 128_256 * 8_192)
     assert report["sent"]["weights"]["bytes"] == pytest.approx(expected, rel=1e-3)
@@ -101,7 +101,7 @@ def test_of_divided_matrices_each_holds_as_much_and_gathers_less(rehearsed):
     assert together["sent"]["activations"]["count"] == 2 * passes * (2 * 2 + 2 + 1)
 
 
-@pytest.mark.parametrize(("distributed", "times"), [("ddp", 1), ("zero1", 1), ("zero2", 3), ("fsdp2", 3)])
+@pytest.mark.parametrize(("distributed", "times"), [("ddp", 1), ("zero1", 1), ("zero2", 3), ("zero3", 3), ("fsdp2", 3)])
 def test_gradients_of_several_passes(rehearsed, distributed, times):
     """DeepSpeed divides them in every pass from ZeRO-2 on, and FSDP2; the others add them up once."""
     report = rehearsed(
@@ -109,6 +109,7 @@ def test_gradients_of_several_passes(rehearsed, distributed, times):
         "--tokens", "64", "--as", "5/16",
     )  # fmt: skip
     assert report["passes"] == 3
+    assert report["sent"]["small"]["count"] == 2, "however many passes there are"
     sent, planned = sizes(report["sent"])["gradients"]
     assert sent == planned
     # FSDP2 fills up the last pieces of a tensor.
@@ -127,7 +128,7 @@ def test_of_divided_rows_each_sends_its_part(rehearsed):
     assert two["held"] == alone["held"]
     assert "activations" not in alone["sent"]
     assert two["sent"]["activations"]["count"] >= 2 * two["passes"] * (2 * 4 + 1)
-    assert two["sent"]["small"]["count"] <= 5
+    assert (two["sent"]["rows"]["count"], two["sent"]["small"]["count"]) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +158,8 @@ def test_every_cell_is_as_planned(rehearsed, method, distributed, adapter, accum
     )  # fmt: skip
     assert report["held"]["gradients"]["planned"], "nothing was compared"
     assert report["sent"]["gradients"]["count"]
-    if report["passes"]:  # else completions are drawn, which processes do together where weights are divided
-        assert report["sent"]["small"]["count"] <= 8  # three of ours, and what DeepSpeed asks
+    if method != "ppo":  # whose processes draw completions together where they divide weights
+        assert report["sent"]["small"]["count"] <= 3
 
 
 def test_a_model_folder(rehearsed, shared_data):
