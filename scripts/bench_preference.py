@@ -106,7 +106,8 @@ def main() -> None:
     minutes = arguments.minutes or (8 if arguments.gpu else float("inf"))
     ends = time.monotonic() + 60 * minutes
     comparisons = list(for_a_gpu() if arguments.gpu else asked_for(arguments))
-    machine = describe_machine(comparisons[0].work)
+    work = comparisons[0].work
+    machine = describe_machine(work.device, work.threads)
     print(machine, flush=True)
     results = []
     # The few for a GPU are imported while others have the card, which they do not touch before their turn.
@@ -154,13 +155,13 @@ def for_a_gpu() -> Iterator[Comparison]:
         yield Comparison(rows, ("TRL", "alignctl, checkpointed", "alignctl"), alone=True)
 
 
-def describe_machine(work: Work) -> str:
+def describe_machine(device: str, threads: int) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
-    return f"{_processor(work)}, {work.threads} thread(s), Python {platform.python_version()}, {packages}"
+    return f"{_processor(device)}, {threads} thread(s), Python {platform.python_version()}, {packages}"
 
 
-def _processor(work: Work) -> str:
-    if work.device == "cuda":
+def _processor(device: str) -> str:
+    if device == "cuda":
         if which("nvidia-smi") is None:
             return "a GPU"
         asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
