@@ -58,14 +58,16 @@ def put_in(prompts: Sequence[str]) -> list[list[int]]:
 
 @torch.no_grad()
 def sampled_logps(model: PreTrainedModel, prompts: Sequence[Sequence[int]], ids: Sequence[Sequence[int]]) -> list[Any]:
-    """What a program that computes otherwise might say that the completions had when it drew them; of one token it
-    says nothing."""
-    generator, found = torch.Generator().manual_seed(2), []
+    """What a program that computes otherwise might say that completions had when it drew them; of some tokens it says
+    nothing. The same of a completion wherever it stands."""
+    found = []
     for prompt, completion in zip(prompts, ids, strict=True):
         logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
         logps = logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
-        found.append((logps + 0.3 * torch.randn(len(completion), generator=generator)).tolist())
-    found[1][1] = float("nan")
+        generator = torch.Generator().manual_seed(sum(completion))
+        said = logps + 0.3 * torch.randn(len(completion), generator=generator)
+        said[torch.rand(len(completion), generator=generator) < 0.05] = torch.nan
+        found.append(said.tolist())
     return found
 
 

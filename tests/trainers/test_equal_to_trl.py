@@ -18,7 +18,7 @@ import pytest
 import torch
 from support.processes import run_script
 from support.put_in import Step, steps_of_ours, steps_of_trl, whole_windows
-from support.rewards import REWARDS, letters, vowels
+from support.rewards import REWARDS, letters, said_of_some, vowels
 
 pytestmark = pytest.mark.train
 
@@ -31,8 +31,9 @@ WITHIN = 1e-5
 """Of the largest entry."""
 FARTHER = {"vespo": 5, "rloo": 5}
 """So many times that, because the weights in a loss are exponentials of sums over a completion."""
-REWARD_FUNCTIONS = {"letters": letters, "vowels": vowels}
+REWARD_FUNCTIONS = {"letters": letters, "vowels": vowels, "said_of_some": said_of_some}
 TWO = {"functions": ("letters", "vowels"), "reward_weights": (0.3, 2.0)}
+VLLM = {"sampled": True, "vllm_importance_sampling_clip_min": 0.5, "vllm_importance_sampling_clip_max": 2.0}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "scaled by the rollout": ("dapo", {"scale_rewards": "batch"}),
     "not scaled": ("dapo", {"scale_rewards": "none"}),
@@ -49,11 +50,20 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "temperature": ("dapo", {"temperature": 1.2}),
     "two rewards": ("dapo", TWO),
     "two rewards, each scaled": ("dapo", TWO | {"multi_objective_aggregation": "normalize_then_sum"}),
+    "some unscored": ("dapo", {"functions": ("said_of_some",)}),
+    "some unscored by one": ("dapo", {"functions": ("said_of_some", "vowels")}),
+    "vllm": ("dapo", {"sampled": True}),
+    "vllm, tokens kept within": ("dapo", VLLM | {"vllm_importance_sampling_mode": "token_truncate"}),
+    "vllm, tokens masked": ("dapo", VLLM | {"vllm_importance_sampling_mode": "token_mask"}),
+    "vllm, completions kept within": ("dapo", VLLM | {"vllm_importance_sampling_mode": "sequence_truncate"}),
+    "vllm, off policy": ("dapo", VLLM | {"off_policy_mask_threshold": 0.05}),
+    "vllm, vespo": ("vespo", VLLM | {"vllm_importance_sampling_mode": "token_truncate"}),
     "cispo, bounded": ("cispo", {"epsilon_high": 1.5}),
     "sapo, other temperatures": ("sapo", {"sapo_temperature_pos": 0.5, "sapo_temperature_neg": 2.0}),
     "vespo, other weights": ("vespo", {"vespo_k_pos": 1.0, "vespo_lambda_neg": 1.0}),
     "rloo, normalised": ("rloo", {"normalize_advantages": True}),
     "rloo, clipped": ("rloo", {"reward_clip_range": (0.5, 1.5)}),
+    "rloo, some unscored": ("rloo", {"functions": ("said_of_some",)}),
     "rloo, cut off": ("rloo", {"mask_truncated_completions": True}),
     "rloo, without a reference": ("rloo", {"beta": 0.0}),
 }

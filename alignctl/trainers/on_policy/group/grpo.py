@@ -47,6 +47,8 @@ class GRPOExperience(Experience):
     """Tokens whose loss counts; None for all."""
     sampler_ratio: Tensor | None
     """What tokens are weighted by because another program drew them; None for nothing."""
+    drawn_logps: Tensor | None
+    """As that program said; None where the policy drew."""
 
 
 class GRPOTrainer(GroupTrainer):
@@ -152,9 +154,13 @@ class GRPOTrainer(GroupTrainer):
             high = self._high_entropy(spread(outputs.entropy, episodes), mask)
         if self.entropy_learns:
             self._weigh_entropy(episodes, outputs, mask if high is None else mask & high)
+        drawn = None
+        if episodes.drawn_logps is not None:
+            flat = [one for row in episodes.drawn_logps for one in row]
+            drawn = spread(torch.tensor(flat, device=advantages.device), episodes)
         return GRPOExperience(
             present, mask, completion, logps, ref_logps, advantages.expand_as(mask), high_entropy=high,
-            sampler_ratio=self._sampler_ratio(episodes, logps, mask, completion),
+            sampler_ratio=self._sampler_ratio(drawn, logps, present, mask, completion), drawn_logps=drawn,
         )  # fmt: skip
 
     def _advantages(self, rewards: Tensor) -> Tensor:
@@ -179,17 +185,12 @@ class GRPOTrainer(GroupTrainer):
         return entropy >= torch.nanquantile(everyone, 1 - self.args.top_entropy_quantile)
 
     def _sampler_ratio(
-        self, episodes: Episodes, logps: Tensor | None, mask: Tensor, completion: Tensor
+        self, drawn: Tensor | None, logps: Tensor | None, present: Tensor, mask: Tensor, completion: Tensor
     ) -> Tensor | None:
         """What tokens are weighted by where vLLM drew them; None where the policy did."""
         args = self.args
-        if episodes.drawn_logps is None or not args.vllm_importance_sampling_correction:
+        if drawn is None or not args.vllm_importance_sampling_correction:
             return None
-        there = torch.tensor([len(ids) for ids in episodes.completion_ids], device=mask.device)
-        present = torch.arange(mask.size(1), device=mask.device) < there[:, None]
-        drawn = torch.zeros_like(logps).masked_scatter(
-            present, torch.tensor([one for row in episodes.drawn_logps for one in row], device=logps.device)
-        )
         found = torch.ones_like(logps)
         found[present] = ratio = sampler_ratios(
             logps[present], drawn[present], mask[present], completion[present], args.vllm_importance_sampling_mode,
@@ -234,7 +235,8 @@ class GRPOTrainer(GroupTrainer):
         ratio = (log_ratio if of_tokens else mean_of_completion(log_ratio, mask, completion)).exp()
         losses, shares, completions = self._of_tokens(ratio, log_ratio, logps, experience)
         if args.off_policy_mask_threshold is not None:
-            losses = losses * near_policy(logps, old, advantages, mask, completion, args.off_policy_mask_threshold)
+            drawn = old if experience.drawn_logps is None else experience.drawn_logps
+            losses = losses * near_policy(logps, drawn, advantages, mask, completion, args.off_policy_mask_threshold)
         if experience.high_entropy is not None:
             losses = losses * experience.high_entropy
         if experience.sampler_ratio is not None and args.loss_type != "vespo":
