@@ -53,7 +53,8 @@ cell:
   bf16: false
 """
 CUT = "  max_length: 128\n"
-OWN = {"ppo": "  response_length: 8\n  max_prompt_length: 64\n  reward_funcs: ['alignctl.data.quickstart:reward']\n"}
+_DRAWN = "  response_length: 8\n  max_prompt_length: 64\n  reward_funcs: ['alignctl.data.quickstart:reward']\n"
+OWN = {"ppo": _DRAWN} | dict.fromkeys(("grpo", "rloo"), _DRAWN + "  num_generations: 2\n  beta: 0.05\n")
 
 
 @dataclass(frozen=True)

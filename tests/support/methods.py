@@ -94,7 +94,7 @@ METHODS = {
         stateful=("grpo.use_adaptive_entropy=true", "grpo.entropy_target=9.0"),
         local=None,
         trl=None,
-        same={"": Same(settings=_DRAWN | {"num_generations": 4})},
+        same={"": Same(settings=_DRAWN | {"num_generations": 2, "beta": 0.05})},
     ),
     "ipo": Row(
         stage="ipo",
@@ -162,12 +162,12 @@ METHODS = {
         recipe="rloo_quickstart",
         alone=(
             "rloo.from=null", "rloo.reward_model=null", f"rloo.reward_funcs=[{REWARDS}:length]",
-            "rloo.response_length=8",
+            "rloo.response_length=8", "rloo.num_generations=4",
         ),
         stateful=("rloo.sync_ref_model=true", "rloo.ref_model_sync_steps=2"),
         local=None,
         trl=None,
-        same={"": Same(settings=_DRAWN | {"num_generations": 4})},
+        same={"": Same(settings=_DRAWN | {"num_generations": 2, "beta": 0.05})},
     ),
     "sft": Row(
         stage="sft",

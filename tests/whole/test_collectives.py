@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support.cells import CASES, job
 
+from alignctl.methods.registry import methods
+
 pytestmark = pytest.mark.train
 
 PROCESSES, MOST = 64, 3
@@ -25,7 +27,8 @@ DAY = [
     ("ppo", 1, "none", ("cell.normalize_rewards=running", "cell.num_ppo_epochs=2", "cell.num_mini_batches=2")),
 ]
 ALL = [(case, steps, peft, ()) for case in CASES for steps in (1, 4) for peft in ("none", "lora")]
-NIGHT = [one for one in ALL if one not in DAY and not (one[0] == "ppo" and one[1] > 1)]
+DRAWN = [case for case, (name, _) in CASES.items() if methods()[name].data_kind == "prompts"]
+NIGHT = [one for one in ALL if one not in DAY and not (one[0] in DRAWN and one[1] > 1)]
 NIGHT.append(("dpo", 4, "none", ("cell.loss_type=[aot]",)))  # which keeps batches together
 
 

@@ -36,8 +36,8 @@ def pairs() -> list[tuple[tuple, tuple]]:
     found = []
     for case, peft in ((case, peft) for case in CASES for peft in ("none", "lora")):
         for number, division in enumerate(DIVIDED):
-            accumulates = division[1] > 1 and CASES[case][0] == "ppo"  # whose mini-batches are divided by tokens
-            if accumulates:
+            drawn = methods()[CASES[case][0]].data_kind == "prompts"  # mini-batches of which are divided by tokens
+            if division[1] > 1 and drawn:
                 continue
             found.append(((case, peft, "padded" if number in (0, 5) and case == "dpo" else "auto"), division))
     return found
