@@ -40,6 +40,7 @@ from alignctl.stage.build import build_arguments, build_trainer
 from alignctl.stage.job import Job, rank
 from alignctl.trainers.base import passes
 from alignctl.trainers.base.managed import StageTrainer
+from alignctl.trainers.on_policy.base import OnPolicyTrainer
 
 STEPS = 2  # the second has the optimizer's state in memory
 _LENGTH = 8  # bytes of a number
@@ -64,13 +65,14 @@ class Looks(TrainerCallback):
         self.seen: dict[str, Any] = {}
         for role, model in models(trainer, method).items():
             model.get_input_embeddings().register_forward_pre_hook(partial(self._run, role))
-        compute_loss = trainer.compute_loss
+        loss_of_pass = "losses" if isinstance(trainer, OnPolicyTrainer) else "compute_loss"
+        compute = getattr(trainer, loss_of_pass)
 
         def counted(*args: Any, **options: Any) -> Any:
             self._passes += 1
-            return compute_loss(*args, **options)
+            return compute(*args, **options)
 
-        trainer.compute_loss = counted
+        setattr(trainer, loss_of_pass, counted)
 
     def on_train_begin(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
         wrapped = self._trainer.model_wrapped

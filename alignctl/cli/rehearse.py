@@ -17,6 +17,8 @@ from alignctl.errors import AlignctlError, RequestError
 from alignctl.launch.alone import run_alone, temporary_run
 from alignctl.plan.alone import (
     check_can_be_made,
+    check_machines,
+    draws,
     is_numberless,
     longest,
     read_place,
@@ -48,6 +50,7 @@ def rehearse_command(
         AlignctlError: What is held is not what was planned, or the child failed.
     """
     place, request = read_place(given), read_request(overrides, recipe_dirs)
+    check_machines(request.overrides)
     with temporary_run() as folder:
         composed, problems = compose(request)
         config = with_processes(composed, place, folder)
@@ -73,7 +76,7 @@ def rehearse_command(
         **_who(plan, stage, place),
         "tokens": tokens, "passes": seen["passes"], "numberless": numberless, "seconds": seconds,
         "held": _compared(_held(seen), _held(planned.to_dict()) if planned else {}),
-        "sent": _compared_sent(seen, planned),
+        "sent": _compared_sent(seen, None if draws(alone) else planned),
         "checkpoint": writes(alone, place, seen["trained"], seen["optimizer"]),
     }  # fmt: skip
     click.echo(json.dumps(report, indent=2) if as_json else _shown(report))
@@ -113,7 +116,12 @@ def _compared(seen: Mapping[str, int | None], planned: Mapping[str, int | None])
 
 
 def _compared_sent(seen: Mapping[str, Any], planned: Held | None) -> dict[str, dict[str, Any]]:
-    """Collectives of a step; what passes gather is planned by the pass."""
+    """Collectives of a step; what passes gather is planned by the pass.
+
+    Args:
+        planned: None where that is not known: of completions nobody knows how long they get, nor how many steps the
+            optimizer takes with them.
+    """
     wanted: dict[str, int | None] = {}
     if planned is not None:
         wanted = {

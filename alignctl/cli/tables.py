@@ -67,6 +67,7 @@ def print_plan(plan: RunPlan) -> None:
             **({"makes": makes} if makes else {"trained": stage.trained}),
             "models": ", ".join(_role(stage, role) for role in stage.roles),
             **({} if makes else {"global batch": f"{stage.global_batch_size} per optimizer step"}),
+            **({} if config.distributed.type == "none" else {"processes": _processes(config)}),
             "output": stage.output,
             "state": _state(plan.paths.stage(config.name)),
         }
@@ -81,6 +82,18 @@ def _role(stage: StagePlan, role: str) -> str:
     """A role, with the source of its weights where that is not where the stage starts."""
     name, source = role.replace("_", " "), stage.roles[role]
     return name if source == stage.start else f"{name} ({source})"
+
+
+def _processes(config: StageConfig) -> str:
+    launcher, distributed = config.launcher, config.distributed
+    together = (("tp_size", distributed.tp_size), ("sp_size", distributed.sp_size))
+    return ", ".join(
+        (
+            f"{launcher.world_size} ({launcher.nodes} x {launcher.processes_per_node})",
+            distributed.type,
+            *(f"{name} {size}" for name, size in together if size > 1),
+        )
+    )
 
 
 def _state(paths: StagePaths) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignctl.config.adapters import has_adapter
@@ -52,12 +52,32 @@ def read_place(given: str) -> Place:
     return place
 
 
+def check_machines(overrides: Sequence[str]) -> None:
+    """Whether somebody says how many machines there are.
+
+    Raises:
+        RequestError: That would have no effect.
+    """
+    given = next((one for one in overrides if one.lstrip("+").startswith("launcher.nodes=")), None)
+    if given is not None:
+        raise RequestError(
+            f"`{given}` would have no effect: N of `--as RANK/N` says how many machines there are",
+            "leave it out; how large a machine is `launcher.gpus_per_node` says",
+        )
+
+
 def with_processes(config: Mapping[str, Any], place: Place, run_dir: str) -> dict[str, Any]:
     """A composed config whose launcher starts so many processes, on machines as large as it says.
 
     Raises:
-        RequestError: They do not fill the machines.
+        RequestError: They do not fill the machines, or have nothing to work together by.
     """
+    kind = (config.get("distributed") or {}).get("type", "none")
+    if kind == "none" and place.processes > 1:
+        raise RequestError(
+            f"`--as {place}` is one of {place.processes} processes, and `distributed` is none",
+            "add `distributed=ddp`, or zero1, zero2, zero3 or fsdp2",
+        )
     launcher = dict(config.get("launcher") or {})
     launcher["stages"] = {}
     key = "processes" if launcher.get("processes") else "gpus_per_node"
@@ -145,24 +165,33 @@ def stood_in(stage: StageConfig, shape: Shape) -> StageConfig:
     )
 
 
+def draws(stage: StageConfig) -> bool:
+    """Whether a stage learns from completions that it draws itself."""
+    return methods()[stage.method].data_kind == "prompts"
+
+
 def is_numberless(stage: StageConfig, shape: Shape) -> bool:
     """Whether a stage is rehearsed with weights that have no numbers, which may be of any size.
 
     Raises:
         RequestError: It cannot be, and its weights are too large to be made.
     """
-    kind, draws = stage.distributed.type, methods()[stage.method].data_kind == "prompts"
-    if kind == "fsdp2" and not draws:
+    kind = stage.distributed.type
+    if kind == "fsdp2" and not draws(stage):
         return True
     whole = tensors(shape)
     size = 4 * len(methods()[stage.method].roles) * sum(one.numbers * one.count for one in whole or ())
     if size > _LARGEST:
-        reason = "completions are drawn by looking at numbers" if draws else f"`distributed={kind}` moves their numbers"
+        reason = (
+            "completions are drawn by looking at numbers"
+            if draws(stage)
+            else f"`distributed={kind}` moves their numbers"
+        )
         raise RequestError(
             f"weights of {shown_bytes(size)} would have to be made, because {reason}; the most is "
             f"{shown_bytes(_LARGEST)}",
             "rehearse a smaller model of the family, by `model.path`"
-            + ("" if draws else ", or this one with `distributed=fsdp2`, whose weights need no numbers"),
+            + ("" if draws(stage) else ", or this one with `distributed=fsdp2`, whose weights need no numbers"),
         )
     return False
 

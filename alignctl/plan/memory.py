@@ -70,15 +70,15 @@ class Held:
 
         Args:
             runs: How often the model of each role is run in it.
-            passes: How many of these have a backward pass; none where they are not counted.
+            passes: How many of these have a backward pass.
         """
-        if self.gathered is None or not passes:
+        if self.gathered is None:
             return None
         return sum(self.gathered[role] * count for role, count in runs.items()) + self.gathered_again * passes
 
     def reduced_in(self, passes: int) -> int | None:
-        """Gradients that are added up in a step of so many passes; None where passes are not counted."""
-        if self.reduced is None or not passes:
+        """Gradients that are added up in a step of so many passes."""
+        if self.reduced is None:
             return None
         return self.reduced * (passes if self.reduced_each_pass else 1)
 

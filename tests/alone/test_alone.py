@@ -182,6 +182,7 @@ def test_under_zero3_models_that_judge_completions_are_shares(rehearsed):
         "ppo.per_device_train_batch_size=4", "ppo.response_length=8", "--tokens", "8",
     )  # fmt: skip
     held = {name.removeprefix("weights of "): one["bytes"] for name, one in report["held"].items()}
+    assert report["passes"] > 0
     assert held["policy"] == 3 * held["reference"]
     assert held["value model"] == 3 * held["reward model"]
     assert held["reward model"] - held["reference"] == 4 * 96 / 2

@@ -7,6 +7,13 @@ import pytest
 FSDP = ("recipe=dpo_llama3", "distributed=fsdp2")
 
 
+def test_a_dry_run_says_how_processes_divide_a_model(alignctl):
+    """Which `rehearse` then does."""
+    done = alignctl("train", "recipe=dpo_llama3_70b", "distributed.parallelism_config.tp_size=8", "--dry-run")
+    assert done.code == 0, done.err
+    assert "32 (4 x 8), fsdp2, tp_size 8" in done.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -14,7 +21,8 @@ FSDP = ("recipe=dpo_llama3", "distributed=fsdp2")
         ((*FSDP, "--as", "5"), "`--as 5` is not a rank and a number of processes"),
         ((*FSDP, "--as", "0/0"), "`--as 0/0` is not"),
         ((*FSDP, "launcher.gpus_per_node=8", "--as", "5/12"), "12 processes do not fill machines of 8"),
-        (("recipe=dpo_llama3", "--as", "0/2"), "asks for 2 processes, and `distributed` is none"),
+        (("recipe=dpo_llama3", "--as", "0/2"), "is one of 2 processes, and `distributed` is none"),
+        ((*FSDP, "launcher.nodes=2", "--as", "5/16"), "`launcher.nodes=2` would have no effect"),
         ((*FSDP, "--as", "0/2", "--stage", "sft"), "`--stage sft` is not among the stages"),
         ((*FSDP, "--as", "0/2", "model.path=meta-llama/Llama-3.1-8B-Instrct"), "shape of this model is not known"),
         ((*FSDP, "--as", "0/2", "dpo.bta=1"), "bta"),
