@@ -19,12 +19,16 @@ from alignctl.config.schema import MISSING, QUANTIZED
 from alignctl.config.stages import first_stage, merged_section, names_rows
 from alignctl.config.suggest import did_you_mean
 from alignctl.data.files import FILE_SUFFIXES, BadFile, suffix
-from alignctl.data.formats import FORMATS, KINDS, accepted_kinds, detect_format
+from alignctl.data.formats import FORMATS, KINDS, accepted_kinds
+from alignctl.data.mapping import how_to_read
 from alignctl.data.messages import BadRow, is_messages
-from alignctl.data.sources import BUILTIN_SOURCES, is_hub_id, peek_rows
+from alignctl.data.sources import BUILTIN_SOURCES, digest, is_hub_id, peek_rows
 from alignctl.data.templates import TEMPLATES, template_file
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method
+
+_MAKES = {"use": str, "columns": Mapping, "template": str}
+"""What `data` says of how rows are made of those of a file; others are reported with their type."""
 
 
 def check_run_dir(config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -104,10 +108,8 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
         yield Problem(f"`{where}.path` must be given: a file or a Hub id", f"add `{where}.path=...`")
     if data.get("eval_path") and data.get("eval_split"):
         yield Problem(f"`{where}.eval_path` and `{where}.eval_split` exclude each other")
-    elif data.get("eval_path") and data["eval_path"] == data.get("path"):
-        yield Problem(
-            f"`{where}.eval_path` is the file that is trained on", f"leave it out: rows of `{where}.path` are held out"
-        )
+    elif data.get("eval_path") and (same := _same_rows(data.get("path"), data["eval_path"])):
+        yield Problem(f"`{where}.eval_path` is {same}", f"leave it out: rows of `{where}.path` are held out")
     if "eval_rows" in data and (data.get("eval_path") or data.get("eval_split") or data.get("path") in BUILTIN_SOURCES):
         yield Problem(f"`{where}.eval_rows` would have no effect: held-out rows are given", f"set `{where}.eval_limit`")
     row_format = data.get("format", "auto")
@@ -116,19 +118,40 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
         return
     kinds = {"holds": data.get("holds"), "format": FORMATS[row_format].kind if row_format in FORMATS else None}
     for key, holds in kinds.items():
-        if holds in KINDS and holds not in accepted_kinds(method.data_kind):
+        if holds in KINDS and holds not in accepted_kinds(method.data_kind, data.get("use")):
             yield Problem(
                 f"`{where}.{key}={data[key]}`: these rows are {holds} ({KINDS[holds]}), and the method `{method.name}` "
                 f"needs {method.data_kind} ({KINDS[method.data_kind]})",
                 f"choose other data, or another method for `{name}`",
             )
             return
+    if data.get("use") and method.data_kind != "demonstrations":
+        yield Problem(
+            f"`{where}.use={data['use']}` would have no effect: `{name}` learns from {method.data_kind}", "take it out"
+        )
+        return
     template = _has_chat_template(config, name)
     for key in ("path", "eval_path"):
         if isinstance(data.get(key), str) and data[key] != MISSING:
-            yield from _rows(f"{where}.{key}", data[key], row_format, method, template)
+            yield from _rows(f"{where}.{key}", data[key], data, method, template)
     if data.get("eval_split") and isinstance(data.get("path"), str) and not is_hub_id(data["path"]):
         yield Problem(f"`{where}.eval_split` is for Hub data sets", f"give the held-out file as `{where}.eval_path`")
+
+
+def _same_rows(path: Any, other: Any) -> str | None:
+    """What a file is to the one that is trained on, where it is no other; None where it is."""
+    if path == other:
+        return "the file that is trained on"
+    if not isinstance(path, str) or not isinstance(other, str):
+        return None  # reported with its type
+    files = [Path(each).expanduser() for each in (path, other)]
+    if not all(file.is_file() for file in files):
+        return None
+    if files[0].samefile(files[1]):
+        return "the file that is trained on, by another name"
+    if files[0].stat().st_size == files[1].stat().st_size and digest(files[0]) == digest(files[1]):
+        return "a copy of the file that is trained on"
+    return None
 
 
 def _scratch(scratch: Mapping[str, Any]) -> Iterator[Problem]:
@@ -158,7 +181,7 @@ def _has_chat_template(config: Mapping[str, Any], name: str) -> bool:
     return "chat_template" in described or settings.with_name("chat_template.jinja").is_file()
 
 
-def _rows(where: str, path: str, row_format: str, method: Method, has_template: bool) -> Iterator[Problem]:
+def _rows(where: str, path: str, data: Mapping[str, Any], method: Method, has_template: bool) -> Iterator[Problem]:
     """Whether a source of rows exists, its first row suits the method, and the tokenizer can write it."""
     if path in BUILTIN_SOURCES or is_hub_id(path):
         return
@@ -172,12 +195,10 @@ def _rows(where: str, path: str, row_format: str, method: Method, has_template: 
     else:
         try:
             if rows := peek_rows(file):
-                found = detect_format(rows, method.data_kind, row_format)
-                if (
-                    not has_template
-                    and found.as_text is None
-                    and any(map(is_messages, found.convert(rows[0]).values()))
-                ):
+                given = (value if isinstance(value := data.get(key), kind) else None for key, kind in _MAKES.items())
+                found = how_to_read(rows, method.data_kind, data.get("format", "auto"), *given)
+                first = found.format.rows({k: v for k, v in found.mapped(rows[0]).items() if v is not None})[0]
+                if not has_template and found.format.as_text is None and any(map(is_messages, first.values())):
                     yield Problem(
                         f"`{where}={path}` holds conversations, but the tokenizer has no chat template",
                         "give one with `model.chat_template=FILE` (Jinja), or start from a chat model",

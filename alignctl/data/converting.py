@@ -13,12 +13,15 @@ from typing import Any
 import pyarrow as pa
 from datasets import Features, List, Value
 
+from alignctl.data.converters import BEFORE
 from alignctl.data.files import Row
 from alignctl.data.formats import Format
 from alignctl.data.kept import read_rows, write_rows
-from alignctl.data.messages import BadRow, is_messages
+from alignctl.data.mapping import Reading
+from alignctl.data.messages import MESSAGE_KEYS, BadRow, is_messages
 from alignctl.data.raw import RawRows
 from alignctl.data.rows import Ledger, Rows
+from alignctl.data.settings import DataSettings
 from alignctl.errors import RequestError
 from alignctl.methods.registry import EVERY_OTHER_COLUMN, RowColumn
 
@@ -29,6 +32,8 @@ MESSAGES = List({"role": Value("string"), "content": Value("string")})
 AT_ONCE = 1_000
 """Rows that are in memory."""
 _NUMBER = "alignctl: number"  # a column of files of rows: which row of the source it was; of a name that no source has
+
+_Give = Callable[[Row], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,18 @@ class Beside:
 
 
 def convert(
-    raw: RawRows, row_format: Format, beside: Beside, kind: str, file: Path, count: Callable[[int], None]
+    raw: RawRows,
+    reading: Reading,
+    beside: Beside,
+    settings: DataSettings,
+    kind: str,
+    file: Path,
+    count: Callable[[int], None],
 ) -> Rows:
     """Rows in a trainer's form.
 
     Args:
+        reading: How they are read.
         kind: What is needed of the rows: of another kind that are taken as prompts, completions are other columns.
         file: Where they are written.
         count: Is told of more rows that were read.
@@ -97,44 +109,59 @@ def convert(
     Raises:
         RequestError: None of them can be used.
     """
-    texts = _text_columns(raw, row_format)
+    row_format = reading.format
+    give = partial(_given, reading=reading, most=settings.max_pairs)
+    texts = _text_columns(raw, row_format, give)
     kinds = {
         column.name: Value("float32") if column.number else _feature(beside.types[column.name])
         for column in beside.declared
     }
     others = {name: _feature(kind) for name, kind in beside.others.items() if name not in texts | kinds}
     kept = [*others, *texts, *kinds]
+    messages = {name: kind == MESSAGES for name, kind in texts.items()}
     skipped: dict[int, str] = {}
-    read = 0
+    read, made = 0, 0
+    seen: set[str] = set()
 
     def batches() -> Iterator[dict[str, list[Any]]]:
-        nonlocal read
-        one = partial(
-            _one, convert=row_format.convert, messages={name: kind == MESSAGES for name, kind in texts.items()},
-            declared=beside.declared,
-        )  # fmt: skip
+        nonlocal read, made
         rows = iter(raw)
         while batch := list(islice(rows, AT_ONCE)):
             converted: dict[str, list[Any]] = {name: [] for name in [*kept, _NUMBER]}
             for number, row in enumerate(batch, start=read + 1):
+                seen.update(_carried(row, reading.uses))
                 try:
-                    values = {name: row.get(name) for name in others} | one(row) | {_NUMBER: number}
+                    for one in _checked(row, give, messages, beside.declared):
+                        values = {name: row.get(name) for name in others} | one | {_NUMBER: number}
+                        for name, column in converted.items():
+                            column.append(values[name])
+                        made += 1
                 except BadRow as error:
                     skipped[number] = str(error)
-                    continue
-                for name, column in converted.items():
-                    column.append(values[name])
             read += len(batch)
             count(len(batch))
             yield converted
 
     write_rows(file, Features(others | texts | kinds | {_NUMBER: Value("int64")}), batches())
-    ledger = Ledger(raw.source.path, row_format.name, read, read - len(skipped), skipped)
+    looked_at = reading.uses.union(others, *beside.declared.values())
+    ledger = Ledger(raw.source.path, row_format.name, read, made, skipped, sorted(seen - looked_at))
     carried = tuple(beside.declared)
     if beside.others:
         known = {"prompt"} if kind == "prompts" else set(texts)
         carried += tuple(replace(EVERY_OTHER_COLUMN, name=name) for name in kept if name not in known | kinds.keys())
     return rows_of(file, row_format, ledger, carried)
+
+
+def _carried(row: Row, uses: frozenset[str]) -> Iterator[str]:
+    """What a row has: columns, and in messages what no format knows, after a point."""
+    for name, value in row.items():
+        if value is None:
+            continue
+        yield name
+        if name in uses and isinstance(value, list):
+            for one in value:
+                if isinstance(one, dict) and len(one) > 2:
+                    yield from (f"{name}.{key}" for key in one.keys() - MESSAGE_KEYS if one[key] is not None)
 
 
 def rows_of(file: Path, row_format: Format, ledger: Ledger, columns: tuple[RowColumn, ...]) -> Rows:
@@ -147,41 +174,51 @@ def _feature(kind: pa.DataType) -> Any:
     return Features.from_arrow_schema(pa.schema([("it", kind)]))["it"]
 
 
-def _one(row: Row, convert: Any, messages: dict[str, bool], declared: dict[RowColumn, list[str]]) -> dict[str, Any]:
-    """One converted row. `messages` says which columns of text hold some.
+def _given(row: Row, reading: Reading, most: int) -> list[dict[str, Any]]:
+    """What a row of a source gives, as its format has it.
 
     Raises:
         BadRow: It cannot be used.
     """
+    row = reading.mapped(row)
+    if None in row.values():  # an empty cell of what goes before a prompt is still one
+        row = {key: "" if value is None else value for key, value in row.items() if value is not None or key in BEFORE}
     try:
-        converted = _converted(row, convert)
+        given = reading.format.rows(row)[:most]
+    except KeyError as error:
+        raise BadRow(f"the column {error} is missing or empty") from error
+    for one in given:
+        for column, value in one.items():
+            texts = [message["content"] for message in value] if is_messages(value) else [value]
+            try:
+                "".join(text for text in texts if isinstance(text, str)).encode()
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(error.object[error.start]):04x}"
+                raise BadRow(f"`{column}` has half of a character, `{half}`: no text can have that") from error
+    return given
+
+
+def _checked(
+    row: Row,
+    give: _Give,
+    messages: dict[str, bool],
+    declared: dict[RowColumn, list[str]],
+) -> list[dict[str, Any]]:
+    """What a row gives, with what a method declares. `messages` says which columns of text hold some.
+
+    Raises:
+        BadRow: It cannot be used.
+    """
+    given = give(row)
+    try:
         values = {column.name: _value(row, column, names) for column, names in declared.items()}
     except KeyError as error:
         raise BadRow(f"the column {error} is missing or empty") from error
-    for column, are_messages in messages.items():
-        if is_messages(converted.get(column)) != are_messages:
-            raise BadRow(f"`{column}` is {'text' if are_messages else 'messages'}, unlike in the first row")
-    return converted | values
-
-
-def _converted(row: Row, convert: Any) -> dict[str, Any]:
-    """A row as its format has it.
-
-    Raises:
-        BadRow: It cannot be used.
-        KeyError: A column is not there, or empty.
-    """
-    converted = convert(
-        {key: value for key, value in row.items() if value is not None} if None in row.values() else row
-    )
-    for column, value in converted.items():
-        texts = [message["content"] for message in value] if is_messages(value) else [value]
-        try:
-            "".join(text for text in texts if isinstance(text, str)).encode()
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(error.object[error.start]):04x}"
-            raise BadRow(f"`{column}` has half of a character, `{half}`: no text can have that") from error
-    return converted
+    for one in given:
+        for column, are_messages in messages.items():
+            if is_messages(one.get(column)) != are_messages:
+                raise BadRow(f"`{column}` is {'text' if are_messages else 'messages'}, unlike in the first row")
+    return [one | values for one in given]
 
 
 def _value(row: Row, column: RowColumn, names: list[str]) -> Any:
@@ -207,20 +244,17 @@ def _value(row: Row, column: RowColumn, names: list[str]) -> Any:
     return value
 
 
-def _text_columns(raw: RawRows, row_format: Format) -> dict[str, Any]:
+def _text_columns(raw: RawRows, row_format: Format, give: _Give) -> dict[str, Any]:
     """Columns of the format's rows and their types, from the first row that can be used."""
     reason, read = "", 0
     for row in raw:
         read += 1
         try:
-            converted = _converted(row, row_format.convert)
+            first, *_ = give(row)
         except BadRow as error:
             reason = reason or str(error)
             continue
-        except KeyError as error:
-            reason = reason or f"the column {error} is missing or empty"
-            continue
-        return {key: _type(value) for key, value in converted.items()}
+        return {key: _type(value) for key, value in first.items()}
     raise RequestError(
         f"{raw.source.path}: none of {read:,} rows can be used; row 1: {reason}",
         f"the format `{row_format.name}` needs {row_format.columns}",

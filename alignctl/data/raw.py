@@ -43,15 +43,15 @@ class RawRows:
     content: str
     """Says what all rows are: no others have the same."""
     each: Callable[[], Iterator[Row]]
+    """Raises BadFile."""
 
     def __iter__(self) -> Iterator[Row]:
         """
         Raises:
             RequestError: The source is not what it says it is.
         """
-        rows = islice(self.each(), self.source.limit)
         try:
-            yield from rows
+            yield from islice(self.each(), self.source.limit)
         except BadFile as error:
             raise RequestError(f"{self.source.path}: {error}", error.hint) from error
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from alignctl.data.converting import MARGIN, Beside, convert, rows_of
-from alignctl.data.formats import FORMATS, detect_format
+from alignctl.data.formats import FORMATS, imitating_chosen
 from alignctl.data.kept import kept, write_some
+from alignctl.data.mapping import how_to_read
 from alignctl.data.raw import RawRows, Source, load_raw
 from alignctl.data.rows import Ledger, Rows
 from alignctl.data.scanning import prompt_keys
@@ -88,10 +89,11 @@ def _read(
     if not first:
         raise RequestError(f"{path} has no rows")
     try:
-        row_format = detect_format(first, kind, settings.format)
+        reading = how_to_read(first, kind, settings.format, settings.use, settings.columns, settings.template)
     except ValueError as error:
         raise RequestError(f"{path}: {error}") from error
-    rows = convert(raw, row_format, Beside.of(raw, columns, settings.margin), kind, file, count)
+    beside = Beside.of(raw, columns, settings.margin)
+    rows = convert(raw, reading, beside, settings, kind, file, count)
     if rows.ledger.skipped and settings.on_bad_row == "fail":
         raise RequestError(
             f"{path}: {describe_skipped(rows.ledger)}", "mend or remove them, or set `data.on_bad_row=skip`"
@@ -105,6 +107,7 @@ def _describe(rows: Rows, folder: Path, part: str) -> None:
     """Writes what is to be known of a file of rows beside them."""
     facts = {
         "format": rows.format.name,
+        "kind": rows.format.kind,
         "ledger": asdict(rows.ledger),
         "columns": [asdict(column) for column in rows.columns],
     }
@@ -117,10 +120,13 @@ def _described(folder: Path, part: str) -> Rows | None:
     if not file.exists():
         return None
     facts = json.loads(file.read_text(encoding="utf-8"))
+    row_format = FORMATS[facts["format"]]
+    if row_format.kind != facts["kind"]:
+        row_format = imitating_chosen(row_format)
     skipped = {int(number): reason for number, reason in facts["ledger"]["skipped"].items()}
     return rows_of(
         folder / f"{part}{_ROWS}",
-        FORMATS[facts["format"]],
+        row_format,
         Ledger(**facts["ledger"] | {"skipped": skipped}),
         tuple(RowColumn(**column) for column in facts["columns"]),
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import Features, Value
 
+from alignctl.data.converters import unpair
 from alignctl.data.converting import AT_ONCE, MESSAGES
-from alignctl.data.formats import unpair
 from alignctl.data.kept import kept, read_rows, write_rows
 from alignctl.data.messages import is_messages
 from alignctl.data.rows import Rows

@@ -24,6 +24,12 @@ class Ledger:
     """Columns that rows have and nothing looks at."""
 
 
+def said_of(ledger: Ledger) -> str:
+    """Names the format of rows, and what of them is not used."""
+    unused = ", ".join(f"`{name}`" for name in ledger.unused)
+    return f"{ledger.source}: rows of the format `{ledger.format}`" + (f"; not used: {unused}" if unused else "")
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows in a trainer's form."""

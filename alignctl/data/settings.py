@@ -34,6 +34,16 @@ class DataSettings:
     """What the rows are, so that a data set on the Hub can be checked against the method before it is fetched."""
     format: str = "auto"
     """Name of a row format (docs/data.md); auto detects it from the first row that has any."""
+    use: Literal["chosen"] | None = None
+    """`chosen`: of preferences, imitate the chosen completions. For supervised fine-tuning."""
+    columns: dict[str, str] | None = None
+    """Which column of the file is meant: `{prompt: question, chosen: good}`; with points for what is inside of another
+    one, `{prompt: input.question}`. Of held-out rows too."""
+    template: str | None = None
+    """Jinja that makes the prompt of a row's columns: `"{{ context }}\\n\\n{{ question }}"`."""
+    max_pairs: int = 36
+    """Of scored or ranked completions of a prompt, at most so many pairs, those furthest apart first. 36 are all pairs
+    of nine, the most that arXiv:2203.02155 ranked."""
     on_bad_row: Literal["skip", "fail"] = "skip"
     """What to do with a row that cannot be used. Skipped rows are counted and listed in the stage's data.json."""
     margin: str | list[str] | None = None

@@ -20,7 +20,7 @@ def write_rows(file: Path, rows: Iterable[Row], kind: str) -> tuple[int, list[st
     with file.open("w", encoding="utf-8") as lines:
         for count, row in enumerate(rows, start=1):
             columns = columns or list(row)
-            if not any(row_format.matches(row) for row_format in formats):
+            if not any(row_format.fits(row) for row_format in formats):
                 raise ValueError(f"row {count} is no {kind}: it has the columns {', '.join(row)}")
             if set(row) != set(columns):
                 raise ValueError(f"row {count} has the columns {', '.join(row)}, the first has {', '.join(columns)}")

@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import read_split
+from alignctl.data.rows import said_of
 from alignctl.errors import LaunchError, Stopped
 from alignctl.methods.registry import methods
 from alignctl.models.loading import load_tokenizer
@@ -71,6 +72,7 @@ def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: 
     rows, held_rows = read_split(
         stage.data, method.data_kind, stage.seed, method.row_columns, partial(progress.count, "rows")
     )
+    progress.notice(said_of(rows.ledger))
     progress.phase("loading model")
     start = weights[method.trained]
     tokenizer, new_tokens = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))

@@ -530,3 +530,33 @@ def test_packages_of_a_container_are_not_looked_for_here():
     inside = ("launcher=slurm", "launcher.container=[apptainer,exec,image.sif]", *kernels)
     said = [problem.message for problem in find_problems(compose(read_request([DPO, *inside]))[0])]
     assert not any("needs the package" in one for one in said)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "./rows.jsonl", "link.jsonl", "copy.jsonl"])
+def test_rows_that_are_trained_on_are_not_held_out(tmp_path, monkeypatch, name):
+    """However the file is called, and whichever copy of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR))
+    (tmp_path / "copy.jsonl").write_text(json.dumps(PAIR))
+    (tmp_path / "link.jsonl").symlink_to("rows.jsonl")
+    config, _ = compose(read_request([LOCAL, "model.path=a/b", "data.path=rows.jsonl", f"data.eval_path={name}"]))
+    (problem,) = find_problems(config)
+    assert "`data.eval_path` is " in problem.message
+    assert "trained on" in problem.message
+
+
+def test_rows_are_made_of_what_a_file_has(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"in": {"q": "p"}, "good": "a", "bad": "b"}))
+    given = [LOCAL, "model.path=a/b", f"data.path={tmp_path / 'rows.jsonl'}"]
+    columns = "data.columns={prompt: in.q, chosen: good, rejected: bad}"
+    for more, expected in (
+        ([columns], []),
+        ([columns.replace("in.q", "in.a")], ["the rows have no `in.a`"]),
+        (["data.columns=[in]"], ["`data.columns` must be a mapping", "the rows have the columns `in`"]),
+        ([columns, "data.use=chosen"], ["`data.use=chosen` would have no effect"]),
+    ):
+        config, problems = compose(read_request([*given, *more]))
+        messages = [problem.message for problem in problems + find_problems(config)]
+        assert len(messages) == len(expected), messages
+        for message, words in zip(messages, expected, strict=True):
+            assert words in message

@@ -14,6 +14,10 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
+def system(text):
+    return {"role": "system", "content": text}
+
+
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant: "
 
 CONVERTED = [
@@ -81,6 +85,78 @@ CONVERTED = [
         {"conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "a"}]},
         {"messages": [user("p"), assistant("a")]},
     ),
+    (
+        "sharegpt",
+        {"conversations": [user("p"), assistant("a")], "system": "Be brief"},
+        {"messages": [system("Be brief"), user("p"), assistant("a")]},
+    ),
+    (
+        "sharegpt_pair",  # as LLaMA-Factory has it
+        {
+            "conversations": [{"from": "human", "value": "p"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": [{"from": "gpt", "value": "b"}],
+        },
+        {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+    ),
+    (
+        "sharegpt_feedback",
+        {"conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "a"}], "kto_tag": "false"},
+        {"prompt": [user("p")], "completion": [assistant("a")], "label": False},
+    ),
+    (
+        "instruction_feedback",
+        {"instruction": "Do", "output": "Done", "label": "good"},
+        {"prompt": [user("Do")], "completion": [assistant("Done")], "label": True},
+    ),
+    (
+        "weighed_messages",
+        {"messages": [user("p"), assistant("no") | {"weight": 0}, user("q"), assistant("a") | {"weight": 1}]},
+        {"prompt": [user("p"), assistant("no"), user("q")], "completion": [assistant("a")]},
+    ),
+    (
+        "scored",
+        {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2.5]},
+        {"prompt": "p", "chosen": "b", "rejected": "a"},
+    ),
+    (
+        "scored",
+        {"instruction": "p", "completions": [{"response": "a", "rank": 1}, {"response": "b", "rank": 2}]},
+        {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+    ),
+    (
+        "preference",  # the completions go on from the prompt, in several turns
+        {
+            "prompt": [user("p")],
+            "chosen": [assistant("which?"), user("q"), assistant("a")],
+            "rejected": [assistant("which?"), user("q"), assistant("b")],
+        },
+        {
+            "prompt": [user("p"), assistant("which?"), user("q")],
+            "chosen": [assistant("a")],
+            "rejected": [assistant("b")],
+        },
+    ),
+    (
+        "preference",
+        {"system": "", "prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+    ),
+    (
+        "instruction_pair",
+        {"system": "Be brief", "history": [["p", 0]], "instruction": "q", "chosen": "a", "rejected": "b"},
+        {
+            "prompt": [system("Be brief"), user("p"), assistant("0"), user("q")],
+            "chosen": [assistant("a")],
+            "rejected": [assistant("b")],
+        },
+    ),
+    (
+        "instruction",
+        {"instruction": "Is it so?", "input": 0, "output": False},
+        {"prompt": [user("Is it so?\n\n0")], "completion": [assistant("false")]},
+    ),
+    ("prompt_completion", {"prompt": 3, "completion": 0}, {"prompt": "3", "completion": "0"}),
     ("prompt_completion", {"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c"}),
     (
         "instruction",
@@ -98,7 +174,7 @@ CONVERTED = [
 def test_detected_and_converted(name, row, expected):
     row_format = detect_format([row], FORMATS[name].kind)
     assert row_format.name == name
-    assert row_format.convert(row) == expected
+    assert row_format.rows(row) == [expected]
 
 
 def test_every_format_is_tested():
@@ -115,7 +191,12 @@ def test_parts_of_a_message_are_joined():
     [
         ({"role": "assistant", "content": [{"type": "image", "url": "x"}]}, "parts that are not text"),
         ({"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, "calls tools"),
-        ({"role": "assistant", "content": {"a": 1}}, "is dict, not text"),
+        ({"role": "assistant", "content": None, "function_call": {"name": "f"}}, "calls tools .`function_call`"),
+        (assistant("a") | {"reasoning_content": "hm"}, "thoughts .* .`reasoning_content`"),
+        (assistant("a") | {"name": "Ada"}, "names who speaks"),
+        (assistant("a") | {"weight": 0}, "a weight of 0"),
+        (assistant("a") | {"weight": 0.5}, "the weight `0.5`; only 0 and 1"),
+        ({"role": "assistant", "content": {"a": 1}}, "is an object, not text"),
     ],
 )
 def test_what_is_not_text_is_a_bad_row(message, reason):
@@ -132,7 +213,18 @@ def test_what_is_not_text_is_a_bad_row(message, reason):
         ({"chosen": HH + "a", "rejected": HH + "a"}, "are the same"),
         ({"chosen": HH + "a\n\nHuman: bye", "rejected": HH + "b"}, "does not end with the assistant"),
         ({"prompt": "p", "chosen": "", "rejected": "b"}, "the chosen completion is empty"),
-        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "must all be text"),
+        ({"prompt": [3], "chosen": "a", "rejected": "b"}, "`prompt` is a list, not text"),
+        ({"prompt": "p", "chosen": float("nan"), "rejected": "b"}, "`chosen` is float, not text"),
+        ({"prompt": "p", "chosen": [assistant("a")], "rejected": "b"}, "must all be text, or all be messages"),
+        (
+            {"prompt": "p", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
+            "do not begin with `prompt`",
+        ),
+        ({"prompt": "p", "completions": ["a", "b"], "scores": [1]}, "2 completions have 1 scores"),
+        ({"prompt": "p", "completions": ["a", "b"], "scores": [1, 1]}, "no completion is better"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [{"name": "f"}]}, "`tools` is not supported"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "images": ["x.png"]}, "`images` is not supported"),
+        ({"chosen": HH + "a", "rejected": HH + "b", "system": "Be brief"}, "`system` goes before"),
         ({"instruction": " ", "chosen": "a", "rejected": "b"}, "the instruction is empty"),
         (
             {"chosen": [user("p"), assistant("a")], "rejected": [user("q"), assistant("b")]},
@@ -142,7 +234,7 @@ def test_what_is_not_text_is_a_bad_row(message, reason):
 )
 def test_bad_preference_rows(row, reason):
     with pytest.raises(BadRow, match=reason):
-        detect_format([row], "preferences").convert(row)
+        detect_format([row], "preferences").rows(row)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +248,7 @@ def test_bad_preference_rows(row, reason):
 )
 def test_bad_demonstration_rows(row, reason):
     with pytest.raises(BadRow, match=reason):
-        detect_format([row], "demonstrations").convert(row)
+        detect_format([row], "demonstrations").rows(row)
 
 
 def test_a_named_format_of_another_kind_is_refused():
@@ -170,11 +262,67 @@ def test_messages_written_as_text_are_refused():
         detect_format([row], "preferences")
 
 
-@pytest.mark.parametrize("row", [{"prompt": "p", "completion": "c"}, {"messages": [user("p"), assistant("a")]}])
-def test_judged_answers_are_no_demonstrations(row):
-    assert detect_format([row], "demonstrations")
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "completion": "c"},
+        {"messages": [user("p"), assistant("a")]},
+        {"conversations": [user("p"), assistant("a")]},
+        {"instruction": "p", "output": "a"},
+    ],
+)
+@pytest.mark.parametrize("said", [{"label": False}, {"kto_tag": "bad"}, {"thumbs": "\N{THUMBS DOWN SIGN}\U0001f3fd"}])
+def test_judged_answers_are_no_demonstrations(row, said):
+    found = detect_format([row | {"label": "sports"}], "demonstrations")
     with pytest.raises(ValueError, match="are no demonstrations"):
-        detect_format([row | {"label": False}], "demonstrations")
+        detect_format([row | said], "demonstrations")
+    with pytest.raises(BadRow, match="says whether the answer is wanted"):
+        found.rows(row | said)
+    assert detect_format([row | said], "feedback").rows(row | said)[0]["label"] is False
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (True, True), (1, True), (1.0, True), ("1.0", True), (" Good", True), ("thumbs up", True), ("+1", True),
+        ("\N{THUMBS UP SIGN}", True), (-1, False), ("-1.0", False), ("False", False), ("rejected", False),
+        (2, None), (0.5, None), ("meh", None), ([], None),
+    ],
+)  # fmt: skip
+def test_what_labels_mean(value, wanted):
+    row = {"prompt": "p", "completion": "c", "label": value}
+    if wanted is None:
+        with pytest.raises(BadRow, match="`label` must be true or false"):
+            FORMATS["feedback"].rows(row)
+    else:
+        assert FORMATS["feedback"].rows(row)[0]["label"] is wanted
+
+
+def test_a_label_that_says_nothing_is_named():
+    with pytest.raises(ValueError, match="`label` is `meh`, which says neither"):
+        detect_format([{"prompt": "p", "completion": "c", "label": "meh"}], "feedback")
+
+
+def test_all_pairs_of_a_prompt_those_furthest_apart_first():
+    row = {"prompt": "p", "completions": ["a", "b", "c", "d"], "scores": [1, 3, 3, 9]}
+    pairs = [(pair["chosen"], pair["rejected"]) for pair in FORMATS["scored"].rows(row)]
+    assert pairs == [("d", "a"), ("d", "b"), ("d", "c"), ("b", "a"), ("c", "a")]
+
+
+def test_the_chosen_side_is_imitated_where_that_is_asked_for():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    with pytest.raises(ValueError, match="`data.use=chosen`"):
+        detect_format([row], "demonstrations")
+    found = detect_format([row], "demonstrations", use="chosen")
+    assert (found.name, found.kind) == ("preference", "demonstrations")
+    assert found.rows(row) == [{"prompt": "p", "completion": "a"}]
+    with pytest.raises(ValueError, match="are no preferences"):
+        detect_format([{"prompt": "p", "completion": "a"}], "demonstrations", use="chosen")
+
+
+def test_answers_that_are_json_are_answers():
+    row = {"prompt": "p", "completion": '[{"from": "Paris", "to": "Rome"}]'}
+    assert detect_format([row], "demonstrations").rows(row) == [row]
 
 
 def test_a_transcript_round_trips():

@@ -312,3 +312,49 @@ def test_every_other_column_is_kept_as_it_is(tmp_path):
 def test_labels_as_pandas_writes_them(tmp_path):
     rows = [{"prompt": "p", "completion": f"c{i}", "label": label} for i, label in enumerate([1.0, 0.0])]
     assert read(write(tmp_path / "rows.parquet", rows), "feedback", eval_rows=0)[0].dataset["label"][:] == [True, False]
+
+
+def test_columns_that_nothing_looks_at_are_named(tmp_path):
+    """Wherever they begin, and those of messages; an empty one is none."""
+    messages = [{"role": "user", "content": "p", "id": 7}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": messages, "empty": None}] * 30 + [{"messages": messages, "late": "x", "system": "s"}]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), "demonstrations", eval_rows=0)
+    assert train.ledger.unused == ["late", "messages.id"]
+    margins, _ = read(write(tmp_path / "pairs.jsonl", with_columns(3)), columns=OWN, eval_rows=0)
+    assert margins.ledger.unused == ["spare"]
+
+
+def test_a_row_may_give_several(tmp_path):
+    scored = [{"prompt": f"p{i}", "completions": ["a", "b", "c"], "scores": [i, 1, 2], "beta": i} for i in range(2)]
+    train, _ = read(write(tmp_path / "rows.jsonl", scored), eval_rows=0, max_pairs=2, columns=OWN)
+    assert [(row["chosen"], row["rejected"], row["beta"]) for row in train.dataset] == [
+        ("c", "a", 0.0), ("c", "b", 0.0), ("c", "a", 1.0), ("c", "b", 1.0),
+    ]  # fmt: skip
+    assert train.numbers == [1, 1, 2, 2]
+    assert (train.ledger.read, train.ledger.kept) == (2, 4)
+
+
+def test_the_chosen_side_stays_one_when_it_is_found_again(tmp_path):
+    path = write(tmp_path / "rows.jsonl", PAIRS)
+    for _ in range(2):
+        train, held_out = read(path, "demonstrations", use="chosen", eval_rows=2)
+        assert (train.format.kind, train.ledger.format) == ("demonstrations", "preference")
+        assert train.dataset[0]["completion"].startswith("good")
+        assert held_out.format.kind == "demonstrations"
+
+
+def test_half_of_a_character_costs_its_row_alone(tmp_path):
+    rows = [*PAIRS[:3], PAIRS[3] | {"chosen": "\ud800"}, PAIRS[4] | {"note": "\ud800"}]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0)
+    assert train.numbers == [1, 2, 3, 5]
+    assert train.ledger.skipped == {4: r"`chosen` has half of a character, `\ud800`: no text can have that"}
+
+
+def test_columns_of_several_types_are_left_to_who_does_not_need_them(tmp_path):
+    rows = [{"prompt": "p", "answer": 1, "score": 1}, {"prompt": "q", "answer": 2, "score": "n/a"}]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), "prompts", columns=(EVERY_OTHER_COLUMN,), eval_rows=0)
+    assert list(train.dataset) == [{"answer": 1, "prompt": "p"}, {"answer": 2, "prompt": "q"}]
+    assert train.ledger.unused == ["score"]
+    needed = (RowColumn(name="score", number=False, missing=None),)
+    with pytest.raises(RequestError, match="the values of the column `score` are of several types"):
+        read(tmp_path / "rows.jsonl", "prompts", columns=needed, eval_rows=0)

@@ -1,0 +1,341 @@
+"""How a row of each format becomes what trainers take: pure functions of a row. Torch-free; formats.py is their table.
+
+Each raises BadRow where a row cannot be used, and KeyError where a column is not there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import Any
+
+from alignctl.data.labels import label
+from alignctl.data.messages import (
+    WEIGHTS,
+    BadRow,
+    Messages,
+    as_answer,
+    cleaned,
+    content_of,
+    from_turns,
+    is_messages,
+    is_turns,
+    read_transcript,
+    text_of,
+    weight_of,
+)
+
+Row = Mapping[str, Any]
+
+BEFORE = ("system", "history")
+"""Columns of what goes before a prompt of messages: an instruction for all, and earlier turns."""
+
+
+def led(row: Row, messages: Messages) -> Messages:
+    """Messages after what goes before them: the row's system message and its history.
+
+    Raises:
+        BadRow: A history that is neither pairs nor messages, or another system message than there is.
+    """
+    history = row.get("history") or []
+    if not is_messages(history):
+        pairs = history if isinstance(history, list) else [history]
+        if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+            raise BadRow("`history` must be a list of pairs, question and answer")
+        turns = [zip(("user", "assistant"), pair, strict=True) for pair in pairs]
+        history = [{"role": role, "content": text_of(said, "`history`")} for turn in turns for role, said in turn]
+    system = row.get("system")
+    before = cleaned(history) if history else []
+    if system in (None, ""):
+        return before + messages
+    first = {"role": "system", "content": text_of(system, "`system`")}
+    if messages[:1] and messages[0]["role"] == "system":
+        if messages[0] != first or before:
+            raise BadRow("`system` is not the system message that the messages begin with")
+        return messages
+    return [first, *before, *messages]
+
+
+def _has_before(row: Row) -> bool:
+    """Whether a row has a column of what goes before its prompt: then all rows are messages."""
+    return any(name in row for name in BEFORE)
+
+
+def _asked(row: Row) -> Any:
+    """The prompt of a row: text, or messages where something goes before it."""
+    prompt = row["prompt"]
+    if is_messages(prompt):
+        return led(row, cleaned(prompt))
+    text = text_of(prompt, "`prompt`")
+    return led(row, [{"role": "user", "content": text}]) if _has_before(row) else text
+
+
+def instruction(row: Row) -> Messages:
+    """The instruction of a row with its input, after what goes before."""
+    said = [text_of(row[name], f"`{name}`").strip() for name in ("instruction", "input") if row.get(name) is not None]
+    if row.get("instruction") is None or not said[0]:
+        raise BadRow("the instruction is empty")
+    return led(row, [{"role": "user", "content": "\n\n".join(part for part in said if part)}])
+
+
+# --- preferences
+
+
+def pair(prompt: Any, chosen: Any, rejected: Any) -> dict[str, Any]:
+    """A preference row, refused where nothing can be learnt from it."""
+    for name, completion in (("chosen", chosen), ("rejected", rejected)):
+        if not content_of(completion).strip():
+            raise BadRow(f"the {name} completion is empty")
+    if content_of(chosen) == content_of(rejected):
+        raise BadRow("chosen and rejected are the same")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def transcripts(row: Row) -> dict[str, Any]:
+    chosen, rejected = read_transcript(row["chosen"]), read_transcript(row["rejected"])
+    for name, messages in (("chosen", chosen), ("rejected", rejected)):
+        if not messages or messages[-1]["role"] != "assistant":
+            raise BadRow(f"the {name} transcript does not end with the assistant")
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRow("the transcripts do not share a prompt")
+    return pair(chosen[:-1], chosen[-1:], rejected[-1:])
+
+
+def preference(row: Row) -> dict[str, Any]:
+    """A prompt with two completions: text, messages, or conversations that have it in them, or go on from it."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if not is_messages(chosen) and not is_messages(rejected):
+        prompt = _asked(row)
+        said = [text_of(row[name], f"`{name}`") for name in ("chosen", "rejected")]
+        return pair(prompt, *(map(as_answer, said) if is_messages(prompt) else said))
+    if not (is_messages(chosen) and is_messages(rejected)):
+        raise BadRow("prompt, chosen and rejected must all be text, or all be messages")
+    asked, chosen, rejected = _asked(row), cleaned(chosen), cleaned(rejected)
+    asked = asked if is_messages(asked) else [{"role": "user", "content": asked}]
+    if len(chosen) == 1 and len(rejected) == 1:
+        return pair(asked, chosen, rejected)
+    shared = chosen[:-1]
+    if shared != rejected[:-1]:
+        raise BadRow("the conversations do not share a prompt")
+    if not _holds(shared, asked):
+        if chosen[0]["role"] != "assistant":
+            raise BadRow("the conversations do not begin with `prompt`, nor do they go on from it")
+        shared = asked + shared
+    return pair(shared, chosen[-1:], rejected[-1:])
+
+
+def _holds(messages: Messages, part: Messages) -> bool:
+    """Whether some messages are among others, one behind another; white space around them does not count."""
+    all_said, said = ([(m["role"], m["content"].strip()) for m in some] for some in (messages, part))
+    return any(all_said[start : start + len(said)] == said for start in range(len(all_said) - len(said) + 1))
+
+
+def conversations(row: Row) -> dict[str, Any]:
+    chosen, rejected = cleaned(row["chosen"]), cleaned(row["rejected"])
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRow("the conversations do not share a prompt")
+    return pair(led(row, chosen[:-1]), chosen[-1:], rejected[-1:])
+
+
+def sharegpt_pair(row: Row) -> dict[str, Any]:
+    prompt = led(row, from_turns(row["conversations"]))
+    return pair(prompt, *(_answer(row[name]) for name in ("chosen", "rejected")))
+
+
+def _answer(value: Any) -> Messages:
+    """A completion that is text, a turn, or a list of one."""
+    turns = value if isinstance(value, list) else [value]
+    if isinstance(turns[0], Mapping):
+        messages = from_turns(turns)
+        if len(messages) != 1 or messages[0]["role"] != "assistant":
+            raise BadRow("a completion must be one message of the assistant")
+        return messages
+    return as_answer(value)
+
+
+def instruction_pair(row: Row) -> dict[str, Any]:
+    chosen = row.get("chosen_response", row.get("chosen"))
+    rejected = row.get("rejected_response", row.get("rejected"))
+    return pair(instruction(row), as_answer(chosen), as_answer(rejected))
+
+
+_SCORES = ("score", "overall_score", "rating")
+_SAYS = ("text", "response", "content", "completion")
+
+
+def is_scored(row: Row) -> bool:
+    """Whether a row has completions of one prompt with a score or a rank each."""
+    completions = row.get("completions") or row.get("responses")
+    if not isinstance(completions, list) or not completions or not (row.get("prompt") or row.get("instruction")):
+        return False
+    return any(row.get(name) for name in ("scores", "ranks")) or (
+        isinstance(completions[0], Mapping) and any(name in completions[0] for name in (*_SCORES, "rank"))
+    )
+
+
+def scored(row: Row) -> list[dict[str, Any]]:
+    """All pairs of the completions of a prompt of which one is better (arXiv:2203.02155, 3.5), those that are furthest
+    apart first."""
+    prompt = _asked(row) if "prompt" in row else instruction(row)
+    completions = row.get("completions") or row["responses"]
+    said = [_first(one, _SAYS) if isinstance(one, Mapping) else one for one in completions]
+    answers = [as_answer(one) if is_messages(prompt) else text_of(one, "a completion") for one in said]
+    worths = _worths(row, completions)
+    if len(worths) != len(answers):
+        raise BadRow(f"{len(answers)} completions have {len(worths)} scores")
+    ordered = sorted(range(len(answers)), key=lambda i: -worths[i])
+    pairs = sorted(
+        ((i, j) for i, j in combinations(ordered, 2) if worths[i] > worths[j] and answers[i] != answers[j]),
+        key=lambda both: worths[both[1]] - worths[both[0]],
+    )
+    if not pairs:
+        raise BadRow("no completion is better than another")
+    return [pair(prompt, answers[i], answers[j]) for i, j in pairs]
+
+
+def _worths(row: Row, completions: list[Any]) -> list[float]:
+    """What completions are worth, more for better: their scores, or their ranks, of which 1, or 0, is the best."""
+    given, sign = row.get("scores"), 1
+    if not given and row.get("ranks"):
+        given, sign = row["ranks"], -1
+    if not given:
+        if not all(isinstance(one, Mapping) for one in completions):
+            raise BadRow("some completions have no score")
+        ranked = "rank" in completions[0]
+        sign = -1 if ranked else 1
+        given = [one.get("rank") if ranked else _first(one, _SCORES) for one in completions]
+    try:
+        worths = [sign * float(value) for value in given]
+    except (TypeError, ValueError) as error:
+        raise BadRow(f"a score is not a number: {error}") from error
+    if not all(map(math.isfinite, worths)):
+        raise BadRow("a score is not a finite number")
+    return worths
+
+
+def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((values[name] for name in names if values.get(name) is not None), None)
+
+
+# --- demonstrations
+
+
+def answered(messages: Messages) -> dict[str, Any]:
+    """Messages that end with an answer."""
+    if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+        raise BadRow("the conversation does not end with an answer")
+    return {"messages": messages}
+
+
+def chat(row: Row) -> dict[str, Any]:
+    return answered(led(row, cleaned(row["messages"])))
+
+
+def sharegpt(row: Row) -> dict[str, Any]:
+    return answered(led(row, from_turns(row["conversations"])))
+
+
+def weighed(row: Row) -> list[dict[str, Any]]:
+    """Each turn of the assistant that has not the weight 0, with all before it as its prompt."""
+    given = row["messages"]
+    if not is_messages(given):
+        raise BadRow("expected a list of messages with role and content")
+    weights = [weight_of(message) if isinstance(message, Mapping) else 1 for message in given]
+    bare = [
+        {key: value for key, value in message.items() if key not in WEIGHTS}
+        if isinstance(message, Mapping) else message
+        for message in given
+    ]  # fmt: skip
+    messages = cleaned(bare)
+    before = led(row, messages)[: -len(messages)]
+    answers = [
+        (before + messages[:i], messages[i : i + 1])
+        for i, message in enumerate(messages)
+        if message["role"] == "assistant" and weights[i] and message["content"].strip()
+    ]
+    if not answers or not answers[0][0]:
+        raise BadRow("no turn of the assistant after a prompt is to be trained on")
+    return [{"prompt": prompt, "completion": completion} for prompt, completion in answers]
+
+
+def has_weights(row: Row) -> bool:
+    """Whether a message of a row is not to be trained on."""
+    messages = row.get("messages")
+    if not is_messages(messages):
+        return False
+    return any(isinstance(m, Mapping) and 0 in [m.get(key) for key in WEIGHTS] for m in messages)
+
+
+def completion(row: Row) -> dict[str, Any]:
+    prompt, said = _asked(row), row["completion"]
+    if is_messages(said):
+        said = cleaned(said)
+        prompt = prompt if is_messages(prompt) else [{"role": "user", "content": prompt}]
+    else:
+        said = as_answer(said) if is_messages(prompt) else text_of(said, "`completion`")
+    if not content_of(said).strip():
+        raise BadRow("the completion is empty")
+    return {"prompt": prompt, "completion": said}
+
+
+def instructed(row: Row) -> dict[str, Any]:
+    said = as_answer(row["output"])
+    if not content_of(said).strip():
+        raise BadRow("the completion is empty")
+    return {"prompt": instruction(row), "completion": said}
+
+
+def text(row: Row) -> dict[str, Any]:
+    said = text_of(row["text"], "`text`")
+    if not said.strip():
+        raise BadRow("the text is empty")
+    return {"text": said}
+
+
+def chosen_of(convert: Callable[[Row], Any]) -> Callable[[Row], dict[str, Any]]:
+    """The chosen side of preferences, as an answer to imitate."""
+
+    def imitate(row: Row) -> dict[str, Any]:
+        made = convert(row)
+        one = made[0] if isinstance(made, list) else made
+        return {"prompt": one["prompt"], "completion": one["chosen"]}
+
+    return imitate
+
+
+# --- feedback and prompts
+
+
+def judged(convert: Callable[[Row], dict[str, Any]]) -> Callable[[Row], dict[str, Any]]:
+    """A demonstration with what is said of it; of a conversation, of its last message."""
+
+    def with_label(row: Row) -> dict[str, Any]:
+        made = convert(row)
+        if "messages" in made:
+            messages = made["messages"]
+            if len(messages) < 2:
+                raise BadRow("the conversation has no prompt")
+            made = {"prompt": messages[:-1], "completion": messages[-1:]}
+        return made | {"label": label(row)}
+
+    return with_label
+
+
+def unpair(row: Row) -> list[dict[str, Any]]:
+    """The two completions of a preference row as feedback: the chosen one wanted, the rejected one not."""
+    return [
+        {"prompt": row["prompt"], "completion": row[name], "label": wanted}
+        for name, wanted in (("chosen", True), ("rejected", False))
+    ]
+
+
+def prompt(row: Row) -> dict[str, Any]:
+    asked = _asked(row)
+    if isinstance(asked, str) and not asked.strip():
+        raise BadRow("the prompt is empty")
+    return {"prompt": asked}
+
+
+def has_turns(row: Row) -> bool:
+    return is_turns(row.get("conversations"))
