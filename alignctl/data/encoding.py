@@ -13,6 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from alignctl.data.tokenizing import without_added_end
+
 Ids = list[int]
 
 _BETWEEN_WORDS = re.compile(r".*[A-Za-z](?= [A-Za-z])", re.DOTALL)  # up to the last such place
@@ -58,10 +60,14 @@ class Encoder:
 
     def _plain(self, groups: Sequence[Sequence[str]], special: bool) -> list[list[Ids]]:
         found = iter(self._ids([text for texts in groups for text in texts], special))
-        return [[next(found) for _ in texts] for texts in groups]
+        if not special:
+            return [[next(found) for _ in texts] for texts in groups]
+        return [[without_added_end(self._tokenizer, text, next(found)) for text in texts] for texts in groups]
 
     def _cut(self, groups: Sequence[Sequence[str]], special: bool) -> list[list[Ids]]:
         before, after = self._around if special else ([], [])
+        if after == [self._tokenizer.eos_token_id]:
+            after = []
         cuts = [_cut_of(texts) for texts in groups]
         parts = [
             part

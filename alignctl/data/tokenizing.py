@@ -19,7 +19,7 @@ def tokenize_prompt(tokenizer: Any, prompt: str | Messages) -> list[int]:
     """A prompt as a policy is asked it."""
     if is_messages(prompt):
         return _template_ids(tokenizer, prompt, add_generation_prompt=True)
-    return tokenizer(prompt)["input_ids"]
+    return text_ids(tokenizer, prompt)
 
 
 def tokenize_completions(
@@ -35,7 +35,7 @@ def tokenize_completions(
     if is_messages(prompt):
         whole = [_template_ids(tokenizer, prompt + completion) for completion in completions]
     else:
-        whole = [tokenizer(prompt + ended(completion, tokenizer.eos_token))["input_ids"] for completion in completions]
+        whole = [text_ids(tokenizer, prompt + ended(completion, tokenizer.eos_token)) for completion in completions]
     start = min(common_prefix(prompt_ids, ids) for ids in whole)
     return prompt_ids[:start], [ids[start:] for ids in whole]
 
@@ -56,6 +56,25 @@ def cut(prompt: list[int], completion: list[int], max_length: int | None, trunca
 
 def _template_ids(tokenizer: Any, messages: Messages, **options: Any) -> list[int]:
     return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+
+
+def text_ids(tokenizer: Any, text: str, special: bool = True) -> list[int]:
+    """Token ids of a text, with what the tokenizer puts before it and without an end token that it puts behind it.
+
+    Args:
+        special: Whether the tokens that the tokenizer puts around a text are wanted; templates write their own.
+    """
+    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+    return without_added_end(tokenizer, text, ids) if special else ids
+
+
+def without_added_end(tokenizer: Any, text: str, ids: list[int]) -> list[int]:
+    """Ids of a text without the end token that some tokenizers put behind every text: prompts do not end, and answers
+    bring theirs along."""
+    end, token = tokenizer.eos_token_id, tokenizer.eos_token
+    last = 2 if token and text.endswith(token) else 1
+    is_added = end is not None and len(ids) > last and ids[-last:] == [end] * last and not text.endswith(token * last)
+    return ids[:-1] if is_added else ids
 
 
 def ended(text: str, end: str) -> str:

@@ -1,11 +1,19 @@
-"""What a checkpoint says about generating, as far as transformers would save it again."""
+"""What a checkpoint says about generating: which tokens end an answer, and what of it transformers would save again."""
 
 from __future__ import annotations
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _MODES = ("do_sample", "num_beams", "return_dict_in_generate", "use_cache")
 """Settings that say whether others have an effect."""
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer: chat models name one, tokenizers another."""
+    config = getattr(model, "generation_config", None)
+    named = getattr(config, "eos_token_id", None)
+    ends = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
+    return sorted(end for end in ends if end is not None)
 
 
 def mend_generation_config(model: PreTrainedModel) -> str | None:

@@ -40,10 +40,9 @@ from alignctl.engine.forward import bare
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.methods.registry import Role, resolve
 from alignctl.models.dividing import read_in_shares
-from alignctl.models.generation import mend_generation_config
+from alignctl.models.generation import end_tokens, mend_generation_config
 from alignctl.models.missing import check_all_loaded
 from alignctl.models.sharding import undivided
-from alignctl.models.template import end_tokens
 from alignctl.models.tokenizer import train_tokenizer
 from alignctl.models.vocabulary import add_tokens, check_rows, make_rows, refuse_without_row
 

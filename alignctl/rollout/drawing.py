@@ -21,8 +21,8 @@ from transformers import (
 from alignctl.engine.forward import bare, in_step, is_divided, takes_packed_rows
 from alignctl.engine.layout import bins
 from alignctl.errors import NotANumber
+from alignctl.models.generation import end_tokens
 from alignctl.models.merging import merged_meanwhile
-from alignctl.models.template import end_tokens
 from alignctl.models.vocabulary import ids_without_token
 from alignctl.rollout.decoding import NOT_DRAWN, Sampling, decode, padded_before, why_not_fixed
 from alignctl.rollout.settings import RolloutSettings

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.generation.vllm_generation import VLLMGeneration
 
 from alignctl.errors import LaunchError, RequestError
+from alignctl.models.generation import end_tokens
 from alignctl.models.merging import bytes_kept
-from alignctl.models.template import end_tokens
 from alignctl.models.vocabulary import ids_without_token, rows_before
 from alignctl.rollout.drawing import Drawn, as_drawn
 from alignctl.rollout.settings import RolloutSettings

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from alignctl.data.encoding import encodes_batches, tokenizer_key
 from alignctl.data.kept import kept
 from alignctl.data.messages import is_messages
 from alignctl.data.recast import as_plain_text
+from alignctl.data.rendering import Reader, Said, check_has_end, check_rows
 from alignctl.data.rows import Rows
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.errors import RequestError
-from alignctl.models import template
 from alignctl.models.loading import longest_seen
-from alignctl.models.template import check_template
 from alignctl.monitor.callbacks import ProgressFile
 from alignctl.run.files import read_json, write_json
 from alignctl.stage.job import Job
@@ -46,43 +44,44 @@ def as_written(
     """Rows as the tokenizer can write them; says what is odd about how it does, and which it cannot write.
 
     Raises:
-        RequestError: It can write none of them, or not all and `on_bad_row` is fail.
+        RequestError: It can write none of them, or not all and `on_bad_row` is fail, or loses what is to be learnt.
     """
+    check_has_end(tokenizer)
     if tokenizer.chat_template is None:
-        return as_plain_text(rows, start or "the stage")
-    if not any(is_messages(value) for value in rows.dataset[0].values()):
-        return rows
-    refused, notices = _checked(tokenizer, rows.dataset, partial(progress.count, "rows"))
-    for notice in notices:
+        rows = as_plain_text(rows, start or "the stage")
+    said = _checked(Reader(tokenizer, bool(stage.trainer.get("assistant_only_loss"))), rows, progress)
+    for notice in said.notices:
         progress.notice(notice)
-    if not refused:
+    if not said.left_out:
         return rows
-    example = (
-        f"the chat template cannot write {len(refused):,} of {len(rows.dataset):,} rows: {next(iter(refused.values()))}"
-    )
-    if stage.data.on_bad_row == "fail" or len(refused) == len(rows.dataset):
+    skipped = {rows.numbers[position]: reason for position, reason in said.left_out.items()}
+    number, reason = next(iter(skipped.items()))
+    example = f"{len(skipped):,} of {len(rows.dataset):,} rows cannot be written: row {number:,}: {reason}"
+    if stage.data.on_bad_row == "fail" or len(skipped) == len(rows.dataset):
         raise RequestError(
-            f"{rows.ledger.source}: {example}", "give another template with `model.chat_template=FILE`, or other rows"
+            f"{rows.ledger.source}: {example}", "give another template with `model.chat_template=...`, or other rows"
         )
     progress.notice(f"{example}; they are left out")
-    return rows.select([i for i in range(len(rows.dataset)) if i not in refused])
+    left = rows.select([i for i in range(len(rows.dataset)) if i not in said.left_out])
+    ledger = replace(left.ledger, kept=len(left.dataset), skipped=dict(sorted((left.ledger.skipped | skipped).items())))
+    return replace(left, ledger=ledger)
 
 
-def _checked(
-    tokenizer: PreTrainedTokenizerBase, rows: Dataset, count: Callable[[int], None]
-) -> tuple[dict[int, str], list[str]]:
-    """What `check_template` says of all rows: one process asks it, and the others take its word."""
+def _checked(reader: Reader, rows: Rows, progress: ProgressFile) -> Said:
+    """What `check_rows` says of all rows: one process asks it, and the others take its word."""
+
+    def check() -> Said:
+        return check_rows(reader, _counted(rows.dataset, partial(progress.count, "rows")), rows.numbers, source)
 
     def make(folder: Path) -> None:
-        refused, notices = check_template(tokenizer, _counted(rows, count))
-        write_json(folder / "said.json", {"refused": refused, "notices": notices})
+        write_json(folder / "said.json", check()._asdict())
 
-    if not encodes_batches(tokenizer):  # there is no telling whether two of them are the same
-        return check_template(tokenizer, _counted(rows, count))
-    code = hashlib.sha256(Path(template.__file__).read_bytes()).hexdigest()
-    folder = kept(["checked", rows._fingerprint, tokenizer_key(tokenizer), code], make)
-    said = read_json(folder / "said.json")
-    return {int(position): reason for position, reason in said["refused"].items()}, said["notices"]
+    source = rows.ledger.source
+    if not encodes_batches(reader.tokenizer):  # there is no telling whether two of them are the same
+        return check()
+    told = [source, rows.dataset._fingerprint, tokenizer_key(reader.tokenizer), reader.assistant_only]
+    said = read_json(kept(["checked", *told], make) / "said.json")
+    return Said({int(position): reason for position, reason in said["left_out"].items()}, said["notices"])
 
 
 def _counted(rows: Dataset, count: Callable[[int], None]) -> Iterator[dict[str, Any]]:

@@ -12,9 +12,10 @@ from datasets import Dataset
 from torch import Tensor, nn
 from trl.trainer.sft_config import SFTConfig as TRLSFTConfig
 
+from alignctl.data.rendering import check_end_is_trained
 from alignctl.data.token_columns import LabelledIds, TokenColumns
 from alignctl.errors import RequestError
-from alignctl.models.template import check_end_is_trained
+from alignctl.models.generation import end_tokens
 from alignctl.trainers.base.held_out import Part
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
@@ -67,8 +68,8 @@ class SFTTrainer(Managed, OnEngine, TokenisesRows, trl.SFTTrainer):
         packing, longest = self.args.packing, self.args.max_length
         rows = [row["labels"] for row in islice(self.train_dataset, _ROWS)]
         whole = [labels for labels in rows if packing or longest is None or len(labels) < longest]
-        model = self.accelerator.unwrap_model(self.model)
-        check_end_is_trained(model, self.processing_class, whole, anywhere=packing)
+        ends = end_tokens(self.accelerator.unwrap_model(self.model), self.processing_class)
+        check_end_is_trained(ends, self.processing_class, whole, anywhere=packing)
 
     def counts(self, batch: dict[str, Any]) -> dict[str, int]:
         return super().counts(batch) | {"tokens": int((batch["labels"][:, 1:] != -100).sum())}

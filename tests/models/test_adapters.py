@@ -13,8 +13,8 @@ from support.files import read
 from support.in_process import run_stages
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from alignctl.models.generation import end_tokens
 from alignctl.models.loading import load_model
-from alignctl.models.template import end_tokens
 
 pytestmark = pytest.mark.train
 

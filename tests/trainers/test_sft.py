@@ -10,8 +10,8 @@ from support.files import read
 from support.in_process import run_stages
 from transformers import AutoTokenizer
 
+from alignctl.data.rendering import Reader, check_rows
 from alignctl.errors import RequestError
-from alignctl.models.template import check_template
 from alignctl.models.tokenizer import CHAT_TEMPLATE
 
 pytestmark = pytest.mark.train
@@ -93,18 +93,18 @@ def test_an_end_outside_the_assistant_s_marks_is_refused(small):
 
 
 def test_a_template_that_loses_text_is_refused(small):
-    check_template(small.tokenizer, [{"messages": TALK}])
+    check_rows(Reader(small.tokenizer), [{"messages": TALK}])
     small.tokenizer.chat_template = CHAT_TEMPLATE.replace("'<|user|>' + message.content", "'<|user|>'")
-    with pytest.raises(RequestError, match="leaves out what the user says in row 1: 'What is 2 plus 3"):
-        check_template(small.tokenizer, [{"messages": TALK}])
+    with pytest.raises(RequestError, match="row 1: the chat template leaves out what the user says: 'What is 2 plus 3"):
+        check_rows(Reader(small.tokenizer), [{"messages": TALK}])
 
 
 def test_rows_that_a_template_refuses_are_left_out(tmp_path, small):
     """However far down they stand: TRL would end in the middle of tokenising."""
     small.tokenizer.chat_template = REFUSES_SYSTEM
     rows = [{"messages": TALK}] * 150 + [{"messages": [{"role": "system", "content": "Be brief."}, *TALK]}]
-    refused, _ = check_template(small.tokenizer, rows)
-    assert refused == {150: "System role not supported"}
+    left_out, _ = check_rows(Reader(small.tokenizer), rows)
+    assert left_out == {150: "System role not supported (without its system message the template takes it)"}
     small.tokenizer.save_pretrained(tmp_path / "model")
     small.model.save_pretrained(tmp_path / "model")
     file = tmp_path / "rows.jsonl"
@@ -115,23 +115,26 @@ def test_rows_that_a_template_refuses_are_left_out(tmp_path, small):
     )  # fmt: skip
     run = run_stages(tmp_path / "run", *arguments)
     notice, *_ = read(run / "sft" / "progress.json")["notices"]
-    assert notice.startswith("the chat template cannot write 1 of 151 rows: System role not supported")
-    with pytest.raises(RequestError, match="cannot write 1 of 151 rows"):
+    assert notice.startswith("1 of 151 rows cannot be written: row 151: System role not supported")
+    ledger = read(run / "sft" / "data.json")["train"]
+    assert (ledger["kept"], list(ledger["skipped"])) == (150, ["151"])
+    with pytest.raises(RequestError, match="1 of 151 rows cannot be written"):
         run_stages(tmp_path / "strict", *arguments, "data.on_bad_row=fail")
 
 
 def test_prompts_alone_are_written_too(small):
     small.tokenizer.chat_template = REFUSES_SYSTEM
     rows = [{"prompt": TALK[:1]}, {"prompt": [{"role": "system", "content": "Be brief."}, *TALK[:1]]}]
-    assert check_template(small.tokenizer, rows) == ({1: "System role not supported"}, [])
+    left_out, notices = check_rows(Reader(small.tokenizer), rows)
+    assert (list(left_out), notices) == ([1], [])
 
 
 def test_a_prompt_that_is_written_otherwise_is_told(small):
-    assert check_template(small.tokenizer, [{"prompt": TALK[:1], "completion": TALK[1:2]}]) == ({}, [])
+    assert check_rows(Reader(small.tokenizer), [{"prompt": TALK[:1], "completion": TALK[1:2]}]) == ({}, [])
     small.tokenizer.chat_template = CHAT_TEMPLATE.replace(
         "{%- if add_generation_prompt -%}", "{%- if add_generation_prompt -%}<think></think>"
     )
-    _, (notice,) = check_template(small.tokenizer, [{"prompt": TALK[:1], "completion": TALK[1:2]}])
+    _, (notice,) = check_rows(Reader(small.tokenizer), [{"prompt": TALK[:1], "completion": TALK[1:2]}])
     assert "otherwise" in notice
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignctl.models.template import check_end_is_trained
+from alignctl.data.rendering import check_end_is_trained
+from alignctl.models.generation import end_tokens
 from alignctl.trainers.preference.dpo import DPOConfig
 from alignctl.trainers.preference.losses import log_odds_ratio, odds_ratio_losses
 from alignctl.trainers.preference.pairs import Completions, PairLoss, PairTrainer
@@ -37,7 +38,8 @@ class ORPOTrainer(PairTrainer):
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         answers = [row["chosen_ids"] for row in islice(self.train_dataset, _ROWS)]
-        check_end_is_trained(self.accelerator.unwrap_model(self.model), self.processing_class, answers)
+        ends = end_tokens(self.accelerator.unwrap_model(self.model), self.processing_class)
+        check_end_is_trained(ends, self.processing_class, answers)
 
     def scored(self, inputs: dict[str, Tensor]) -> Tensor:
         if not self.args.prompt_loss:
