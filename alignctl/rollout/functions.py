@@ -7,6 +7,7 @@ here.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import importlib.util
 import inspect
@@ -159,6 +160,7 @@ class _Process:
         """What it says, and of which kind that is."""
         try:
             if not self._connection.poll(max(until - time.monotonic(), 0.0)):
+                self._process.send_signal(signal.SIGUSR2)  # it says where it is
                 self.end()
                 return "late", None
             return self._connection.recv()
@@ -198,6 +200,7 @@ def serve(descriptor: int, target: str, settings: Mapping[str, Any]) -> None:
     """Loads a function and answers with its scores until nobody asks any more."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # whoever asks decides when it ends
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     die_with_parent()
     with Connection(descriptor) as connection:
         if (function := _loaded(target, connection)) is None:

@@ -135,7 +135,9 @@ class FunctionReward:
                 rewards = self.function(**self._given(episodes))
         except FunctionFailed as error:
             where = "" if error.member is None else f", for a completion of {named_row(episodes, error.member)}"
-            raise AlignctlError(f"the reward function `{self.name}` {error.message}{where}") from error
+            raise AlignctlError(
+                f"the reward function `{self.name}` {error.message}{where}", "what it printed is in the stage's logs"
+            ) from error
         if len(rewards) != (count := len(episodes.completions)):
             raise AlignctlError(f"the reward function {self.name} gave {len(rewards)} numbers for {count} completions")
         return at_the_end(rewards, episodes)

@@ -116,12 +116,19 @@ class Scoring:
         self._seen = {source.name: Moments() for source in sources}
         self._constant = 0
 
+    @property
+    def asks_servers(self) -> bool:
+        """Whether some of the sources may be away."""
+        return any(isinstance(source, ServerReward | JudgeReward) for source in self.sources)
+
     def ask(self, episodes: Episodes) -> dict[str, list[Score]]:
         """Scores by each source, by its name.
 
         Raises:
             NotANumber: A number is none. A process that fails here does not ask the others: whoever started them ends
                 them.
+            ServerAway: A server or a judge did not answer.
+            AlignctlError: A source does not score.
         """
         return score(self.sources, episodes)
 

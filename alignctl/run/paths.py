@@ -94,6 +94,10 @@ class StagePaths:
         """Completions that were drawn while training and how they scored, one a line."""
         return self.root / "samples_while_training.jsonl"
 
+    def drawn(self, rank: int) -> Path:
+        """What a process drew and no server scored, for a run that is continued."""
+        return self.root / "drawn" / f"rank_{rank}.json"
+
     @property
     def evaluation_before(self) -> Path:
         """What was measured before training, kept for a run that is continued."""

@@ -180,7 +180,7 @@ def test_ppo_killed_between_checkpoints_ends_as_if_it_had_not_been(tmp_path):
         "    calls.append(1)\n"
         "    if len(calls) == 6 and mark.exists():\n"
         "        mark.unlink()\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        os.kill(os.getppid(), signal.SIGKILL)\n"
         "    return [len(completion[0]['content']) / 10 for completion in completions]\n"
     )
     for name in ("whole", "killed"):

@@ -54,6 +54,7 @@ from alignctl.trainers.on_policy.experience import Experience
 from alignctl.trainers.on_policy.failing import scores_explained
 from alignctl.trainers.on_policy.log import RolloutLog
 from alignctl.trainers.on_policy.models import Batch, Outputs, PolicyModel, lay_out, policy_logps
+from alignctl.trainers.on_policy.outage import Outage
 from alignctl.trainers.on_policy.setup import (
     PROMPT_IDS,
     EachSeveralTimes,
@@ -146,6 +147,7 @@ class OnPolicyTrainer(Trainer):
         if any(isinstance(source, RewardModel) and source.same_tokens for source in sources):
             check_length(args, {"reward model": reward_model})
         self.scoring = Scoring(args, sources, reward_statistics)
+        self.outage = Outage(self)
         self._longest = max(map(len, self.train_dataset[PROMPT_IDS]), default=0) + args.response_length
         self.notices.append(said_of_passes(args, self._longest))
         self._vllm = None
@@ -191,9 +193,11 @@ class OnPolicyTrainer(Trainer):
         the trainer to step with."""
         began = time.perf_counter()
         self.optimizer.train()  # of a schedule-free one: what draws is what learns
-        drawn = self._vllm.draw(inputs[PROMPT_IDS]) if self._vllm is not None else None
-        inputs, drawn = self._own_share(inputs, drawn)
-        episodes = self._roll_out(inputs, drawn)
+        own, _ = self._own_share(inputs, None)
+        drawn = self.outage.drawn_before(own[PROMPT_IDS])
+        if drawn is None and self._vllm is not None:
+            own, drawn = self._own_share(inputs, self._vllm.draw(inputs[PROMPT_IDS]))
+        episodes = self._roll_out(own, drawn)
         rolled_out = time.perf_counter()
         with scores_explained(self.args.output_dir):
             episodes, self.asked = self.ask(episodes)
@@ -253,7 +257,7 @@ class OnPolicyTrainer(Trainer):
     def ask(self, episodes: Episodes) -> tuple[Episodes, dict[str, list[Score]]]:
         """Scores of a rollout by each source, and the rollout that is learnt from."""
         self.model.eval()
-        return episodes, self.scoring.ask(episodes)
+        return episodes, self.outage.ask(episodes)
 
     @torch.no_grad()
     def _learn(self, episodes: Episodes) -> tuple[list[Update], Experience]:
