@@ -38,11 +38,6 @@ def made_rows(kind: str, count: int, tokens: int, vocabulary: int) -> Rows:
     return Rows(Dataset.from_list(rows), detect_format(rows, kind, "auto"), ledger, list(range(1, count + 1)))
 
 
-def lengths(completions: list[Any], **_: Any) -> list[float]:
-    """A reward for completions: who wrote the one that a stage names expects other prompts."""
-    return [float(len(str(one))) for one in completions]
-
-
 def _row(kind: str, number: int, tokens: int, vocabulary: int) -> dict[str, Any]:
     prompt = max(1, tokens // _PROMPT)
     answer = max(1, tokens - prompt - 2)  # its end, and one that a trainer may put behind it

@@ -30,7 +30,6 @@ _PASS_TOKENS = 16_384
 cannot try what fits."""
 _LARGEST = 4_000_000_000
 """Bytes of all models of a stage that are made with numbers."""
-_REWARD = "alignctl.alone.made:lengths"
 _LENGTHS = ("max_length", "max_prompt_length")
 
 
@@ -131,7 +130,9 @@ def stood_in(stage: StageConfig, shape: Shape) -> StageConfig:
         "optim": _FUSED.get(optimizer_of(stage), optimizer_of(stage)),
     }  # fmt: skip
     if given.get("reward_funcs"):
-        stands["reward_funcs"] = [_REWARD] * len(given["reward_funcs"])
+        # Whoever wrote those that the stage names expects other prompts.
+        count = len(given["reward_funcs"])
+        stands["reward_funcs"] = [{"repetition": 3, "name": f"reward_{number}"} for number in range(count)]
     known = config_fields(methods()[stage.method].config_class)
     fields = given | {key: value for key, value in stands.items() if key in known}
     if on_gpus:
