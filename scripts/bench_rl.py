@@ -231,9 +231,8 @@ def settings(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     return {
         "output_dir": f"{folder}/out", "num_generations": arguments.generations,
         "per_device_train_batch_size": arguments.prompts * arguments.generations,
-        "max_steps": arguments.turns, "learning_rate": 1e-6,
-        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "use_cpu": arguments.device == "cpu",
-        "bf16": False, "disable_tqdm": True,
+        "max_steps": arguments.turns, "learning_rate": 1e-6, "logging_steps": 1, "save_strategy": "no",
+        "report_to": "none", "use_cpu": arguments.device == "cpu", "bf16": False, "disable_tqdm": True,
     }  # fmt: skip
 
 
@@ -289,7 +288,10 @@ def prepare_ours(arguments: argparse.Namespace) -> Any:
             )
 
     def build(folder: str) -> Any:
-        args = config_class(reward_funcs=[f"{__file__}:odd"], generation="transformers", **settings(arguments, folder))
+        args = config_class(
+            response_length=arguments.length, max_prompt_length=arguments.prompt_length, generation="transformers",
+            reward_funcs=[f"{__file__}:odd"], **settings(arguments, folder),
+        )  # fmt: skip
         return (PutIn if part == "update" else trainer_class)(
             model=load(arguments), args=args, train_dataset=Dataset.from_list(rows(arguments)),
             processing_class=AutoTokenizer.from_pretrained(arguments.folder),

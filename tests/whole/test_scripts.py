@@ -45,6 +45,16 @@ def test_a_contestant_that_fails_is_told_of(tmp_path, root, monkeypatch):
     assert "exit code 1: ConnectionError" in nothing["failed"]["TRL"]
 
 
+@pytest.mark.night
+@pytest.mark.train
+def test_rl_benchmark_makes_the_same_updates_with_both(tmp_path, root):
+    small = ("--model=tiny", "--turns=2", "--prompt-length=16", "--length=8", "--method=rloo", "--part=update")
+    (rloo,) = results(tmp_path, [sys.executable, root / "scripts" / "bench_rl.py", *small])
+    assert rloo["largest_norm_difference"] < 1e-4
+    assert min(one["completions_per_s"] for one in rloo["measured"].values()) > 0
+    assert rloo["memory"] > 0
+
+
 def results(folder, command):
     file = folder / "measured.json"
     subprocess.run([*command, f"--json={file}"], check=True, cwd=folder, timeout=HANG_S)
