@@ -108,7 +108,7 @@ ALLOWED = {
     # trainers: of monitor the table of common names
     "trainers": {"cache", "data", "engine", "errors", "models", "monitor", "rollout", "run"},
     "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
-    "alone": {"config", "data", "errors", "methods", "monitor", "run", "stage", "trainers"},
+    "alone": {"config", "data", "errors", "methods", "models", "monitor", "run", "stage", "trainers"},
     # worker: of stage only what the table of methods names
     "worker": {"cache", "config", "errors", "methods", "monitor", "run"},
     "cli": {"checks", "config", "data", "errors", "launch", "methods", "plan", "run"},
