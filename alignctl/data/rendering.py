@@ -25,7 +25,6 @@ _CLOSELY = 100  # rows that are tokenised to be looked at
 _LAST = 4  # tokens: templates write a line break after the end token
 _SHOWN = 60  # characters of a text in a message
 _ANSWERS = ("completion", "chosen", "rejected")
-_THOUGHTS = re.compile(r"(?:<think>)?((?:(?!<think>).)*)</think>", re.DOTALL)
 # Of the templates that are best known; none is a word that people write.
 _MARKS = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|(?:system|user|assistant)\|>|<｜User｜>|\[/?INST\]"
@@ -287,8 +286,8 @@ def _thoughts(message: Mapping[str, Any]) -> str:
     """What a message thinks before it says something."""
     if isinstance(reasoning := message.get("reasoning_content"), str):
         return reasoning.strip()
-    found = _THOUGHTS.search(str(message.get("content") or ""))
-    return found[1].strip() if found else ""
+    before, end, _ = str(message.get("content") or "").partition("</think>")
+    return before.rpartition("<think>")[2].strip() if end else ""
 
 
 def _thoughts_left_out(one: Conversation) -> str | None:
