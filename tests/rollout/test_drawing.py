@@ -355,6 +355,15 @@ def test_trl_s_helper_for_vllm_is_what_we_call():
     assert ours == {name: theirs[name] for name in ours}
 
 
+def test_what_vllm_says_of_its_tokens_is_kept_as_far_as_they_are():
+    from alignctl.rollout.vllm import of_drawn
+
+    found = of_drawn([[5, 6], [7]], [[[-0.5], [None], [-9.0]], [[-1.5]]])
+    assert [len(row) for row in found] == [2, 1]
+    assert (found[0][0], found[1][0]) == (-0.5, -1.5)
+    assert found[0][1] != found[0][1]
+
+
 def test_the_page_starts_a_server_as_the_error_says(root):
     from alignctl.rollout.vllm import _SERVER
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
+import trl
 from support.rewards import REWARDS
 from support.small import Small
 
 from alignctl.errors import AlignctlError
 from alignctl.rollout.drawing import Drawn
+from alignctl.trainers.on_policy.config import OnPolicyConfig
+from alignctl.trainers.on_policy.group.config import GRPOConfig, RLOOConfig
 
 pytestmark = pytest.mark.train
 
@@ -56,6 +60,17 @@ def put_in(small, monkeypatch):
         return trainer
 
     return make
+
+
+@pytest.mark.parametrize("ours", [GRPOConfig, RLOOConfig])
+def test_defaults_are_trl_s(ours):
+    theirs = {field.name: field.default for field in fields(getattr(trl, ours.__name__))}
+    own = {field.name: field.default for field in fields(ours)}
+    of_all = {field.name for field in fields(OnPolicyConfig)} - {"num_generations"}
+    shared = set(own) & set(theirs) - of_all
+    assert {"beta", "epsilon", "num_generations", "sync_ref_model"} <= shared
+    assert {name: own[name] for name in shared} == {name: theirs[name] for name in shared}
+    assert own["response_length"] == theirs["max_completion_length"]
 
 
 def first_log(trainer):
