@@ -185,7 +185,7 @@ def reward_functions(out: Path, data: Path, quickstart_sft: str) -> Iterator[Ris
         "quickstart": (f"model.path={quickstart_sft}", "ppo.reward_funcs=[alignctl.data.quickstart:reward]"),
         "stories260K": (
             f"model.path={data / 'models' / 'stories260K'}", "data.eval_rows=0", "eval=default",
-            f"data.path={data / 'sft' / 'llms_from_scratch' / 'train.jsonl'}", "data.max_too_long=0.3",
+            f"data.path={data / 'sft' / 'llms_from_scratch' / 'train.jsonl'}", "data.max_lost=0.3",
             f"ppo.reward_funcs=[{Path(__file__).resolve()}:short_sentences]", "ppo.missing_eos_penalty=null",
             "ppo.max_prompt_length=128", "ppo.per_device_train_batch_size=48",
         ),
@@ -248,7 +248,7 @@ def everything(out: Path, data: Path, short: bool, parts: Sequence[str]) -> Iter
         yield from real_pairs("llms_from_scratch_pref", out / "llms", data, (), dict.fromkeys(REAL, PLAIN))
     if "hh" in parts and not short:
         # KTO cannot keep the end of a long dialogue, so it loses those that fill max_length before the answer.
-        settings = ("data.limit=960", "data.eval_limit=400", "data.max_too_long=0.6")
+        settings = ("data.limit=960", "data.eval_limit=400", "data.max_lost=0.6")
         yield from real_pairs("hh_harmless_base", out / "hh", data, settings, OWN_REWARD)
 
 

@@ -16,7 +16,9 @@ _AT_LEAST_1, _AT_LEAST_10 = Bound(least=1), Bound(least=10)
 SETTINGS = {
     "seed": NOT_NEGATIVE,
     "log_every": _AT_LEAST_1,
-    "data.max_too_long": NOT_NEGATIVE,
+    "data.max_lost": NOT_NEGATIVE,
+    "data.max_skipped": NOT_NEGATIVE,
+    "data.max_pairs": _AT_LEAST_1,
     "data.eval_rows": NOT_NEGATIVE,
     "data.limit": _AT_LEAST_1,
     "data.eval_limit": _AT_LEAST_1,

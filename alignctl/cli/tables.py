@@ -147,7 +147,7 @@ def _row_counts(ledger: dict[str, Any]) -> dict[str, Any]:
         "kept": ledger["kept"],
         "skipped": len(ledger["skipped"]),
         "skipped_rows": list(map(int, ledger["skipped"])),
-        "too_long": ledger["too_long"],
+        "lost": ledger["lost"],
     }
 
 
@@ -170,8 +170,8 @@ def print_summary(summary: dict[str, Any]) -> None:
             same_file = part == "eval" and rows["source"] == other["rows"]["train"]["source"]  # held out of one file
             if rows["skipped"] and not same_file:
                 console.print(f"{stage_name}: {_skipped(part, rows)}", markup=False)
-            if rows["too_long"]:
-                lost = f"{rows['too_long']} {part} rows dropped: too long for max_length"
+            if rows["lost"]:
+                lost = f"{rows['lost']} {part} rows lost: too long for max_length"
                 console.print(f"{stage_name}: {lost}", markup=False)
         if "made" in other:
             made = other["made"]

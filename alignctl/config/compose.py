@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from alignctl.config.renamed import former_names
+from alignctl.config.renamed import former_names, rename_data
 from alignctl.config.schema import SECTIONS, RunSettings, annotations
 from alignctl.config.suggest import did_you_mean
 from alignctl.errors import Problem, RequestError
@@ -249,6 +249,7 @@ def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> d
             value = config[stage].pop(former)
             if name not in config[stage] or _given_last(request, loader, overrides, stage, (former, name)) == former:
                 config[stage][name] = value
+    rename_data(config)
     return config
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+RENAMED = {"max_too_long": "max_lost"}
+"""Former names of these settings, which are still taken, and their names."""
+
 
 @dataclass
 class DataSettings:
@@ -50,5 +53,9 @@ class DataSettings:
     """Column that says how much better the chosen completion is, or two columns, `[better, worse]`, to subtract. For
     reward models; None takes the column `margin` where there is one. Where one column is named, a missing value
     counts 0; where two are, the row cannot be used."""
-    max_too_long: float = 0.05
-    """Largest share of the training rows that may be lost because the prompt alone fills `max_length`."""
+    max_skipped: float = 0.01
+    """Largest share of the rows that may be skipped, because they or their template are not as they should be; one row
+    always may."""
+    max_lost: float = 0.05
+    """Largest share of the training rows that may be lost because `max_length` leaves nothing of a prompt or a
+    completion."""

@@ -157,7 +157,7 @@ def rehearsed(stage: StageConfig) -> StageConfig:
         trainer=trainer | {"push_to_hub": False},
         report_to="none",
         eval=replace(stage.eval, prompts=min(stage.eval.prompts, _PROMPTS)),
-        data=replace(stage.data, max_too_long=1.0),  # of the longest rows, any number may be
+        data=replace(stage.data, max_lost=1.0),  # of the longest rows, any number may be
     )
 
 

@@ -16,9 +16,11 @@ from alignctl.config.stages import StageConfig
 from alignctl.data.encoding import encodes_batches, tokenizer_key
 from alignctl.data.kept import kept
 from alignctl.data.messages import is_messages
+from alignctl.data.reading import describe_skipped
 from alignctl.data.recast import as_plain_text
 from alignctl.data.rendering import Reader, Said, check_has_end, check_rows
 from alignctl.data.rows import Rows
+from alignctl.data.token_columns import TEXTS
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.errors import RequestError
 from alignctl.models.loading import longest_seen
@@ -101,21 +103,64 @@ def write_ledgers(job: Job, trainer: StageTrainer, rows: Rows, held_rows: Rows |
     for part, given, used in (("train", rows, trainer.train_dataset), ("eval", held_rows, trainer.eval_dataset)):
         if given is not None and used is not None:
             left = _left_by_packing(given, stage, trainer) if stage.trainer.get("packing") else len(used)
-            ledgers[part] = asdict(given.ledger) | {"too_long": len(given.dataset) - left}
+            ledgers[part] = asdict(given.ledger) | {"lost": len(given.dataset) - left}
     if trainer.is_world_process_zero():
         write_json(job.paths.data, ledgers)
-    lost, count = ledgers["train"]["too_long"], len(rows.dataset)
-    if lost == count or lost > stage.data.max_too_long * count:
+    lost, count = ledgers["train"]["lost"], len(rows.dataset)
+    if lost == count or lost > stage.data.max_lost * count:
         limit = longest_seen(trainer.trained_model)
         field = "max_length" if hasattr(trainer.args, "max_length") else "max_prompt_length"
         key, length, percent = f"{stage.name}.{field}", getattr(trainer.args, field), math.ceil(100 * lost / count)
-        why = "nothing of a completion is left" if field == "max_length" else "their prompts are longer"
+        if job.method.trained == "reward_model":
+            why, mend = "a completion with its prompt is longer", "take the long ones out"
+        elif field == "max_length":
+            why, mend = "nothing of a completion is left", "take rows with long prompts out"
+        else:
+            why, mend = "their prompts are longer", "take rows with long prompts out"
         raise RequestError(
             f"{lost:,} of {count:,} training rows ({percent} %) are lost: with `{key}={length}` {why}, and "
-            f"`data.max_too_long={stage.data.max_too_long:g}` is the most allowed",
+            f"`data.max_lost={stage.data.max_lost:g}` is the most allowed",
             (f"raise `{key}`, or " if not limit or length < limit else "")
-            + "take rows with long prompts out"
-            + (f"; `data.max_too_long={percent / 100:g}` accepts it" if lost < count else ""),
+            + mend
+            + (f"; `data.max_lost={percent / 100:g}` accepts it" if lost < count else ""),
+        )
+
+
+def check_skipped(rows: Rows, stage: StageConfig) -> None:
+    """
+    Raises:
+        RequestError: Too many rows of a source cannot be used.
+    """
+    ledger, most = rows.ledger, stage.data.max_skipped
+    if len(ledger.skipped) > max(1, most * ledger.read):
+        share = math.ceil(100 * len(ledger.skipped) / ledger.read) / 100
+        raise RequestError(
+            f"{ledger.source}: {describe_skipped(ledger)}, and `data.max_skipped={most:g}` is the most allowed",
+            f"mend or remove them; `data.max_skipped={share:g}` accepts it",
+        )
+
+
+def check_form(rows: Rows, held_rows: Rows | None, stage: StageConfig) -> None:
+    """Whether rows have the form that settings are about, and held-out rows that of the others: what counts in the loss
+    depends on it.
+
+    Raises:
+        RequestError: They have not.
+    """
+    if stage.trainer.get("completion_only_loss") and "completion" not in rows.dataset.column_names:
+        raise RequestError(
+            f"`{stage.name}.completion_only_loss=true` would have no effect: the rows of {rows.ledger.source} are "
+            f"`{rows.ledger.format}`, without a column `completion`",
+            f"for conversations: `{stage.name}.assistant_only_loss=true`",
+        )
+    if held_rows is None or held_rows.format.kind != rows.format.kind:
+        return
+    form, held_form = ({name for name in TEXTS if name in part.dataset.column_names} for part in (rows, held_rows))
+    if form != held_form:
+        raise RequestError(
+            f"the held-out rows of {held_rows.ledger.source} have another form ({', '.join(sorted(held_form))}) than "
+            f"the training rows ({', '.join(sorted(form))}): losses of other tokens would be compared",
+            "give held-out rows of the same form, or hold out some of the training rows",
         )
 
 

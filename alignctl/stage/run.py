@@ -24,7 +24,7 @@ from alignctl.stage.build import build_arguments, build_trainer, rows_to_train_o
 from alignctl.stage.job import Job, Weights, rank
 from alignctl.stage.measure import measured, random_state_kept
 from alignctl.stage.rehearsal import Rehearsal, found_before, longest, rehearsed, scratch, wants_rehearsal
-from alignctl.stage.rows import as_written, texts_of, write_ledgers
+from alignctl.stage.rows import as_written, check_form, check_skipped, texts_of, write_ledgers
 from alignctl.stage.save import save
 from alignctl.stage.training import check_room, check_warm_up, full_disk_explained, out_of_memory_explained, train
 from alignctl.trainers.base.managed import StageTrainer
@@ -76,7 +76,11 @@ def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: 
     progress.phase("loading model")
     start = weights[method.trained]
     tokenizer, new_tokens = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
+    check_form(rows, held_rows, stage)
     rows, held_rows = (part and as_written(part, tokenizer, start, stage, progress) for part in (rows, held_rows))
+    for part in (rows, held_rows):
+        if part is not None:
+            check_skipped(part, stage)
     args = build_arguments(stage, paths, found_before(paths))
     return Job(stage, weights, paths, progress, StopOnRequest(signal), tokenizer, rows, held_rows, new_tokens, args)
 

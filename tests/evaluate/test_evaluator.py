@@ -37,7 +37,7 @@ def run(folder, base, rows, method: str, *more: str):
     stage = "rm" if method == "reward" else method
     run_stages(
         folder, f"recipe={method}_local", f"model.path={base}", f"data.path={rows}", "data.limit=24",
-        "data.eval_rows=8", "data.max_too_long=1.0", f"eval.prompts={PROMPTS}", f"eval.max_new_tokens={NEW_TOKENS}",
+        "data.eval_rows=8", "data.max_lost=1.0", f"eval.prompts={PROMPTS}", f"eval.max_new_tokens={NEW_TOKENS}",
         "rehearse=false", f"{stage}.max_steps=2", f"{stage}.learning_rate=1e-2", f"{stage}.warmup_steps=0",
         f"{stage}.bf16=false", f"{stage}.max_length={LONGEST}", f"{stage}.per_device_train_batch_size=4", *more,
     )  # fmt: skip

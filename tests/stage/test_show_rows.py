@@ -41,7 +41,7 @@ def test_rows_ledger_and_question(tmp_path):
 def test_pairs_are_cut_as_they_are_collated(tmp_path):
     code, lines = show(
         tmp_path, "--rows", "4", "recipe=sft_dpo_quickstart", "stages=[dpo]", "dpo.from=null", "data.limit=12",
-        "data.eval_limit=4", "data.max_too_long=0.9", "dpo.max_length=24", *TINY,
+        "data.eval_limit=4", "data.max_lost=0.9", "dpo.max_length=24", *TINY,
     )  # fmt: skip
     assert code == 0, lines
     ids = [(line.split(":")[0].strip(), json.loads(line[line.rindex("[") :])) for line in lines if "_ids: " in line]

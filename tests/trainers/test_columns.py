@@ -94,11 +94,11 @@ def test_the_loss_is_that_of_each_row_s_beta(tmp_path, monkeypatch, settings):
     passes = settings.get("gradient_accumulation_steps", 1)
     steps = 6 // passes  # all in the first epoch, whose last step has fewer passes
     evaluated = {"max_steps": steps, "eval_strategy": "steps", "eval_steps": steps}
-    run = run_stages(tmp_path / "run", *arguments(file, "data.max_too_long=0.1", **settings | evaluated))
+    run = run_stages(tmp_path / "run", *arguments(file, "data.max_lost=0.1", **settings | evaluated))
 
     ledger = read(run / "ipo" / "data.json")
     assert ledger["train"]["skipped"] == {str(NO_BETA + 1): "the column 'beta' is missing or empty"}
-    assert ledger["train"]["too_long"] + ledger["eval"]["too_long"] == 1
+    assert ledger["train"]["lost"] + ledger["eval"]["lost"] == 1
     training = [(numbers, losses) for trained, numbers, losses in Watched.batches if trained]
     held_out = [(numbers, losses) for trained, numbers, losses in Watched.batches if not trained]
     flat, size = [loss for _, losses in training for loss in losses], 4 * passes

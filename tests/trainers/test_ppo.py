@@ -364,4 +364,4 @@ def test_a_stage_on_both_sources_of_rewards(tmp_path):
     assert [row["step"] for row in metrics] == [1, 2]
     assert {"rewards/reward_model", "rewards/reward", "score", "kl/k3"} <= metrics[0].keys()
     assert LlamaForCausalLM.from_pretrained(run / "ppo" / "model").num_parameters() > 0
-    assert not SimpleNamespace(**read(run / "ppo" / "data.json")["train"]).too_long
+    assert not SimpleNamespace(**read(run / "ppo" / "data.json")["train"]).lost

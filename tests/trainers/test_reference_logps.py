@@ -84,8 +84,8 @@ def test_an_adapter_finds_the_same_with_another_seed(tmp_path, sft, cache):
 
 @pytest.mark.parametrize("change", ["dpo.max_length=24", "data.limit=31", "dpo.truncation_mode=keep_end"])
 def test_what_changes_the_numbers_is_computed_anew(tmp_path, sft, cache, change):
-    dpo(tmp_path / "first", sft, PRECOMPUTED, "data.max_too_long=1")
-    other = dpo(tmp_path / "second", sft, PRECOMPUTED, "data.max_too_long=1", change)
+    dpo(tmp_path / "first", sft, PRECOMPUTED, "data.max_lost=1")
+    other = dpo(tmp_path / "second", sft, PRECOMPUTED, "data.max_lost=1", change)
     assert "train rows: computed" in notices(other)
 
 

@@ -156,7 +156,7 @@ def test_with_a_template_of_the_user_s_conversations_train(tmp_path, shared_data
     run = run_stages(
         tmp_path / "run", "recipe=sft_local", f"model.path={model}", "eval.prompts=4", "eval.max_new_tokens=8",
         f"data.path={shared_data / 'sft' / 'oasst_en100' / 'best_train.jsonl'}", f"model.chat_template={template}",
-        "data.limit=24", "data.max_too_long=0.5", "sft.max_steps=1",
+        "data.limit=24", "data.max_lost=0.5", "sft.max_steps=1",
     )  # fmt: skip
     assert AutoTokenizer.from_pretrained(run / "sft" / "model").chat_template == template.read_text()
 
@@ -172,9 +172,9 @@ def test_lost_completions_are_counted_and_refused_above_a_share(tmp_path):
     )  # fmt: skip
     with pytest.raises(RequestError, match=r"2 of 20 training rows \(10 %\) are lost") as refused:
         run_stages(tmp_path / "refused", *more)
-    assert "`data.max_too_long=0.1` accepts it" in refused.value.problems[0].hint
-    run = run_stages(tmp_path / "accepted", *more, "data.max_too_long=0.1")
-    assert read(run / "sft" / "data.json")["train"]["too_long"] == 2
+    assert "`data.max_lost=0.1` accepts it" in refused.value.problems[0].hint
+    run = run_stages(tmp_path / "accepted", *more, "data.max_lost=0.1")
+    assert read(run / "sft" / "data.json")["train"]["lost"] == 2
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])
@@ -184,7 +184,7 @@ def test_nothing_left_of_any_row_is_refused_whatever_is_allowed(tmp_path, packin
     with pytest.raises(RequestError, match=r"1 of 1 training rows \(100 %\) are lost") as refused:
         run_stages(
             tmp_path / "run", "recipe=sft_quickstart", f"data.path={file}", "data.eval_rows=0", "eval.judge=null",
-            "eval.prompts=0", "model.scratch.vocab_size=300", "sft.max_length=64", "data.max_too_long=1",
+            "eval.prompts=0", "model.scratch.vocab_size=300", "sft.max_length=64", "data.max_lost=1",
             f"sft.packing={packing}",
         )  # fmt: skip
     assert "accepts it" not in refused.value.problems[0].hint
@@ -206,7 +206,7 @@ def test_the_same_for_pairs_and_for_held_out_rows(tmp_path, precompute):
         run_stages(tmp_path / "train", *common, f"data.path={files['long']}", "data.eval_rows=0")
     run = run_stages(tmp_path / "eval", *common, f"data.path={files['short']}", f"data.eval_path={files['long']}")
     assert read(run / "dpo" / "result.json")["after"] == {}
-    assert read(run / "dpo" / "data.json")["eval"]["too_long"] == 2
+    assert read(run / "dpo" / "data.json")["eval"]["lost"] == 2
 
 
 def test_assistant_only_needs_a_template_that_marks_the_assistant(small):
