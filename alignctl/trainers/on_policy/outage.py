@@ -3,6 +3,7 @@ from both."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,8 @@ class Outage:
         there = kept.get("step") == trainer.state.global_step and kept.get("prompt_ids") == list(map(list, prompt_ids))
         if not from_all(trainer.accelerator, {"there": there})["there"].all():
             return None
-        return Drawn(kept["completions"], kept["ended"], kept["logps"])
+        logps = kept["logps"] and [[math.nan if one is None else one for one in row] for row in kept["logps"]]
+        return Drawn(kept["completions"], kept["ended"], logps)
 
     def ask(self, episodes: Episodes) -> dict[str, list[Score]]:
         """Scores by all sources.
