@@ -36,6 +36,7 @@ def test_wheel_carries_conf_and_recipes(wheel):
         shipped = {f"alignctl/_data/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.yaml")}
         assert shipped
         assert shipped <= names
+    assert len([name for name in names if name.endswith(".jinja")]) >= 10, "chat templates"
     assert not [name for name in names if name.startswith(("tests", "scripts"))]
 
 
