@@ -29,6 +29,7 @@ class Outage:
     def __init__(self, trainer: OnPolicyTrainer):
         self._trainer = trainer
         self._looked = False
+        self._rollout: Episodes | None = None
 
     @property
     def _file(self) -> Path:
@@ -49,31 +50,45 @@ class Outage:
         return Drawn(kept["completions"], kept["ended"], logps)
 
     def ask(self, episodes: Episodes) -> dict[str, list[Score]]:
-        """Scores by all sources.
+        """Scores of a rollout by all sources.
 
         Raises:
             ServerAway: One of them did not answer a process; what all have drawn is kept.
             AlignctlError: A source does not score.
         """
-        scoring, away = self._trainer.scoring, None
-        if not scoring.asks_servers:
-            return scoring.ask(episodes)
+        self._rollout = episodes
+        return self._asked(episodes)
+
+    def ask_again(self, part: Episodes | None) -> dict[str, list[Score]]:
+        """Scores of what was drawn to some prompts of the rollout again, if this process has any; where a server is
+        away the rollout is kept as it was first, and the same is drawn to them again.
+
+        Raises:
+            ServerAway, AlignctlError: As above.
+        """
+        return self._asked(part)
+
+    def _asked(self, episodes: Episodes | None) -> dict[str, list[Score]]:
+        scoring, away, rewards = self._trainer.scoring, None, {}
         try:
-            rewards = scoring.ask(episodes)
+            if episodes is not None:
+                rewards = scoring.ask(episodes)
         except ServerAway as error:
             away = error
+        if not scoring.asks_servers:
+            return rewards
         messages = gather_object([away.problems[0].message if away else None])
         if said := next(filter(None, messages), None):
-            self._keep(episodes)
+            self._keep()
             raise ServerAway(
                 said, "see to it that it answers, and give the same command again: what was drawn is kept"
             ) from away
         self._file.unlink(missing_ok=True)
         return rewards
 
-    def _keep(self, episodes: Episodes) -> None:
+    def _keep(self) -> None:
         """Writes what this process drew, and a checkpoint of the weights that drew it, where there is none."""
-        trainer = self._trainer
+        trainer, episodes = self._trainer, self._rollout
         step = trainer.state.global_step
         drawn = {"completions": episodes.completion_ids, "ended": episodes.ended, "logps": episodes.drawn_logps}
         write_json(self._file, {"step": step, "prompt_ids": episodes.prompt_ids, **drawn})

@@ -126,13 +126,14 @@ class GRPOTrainer(GroupTrainer):
         prompts = [episodes.prompt_ids[member] for member in members]
         of_all = args.train_batch_size * self.accelerator.num_processes
         drawn = self._draw(prompts, [attempt * of_all + member for member in members])
-        if not groups:
-            return episodes, asked
         columns = {name: [values[member] for member in members] for name, values in episodes.columns.items()}
         given = [episodes.prompts[member] for member in members]
         part = episodes_of(given, prompts, drawn, self.processing_class, columns, episodes.group_size)
         asked = {name: list(scores) for name, scores in asked.items()}
-        for name, scores in self.scoring.ask(part).items():
+        found = self.outage.ask_again(part if groups else None)
+        if not groups:
+            return episodes, asked
+        for name, scores in found.items():
             for member, score in zip(members, scores, strict=True):
                 asked[name][member] = score
         return drawn_again(episodes, members, self.masked(part)), asked
