@@ -12,7 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from alignctl.checks.values import check_value, method_of
-from alignctl.config.rewards import KINDS, READY, given_in, kinds_of, read_entry
+from alignctl.config.rewards import KINDS, READY, given_in, kinds_of, longest_wait_s, read_entry
+from alignctl.config.schema import LauncherSettings
+from alignctl.config.stages import stage_launcher
 from alignctl.config.suggest import closest, did_you_mean
 from alignctl.config.trl_fields import config_fields
 from alignctl.errors import Problem
@@ -28,7 +30,8 @@ _USED_BY = {
 def check_rewards(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     """Whether something scores, and whether it can be asked."""
     stage, method = config[name], method_of(config, name)
-    if method is None or "reward_funcs" not in config_fields(method.config_class):
+    fields_of = config_fields(method.config_class) if method else {}
+    if "reward_funcs" not in fields_of:
         return
     given = stage.get("reward_funcs") or []
     entries = given if isinstance(given, list) else [given]
@@ -60,6 +63,23 @@ def check_rewards(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     for key, (users, what) in _USED_BY.items():
         if key in stage and not kinds & users:
             yield Problem(f"`{name}.{key}` would have no effect: no {what} scores", f"take `{name}.{key}` out")
+    if kinds & _USED_BY["reward_retries"][0]:
+        yield from _patience(config, name, {key: field.default for key, field in fields_of.items()} | dict(stage))
+
+
+def _patience(config: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether a run that waits for a server would count as stuck meanwhile."""
+    timeout_s, retries = given["reward_timeout"], given["reward_retries"]
+    stall_s = stage_launcher(config, name).get("stall_timeout", LauncherSettings.stall_timeout)
+    if not all(isinstance(one, int | float) for one in (timeout_s, retries, stall_s)) or retries < 0:
+        return  # reported with its type and bounds
+    longest_s = longest_wait_s(timeout_s, int(retries))
+    if longest_s >= stall_s:
+        yield Problem(
+            f"`{name}.reward_timeout={timeout_s:g}` and `{name}.reward_retries={retries}` let a server take "
+            f"{longest_s:.0f} s, and after `launcher.stall_timeout={stall_s}` s the run would count as stuck",
+            f"set `launcher.stall_timeout={2 * int(longest_s)}`, or lower one of them",
+        )
 
 
 def _entry(where: str, entry: str | Mapping[str, Any]) -> Iterator[Problem]:

@@ -174,6 +174,16 @@ class Repetition(Ready):
         return {"size": self.repetition}
 
 
+def wait_s(attempt: int) -> float:
+    """Seconds before a server that did not answer is asked again, for the `attempt`-th time."""
+    return min(2.0 ** (attempt - 1), 60.0)
+
+
+def longest_wait_s(timeout_s: float, retries: int) -> float:
+    """Seconds until a server is given up at the latest."""
+    return timeout_s * (retries + 1) + sum(wait_s(attempt) for attempt in range(1, retries + 1))
+
+
 Entry = FunctionEntry | ServerEntry | JudgeEntry | Ready
 READY: dict[str, type[Ready]] = {
     fields(kind)[0].name: kind for kind in (ExactMatch, Numeric, BoxedMath, Format, LengthPenalty, Repetition)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.cache import cache_dir
+from alignctl.config.rewards import wait_s
 from alignctl.errors import AlignctlError
 from alignctl.run.files import read_json, write_json
 
-_MOST_WAIT_S = 60.0
 _SHOWN = 200  # characters of what a server says
 _BUSY = (408, 425, 429)  # with those from 500 on: the same question may be answered later
 
@@ -51,7 +51,7 @@ class Server:
         said = ""
         for attempt in range(self.retries + 1):
             if attempt:
-                time.sleep(min(2.0 ** (attempt - 1), _MOST_WAIT_S))
+                time.sleep(wait_s(attempt))
             try:
                 return json.loads(self._answer(body))
             except urllib.error.HTTPError as error:

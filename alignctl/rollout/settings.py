@@ -55,7 +55,7 @@ class RewardSettings:
     ready functions by name; each gives a number, or none, for each (docs/rewards.md)."""
     reward_workers: int = 1
     """Processes of each function, among which the prompts of a rollout are divided; their completions stay together."""
-    reward_timeout: float = 300.0
+    reward_timeout: float = 240.0
     """Seconds that a function, a server or a judge may take for what it is asked at a time."""
     reward_retries: int = 5
     """Times that a server or a judge is asked again where it does not answer: after a second, then after twice as

@@ -304,6 +304,10 @@ BAD = [
     ([PPO, "ppo.reward_funcs=[3]"], ["`ppo.reward_funcs` must be a list of texts or mappings"]),
     ([PPO, "ppo.reward_workers=2"], ["`ppo.reward_workers` would have no effect"]),
     ([PPO, "ppo.reward_funcs=[exact_match]", "ppo.reward_retries=2"], ["would have no effect: no server or judge"]),
+    (
+        [PPO, "ppo.reward_funcs=['http://a/b']", "ppo.reward_timeout=600"],
+        ["let a server take 3631 s, and after `launcher.stall_timeout=1800` s", "`launcher.stall_timeout=7262`"],
+    ),
     ([PPO, "ppo.reward_timeout=0"], ["`ppo.reward_timeout` must be greater than 0"]),
     ([PPO, "ppo.reward_weights=[1,2]"], ["`ppo.reward_weights` has 2 values for 1 sources"]),
     ([PPO, "ppo.target_kl=0"], ["`ppo.target_kl` must be greater than 0"]),
