@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from alignctl.data.formats import unpair
+from alignctl.data.converters import unpair
 from alignctl.data.quickstart import demonstrations, preferences
 from alignctl.methods.registry import methods, resolve
 from alignctl.models.tokenizer import train_tokenizer
