@@ -131,7 +131,9 @@ def our_classes(config_class: str) -> list[str]:
         if isinstance(item, ast.ImportFrom)
         for alias in item.names
     }
-    bases = [imported.get(base.id, "") for base in node.bases if isinstance(base, ast.Name)]
+    module = config_class.partition(":")[0]
+    beside = {item.name: f"{module}:{item.name}" for item in tree.body if isinstance(item, ast.ClassDef)}
+    bases = [(beside | imported).get(base.id, "") for base in node.bases if isinstance(base, ast.Name)]
     ours = [base for base in bases if base.startswith(f"{alignctl.__name__}.")]
     return list(dict.fromkeys([config_class, *(name for base in ours for name in our_classes(base))]))
 

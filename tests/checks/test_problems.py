@@ -465,10 +465,14 @@ FOR_PAIRS = f"{', '.join(f'`{name}`' for name in _OTHERS)} or `{_LAST}`"
         (
             "dpo_local",
             LABELLED,
-            ["`prompt`, `completion`, `label`", "no preferences (two completions of each prompt", "method `kto`"],
+            [
+                "`prompt`, `completion`, `label`",
+                "no preferences (two completions of each prompt",
+                "`grpo`, `kto`, `ppo` or `rloo`",
+            ],
         ),
         ("sft_local", PAIR, ["no demonstrations (answers to imitate)", FOR_PAIRS]),
-        ("kto_local", {"prompt": "p", "completion": "a"}, ["no feedback (single completions", "`ppo` or `sft`"]),
+        ("kto_local", {"prompt": "p", "completion": "a"}, ["no feedback (single completions", "`rloo` or `sft`"]),
         ("reward_local", {"question": "p"}, ["the columns `question`", "Formats: hh_rlhf"]),
     ],
 )
