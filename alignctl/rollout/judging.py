@@ -17,7 +17,7 @@ from alignctl.rollout.episodes import Episodes
 from alignctl.rollout.rewards import Score, at_the_end
 from alignctl.rollout.servers import Chat, Server
 
-_GRADE = re.compile(r"score\W{0,6}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+_GRADE = re.compile(r"score[^\w.+-]{0,6}([-+]?(?:\d+(?:\.\d+)?|\.\d+))", re.IGNORECASE)
 _SHOWN = 200  # characters of an answer
 
 
@@ -80,12 +80,11 @@ class JudgeReward:
             )
 
     def __call__(self, episodes: Episodes) -> list[Score]:
+        questions = [self._fill(episodes, member) for member in range(len(episodes.completions))]
         with ThreadPoolExecutor(self.parallel) as pool:
-            asked = [
-                pool.submit(self._ask, self._fill(episodes, member)) for member in range(len(episodes.completions))
-            ]
+            asked = {question: pool.submit(self._ask, question) for question in dict.fromkeys(questions)}
             try:
-                answers = [one.result() for one in asked]
+                answers = [asked[question].result() for question in questions]
             except AlignctlError:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or leaves the old one: to a temporary name, to disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")  # no two of a machine are alike
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -47,7 +47,17 @@ def test_other_answers_of_a_server_are_refused_with_what_was_seen(answer, said):
 
 @pytest.mark.parametrize(
     ("answer", "number"),
-    [("fine.\nScore: 7", 7), ("Score: 3? No.\n**Score:** 8.5", 8.5), ("4", 4), ("great", None), ("nan", None)],
+    [
+        ("fine.\nScore: 7", 7),
+        ("Score: 3? No.\n**Score:** 8.5", 8.5),
+        ("4", 4),
+        ("great", None),
+        ("nan", None),
+        ("Score: -3", -3),
+        ("Score: +2", 2),
+        ("score .5", 0.5),
+        ("Score = 7/10", 7),
+    ],
 )
 def test_a_grade_is_the_last_that_is_said(answer, number):
     assert grade(answer) == number
@@ -67,6 +77,14 @@ def test_a_judge_is_asked_about_each_completion(tmp_path):
             judge(two(completions=["4", "3"]))
     with pytest.raises(RequestError, match="has `{answer}`, which is no column"):
         judge.check_columns(["solution"])
+
+
+def test_a_judge_is_asked_the_same_once(tmp_path):
+    with serve_json(lambda path, body: {"choices": [{"message": {"content": "Score: 4"}}]}) as (url, asked):
+        judge = JudgeReward(Chat(Server(url, 5, 0), "m", 0.0, 8, folder=tmp_path), "{completion}", 4, "judge")
+        alike = two(prompts=["2 + 3?"] * 2, completions=["5"] * 2)
+        assert judge(alike) == [{1: 4.0}, {2: 4.0}]
+    assert len(asked) == 1
 
 
 def test_what_an_entry_says_is_what_scores():
