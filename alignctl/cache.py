@@ -9,6 +9,7 @@ PARTS = {
     "rows": "rows as they were read, held out and tokenised",
     "reference_logps": "log-probabilities of references",
     "inductor": "compiled passes",
+    "chat": "answers of models that judge",
 }
 """Folders of the cache, and what is in each."""
 

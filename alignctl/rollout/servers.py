@@ -14,12 +14,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignctl.cache import cache_dir
+from alignctl.cache import private_dir
 from alignctl.config.rewards import wait_s
-from alignctl.errors import AlignctlError
+from alignctl.errors import AlignctlError, RequestError
 from alignctl.run.files import read_json, write_json
 
 _SHOWN = 200  # characters of what a server says
@@ -46,33 +47,63 @@ class Server:
 
         Raises:
             ServerAway: It cannot be reached or is busy, `retries` times after the first.
-            AlignctlError: It refuses what it is asked, or answers something else than JSON.
+            RequestError: There is no key to send.
+            AlignctlError: It refuses what it is asked, has moved, or answers something else than JSON.
         """
         said = ""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(wait_s(attempt))
             try:
-                return json.loads(self._answer(body))
+                answer = self._answer(body)
             except urllib.error.HTTPError as error:
                 said = f"{error.code} {error.reason}"
                 if error.code < 500 and error.code not in _BUSY:
                     raise AlignctlError(f"{self.url} refused what it was asked: {said}{_shown(error)}") from error
-            except ValueError as error:
-                raise AlignctlError(f"{self.url} answered what is no JSON: {error}") from error
             except (OSError, http.client.HTTPException) as error:
                 said = str(getattr(error, "reason", error)) or type(error).__name__
+            else:
+                try:
+                    return json.loads(answer)
+                except ValueError as error:
+                    raise AlignctlError(f"{self.url} answered what is no JSON: {error}") from error
         tries = f"{self.retries + 1} times" if self.retries else "once"
         raise ServerAway(f"{self.url} did not answer, asked {tries}: {said}")
 
     def _answer(self, body: Mapping[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "alignctl"}
         if self.key_from:
-            headers["Authorization"] = f"Bearer {os.environ[self.key_from]}"
+            headers["Authorization"] = f"Bearer {_key(self.key_from)}"
         data = json.dumps(body, default=str).encode()  # a date, for instance, as its text
         request = urllib.request.Request(self.url, data, headers, method="POST")
-        with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
+        with _opener().open(request, timeout=self.timeout_s) as answer:
             return answer.read()
+
+
+class _StaysHere(urllib.request.HTTPRedirectHandler):
+    """Goes to no other address: the key would be sent there, too, and what is asked would not."""
+
+    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str):
+        raise AlignctlError(f"{req.full_url} has moved to {newurl}", "name that URL")
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_StaysHere)
+
+
+def _key(variable: str) -> str:
+    """A key from the environment, of which nothing is ever shown.
+
+    Raises:
+        RequestError: There is none, or it cannot stand in a header.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise RequestError(f"the environment has no key in the variable `{variable}`", f"export {variable}=...")
+    if not (key.isascii() and key.isprintable()):
+        raise RequestError(f"the key in the variable `{variable}` has characters that no key has", "copy it anew")
+    return key
 
 
 def _shown(error: urllib.error.HTTPError) -> str:
@@ -94,7 +125,7 @@ class Chat:
             f"{server.url.rstrip('/')}/chat/completions", server.timeout_s, server.retries, server.key_from
         )
         self._settings = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
-        self._folder = folder or cache_dir() / "chat"
+        self._folder = folder or private_dir("chat")
 
     def ask(self, messages: list[dict[str, str]]) -> str:
         """The answer to messages.
@@ -115,9 +146,10 @@ class Chat:
             answer = found["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
             answer = None
+        else:
+            answer = "" if answer is None else answer  # all of its tokens went into thoughts
         if not isinstance(answer, str):
             raise AlignctlError(f"{self._server.url} answered what is no chat completion: {json.dumps(found)[:_SHOWN]}")
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.parent.mkdir(mode=0o700, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(file, {"asked": body, "answer": answer})
         return answer

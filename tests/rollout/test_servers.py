@@ -6,9 +6,9 @@ import stat
 import threading
 
 import pytest
-from support.reward_server import serve_json
+from support.reward_server import Moved, serve_json
 
-from alignctl.errors import AlignctlError
+from alignctl.errors import AlignctlError, RequestError
 from alignctl.rollout.servers import Chat, Server, ServerAway
 
 
@@ -66,6 +66,31 @@ def test_a_chat_is_asked_the_same_once(tmp_path, monkeypatch):
     assert stat.S_IMODE((tmp_path / "cache" / "chat").stat().st_mode) == 0o700
     kept = "".join(file.read_text() for file in (tmp_path / "cache").rglob("*.json"))
     assert "abc" not in kept
+
+
+@pytest.mark.parametrize("key", [None, " \n", "top\nsecret", "top\u2011secret"])
+def test_a_key_that_cannot_be_sent_is_not_shown(key, monkeypatch, free_port):
+    monkeypatch.setenv("MY_KEY", key) if key else monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(RequestError, match="variable `MY_KEY`") as caught:
+        Server(f"http://127.0.0.1:{free_port()}", 5, retries=0, key_from="MY_KEY").post({})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_goes_to_no_other_address(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "abc\n")
+    with (
+        serve_json(lambda path, body: [1.0]) as (other, asked_there),
+        serve_json(lambda path, body: Moved(other)) as (url, asked),
+        pytest.raises(AlignctlError, match=f"{url} has moved to {other}"),
+    ):
+        Server(url, 5, retries=0, key_from="MY_KEY").post({})
+    assert asked[0]["headers"]["Authorization"] == "Bearer abc"
+    assert not asked_there
+
+
+def test_a_chat_may_say_nothing(tmp_path):
+    with serve_json(lambda path, body: {"choices": [{"message": {"content": None}}]}) as (url, _):
+        assert Chat(Server(url, 5, 0), "one", 0.0, 8, folder=tmp_path).ask([]) == ""
 
 
 def test_an_answer_that_is_none_of_a_chat_is_refused(tmp_path):

@@ -7,10 +7,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 
 Answer = Callable[[str, dict[str, Any]], Any]
-"""Takes path and body; gives what is answered, an int for a status without a body, or bytes as they are."""
+"""Takes path and body; gives what is answered, an int for a status without a body, bytes as they are, or a Moved."""
+
+
+class Moved(NamedTuple):
+    """An answer that names another address."""
+
+    to: str
 
 
 @contextmanager
@@ -26,6 +32,12 @@ def serve_json(answer: Answer, port: int = 0) -> Iterator[tuple[str, list[dict[s
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append({"path": self.path, "body": body, "headers": dict(self.headers)})
             found = answer(self.path, body)
+            if isinstance(found, Moved):
+                self.send_response(302)
+                self.send_header("Location", found.to)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             content = found if isinstance(found, bytes) else json.dumps(found).encode()
             self.send_response(found if isinstance(found, int) else 200)
             self.send_header("Content-Length", str(0 if isinstance(found, int) else len(content)))
