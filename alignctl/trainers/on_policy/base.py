@@ -83,6 +83,8 @@ class OnPolicyTrainer(Trainer):
     """Whether the loss has the policy's entropy in it."""
     entropy_in_update = False
     """Whether passes of the update say the entropy, though the loss has it not."""
+    stops_at_constant_scores = True
+    """Whether training ends where all completions of some rollouts have the same score."""
     in_checkpoints: tuple[str, ...] = ()
     """Numbers of the method's own, by their attributes, that a checkpoint holds."""
     asked: dict[str, list[Score]]
@@ -307,6 +309,8 @@ class OnPolicyTrainer(Trainer):
         self.rollouts.take(everyone)
         self._total_tokens += int(everyone["tokens"].sum())
         count = int(everyone["scores"].sum())
+        if not self.stops_at_constant_scores:
+            return
         with scores_explained(self.args.output_dir):
             self.scoring.check_not_constant(float(everyone["least"].min()), float(everyone["most"].max()), count)
 

@@ -30,6 +30,7 @@ class GroupTrainer(Managed, OnPolicyTrainer):
 
     args: GroupConfig
     has_reference = True
+    stops_at_constant_scores = False  # those of a prompt are looked at
     in_checkpoints = ("steps_without_signal",)
 
     def __init__(self, *, args: GroupConfig, **others: Any):
