@@ -26,6 +26,15 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
             f"`{name}.loss_type=vespo` weights whole completions by itself",
             f"set `{name}.importance_sampling_level=token`",
         )
+    by_vllm = stage.get("generation") == "vllm" or stage.get("use_vllm")
+    mode = stage.get("vllm_importance_sampling_mode", "sequence_mask")
+    corrected = stage.get("vllm_importance_sampling_correction", True)
+    if loss == "vespo" and by_vllm and corrected and not str(mode).startswith("token"):
+        yield Problem(
+            f"`{name}.loss_type=vespo` weights tokens for what vLLM computes otherwise, and "
+            f"`{name}.vllm_importance_sampling_mode={mode}` completions",
+            f"set `{name}.vllm_importance_sampling_mode=token_truncate`",
+        )
     yield from _check_unused(name, stage, loss)
     delta, high = stage.get("delta"), stage.get("epsilon_high") or epsilon
     if all(isinstance(one, int | float) for one in (delta, high)) and delta <= 1 + high:
@@ -47,7 +56,7 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
                     "scales each source of rewards by itself",
                     f"take `{name}.{key}` out",
                 )
-    if stage.get("zero_signal_groups") == "redraw" and (stage.get("generation") == "vllm" or stage.get("use_vllm")):
+    if stage.get("zero_signal_groups") == "redraw" and by_vllm:
         yield Problem(
             f"`{name}.zero_signal_groups=redraw` cannot be where vLLM draws: each process needs another number of "
             "completions",

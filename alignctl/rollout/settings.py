@@ -45,6 +45,11 @@ class RolloutSettings:
     vllm_group_port: int = 51216
     """Port over which weights go to the server."""
 
+    @property
+    def why_not_vllm(self) -> str | None:
+        """Why vLLM cannot draw with these settings; None where it can."""
+        return None
+
 
 @dataclass
 class RewardSettings:

@@ -28,6 +28,7 @@ def composed(*more):
         (["grpo.steps_per_generation=5"], "`grpo.num_mini_batches=5` is more than the prompts of a rollout, 4"),
         (["grpo.loss_type=cispo"], "takes `grpo.epsilon_high` for the largest ratio"),
         (["grpo.loss_type=vespo", "grpo.importance_sampling_level=sequence"], "weights whole completions by itself"),
+        (["grpo.loss_type=vespo", "grpo.generation=vllm"], "vllm_importance_sampling_mode=sequence_mask` completions"),
         (["grpo.loss_type=sapo", "grpo.epsilon=0.1"], "`grpo.epsilon` would have no effect"),
         (["grpo.vespo_k_pos=1.0"], "`grpo.vespo_k_pos` would have no effect"),
         (["grpo.entropy_target=1.0"], "`grpo.entropy_target` would have no effect"),

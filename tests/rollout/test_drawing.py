@@ -30,6 +30,7 @@ from alignctl.rollout.settings import RolloutSettings
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.on_policy.choosing import why_not_vllm
+from alignctl.trainers.on_policy.group.config import GRPOConfig
 from alignctl.trainers.on_policy.ppo.config import PPOConfig
 
 pytestmark = pytest.mark.train
@@ -198,11 +199,17 @@ def test_a_stage_that_was_begun_without_a_choice_goes_on_with_transformers(tmp_p
 def test_vllm_is_chosen_where_it_can_draw(monkeypatch, stories):
     """As far as that can be said without a GPU and vLLM, which stand in for themselves."""
     model, settings = stories[0], RolloutSettings()
+    redraw, vespo = (
+        GRPOConfig(bf16=False, **given) for given in ({"zero_signal_groups": "redraw"}, {"loss_type": "vespo"})
+    )
     gpu, memory = torch.device("cuda"), 100 * sum(weight.nbytes for weight in model.parameters())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
     assert why_not_vllm(model, settings, gpu) is None
     assert why_not_vllm(model, settings, torch.device("cpu")) == "there is no GPU"
+    assert "another number of completions" in why_not_vllm(model, redraw, gpu)
+    assert "vespo` weights tokens" in why_not_vllm(model, vespo, gpu)
+    assert why_not_vllm(model, replace(vespo, vllm_importance_sampling_mode="token_mask"), gpu) is None
     assert "too little for the weights" in why_not_vllm(model, replace(settings, vllm_gpu_memory_utilization=6e-3), gpu)
     model.rows_of_checkpoint = 500
     assert "no checkpoint with all" in why_not_vllm(model, settings, gpu)

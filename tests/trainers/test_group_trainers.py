@@ -13,6 +13,7 @@ from support.small import Small
 
 from alignctl.errors import AlignctlError
 from alignctl.rollout.drawing import Drawn
+from alignctl.rollout.episodes import Episodes, Segment
 from alignctl.trainers.on_policy.config import OnPolicyConfig
 from alignctl.trainers.on_policy.group.config import GRPOConfig, RLOOConfig
 
@@ -169,6 +170,31 @@ def test_groups_without_signal_are_drawn_again(put_in):
     assert found["frac_reward_zero_std"] == 0
 
 
+def episodes(**given):
+    """Of the completions, the prompts being a token each."""
+    prompts, segments = [[7]] * 4 + [[8]] * 4, [[Segment(ids)] for ids in COMPLETIONS]
+    return Episodes(prompts, segments, [True] * 8, ["a"] * 8, ["b"] * 8, group_size=4, **given)
+
+
+@pytest.mark.parametrize("groups", [[], [1]])
+def test_who_has_nothing_to_draw_again_scores_with_the_others(put_in, groups):
+    """A divided reward model would wait for it for ever."""
+    trainer, asked_about = put_in("grpo", (COMPLETIONS[:4], REWARD[1])), []
+    ask = trainer.scoring.ask
+    trainer.scoring.ask = lambda part: asked_about.append(part.row_numbers) or ask(part)
+    asked = {"given": [{0: 9.0}] * 8}
+    _, found = trainer._draw_again(episodes(row_numbers=[1] * 4 + [2] * 4), asked, groups, 1)
+    assert asked_about == [[groups[0] + 1 if groups else 1] * 4]
+    assert (found == asked) == (not groups)
+
+
+def test_a_last_rollout_of_few_prompts_is_divided_by_what_it_has(put_in):
+    trainer = put_in("grpo", num_mini_batches=2)
+    for of_all, expected in ((8, TOKENS / 2), (4, TOKENS)):
+        trainer._of_all = of_all
+        assert trainer.counted(episodes(), [0, 1, 2, 3]) == expected
+
+
 def test_what_nothing_scored_teaches_nothing(put_in):
     rewards = REWARD.clone()
     rewards[1, 1] = torch.nan
@@ -227,9 +253,10 @@ def test_what_vllm_drew_is_weighted(put_in):
     assert found["sampling/sampling_logp_difference/max"] == pytest.approx(math.log(2), rel=1e-4)
 
 
-def test_rewards_that_differ_in_no_group_stop_training(put_in):
-    """Between groups they do."""
-    rewards = torch.tensor([[1.0] * 4, [2.0] * 4])
+@pytest.mark.parametrize("second", [1.0, 2.0])
+def test_rewards_that_differ_in_no_group_stop_training(put_in, second):
+    """Between groups they may."""
+    rewards = torch.tensor([[1.0] * 4, [second] * 4])
     trainer = put_in("grpo", (COMPLETIONS, rewards), max_steps=30, learning_rate=0.0)
     with pytest.raises(AlignctlError, match="in each of the last 20 rollouts the completions of every prompt"):
         trainer.train()

@@ -23,6 +23,8 @@ def why_not_vllm(policy: PreTrainedModel, settings: RolloutSettings, device: tor
         return "vLLM is not installed"
     if device.type != "cuda":
         return "there is no GPU"
+    if why := settings.why_not_vllm:
+        return why
     if not policy.name_or_path or rows_before(policy):
         return "there is no checkpoint with all of the policy's weights"
     if getattr(policy, "hf_quantizer", None) is not None:

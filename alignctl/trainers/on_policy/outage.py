@@ -59,20 +59,19 @@ class Outage:
         self._rollout = episodes
         return self._asked(episodes)
 
-    def ask_again(self, part: Episodes | None) -> dict[str, list[Score]]:
-        """Scores of what was drawn to some prompts of the rollout again, if this process has any; where a server is
-        away the rollout is kept as it was first, and the same is drawn to them again.
+    def ask_again(self, part: Episodes) -> dict[str, list[Score]]:
+        """Scores of what was drawn to some prompts of the rollout again; where a server is away the rollout is kept as
+        it was first, and the same is drawn to them again.
 
         Raises:
             ServerAway, AlignctlError: As above.
         """
         return self._asked(part)
 
-    def _asked(self, episodes: Episodes | None) -> dict[str, list[Score]]:
+    def _asked(self, episodes: Episodes) -> dict[str, list[Score]]:
         scoring, away, rewards = self._trainer.scoring, None, {}
         try:
-            if episodes is not None:
-                rewards = scoring.ask(episodes)
+            rewards = scoring.ask(episodes)
         except ServerAway as error:
             away = error
         if not scoring.asks_servers:

@@ -123,6 +123,15 @@ class GRPOConfig(GroupConfig):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         super().__post_init__()
 
+    @property
+    def why_not_vllm(self) -> str | None:
+        mode = self.vllm_importance_sampling_mode
+        if self.zero_signal_groups == "redraw":
+            return "`zero_signal_groups=redraw` asks each process for another number of completions"
+        if self.loss_type == "vespo" and self.vllm_importance_sampling_correction and not mode.startswith("token"):
+            return f"`loss_type=vespo` weights tokens, and `vllm_importance_sampling_mode={mode}` completions"
+        return None
+
 
 @dataclass
 class RLOOConfig(GroupConfig):

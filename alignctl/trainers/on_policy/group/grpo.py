@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,13 +60,9 @@ class GRPOTrainer(GroupTrainer):
     def __init__(self, *, args: GRPOConfig, **others: Any):
         self.entropy_coef, self.last_entropy = args.entropy_coef, None
         self._left_out: set[int] = set()
+        if args.generation == "vllm" and (why := args.why_not_vllm):
+            raise RequestError(f"vLLM cannot draw: {why}", "set `generation=transformers`")
         super().__init__(args=args, **others)
-        if args.zero_signal_groups == "redraw" and args.generation == "vllm":
-            raise RequestError(
-                "`zero_signal_groups=redraw` cannot be where vLLM draws: each process needs another number of "
-                "completions",
-                "set `zero_signal_groups=drop`, or `generation=transformers`",
-            )
 
     @property
     def entropy_learns(self) -> bool:
@@ -81,11 +77,16 @@ class GRPOTrainer(GroupTrainer):
     def counted(self, episodes: Episodes, members: list[int]) -> float:
         args = self.args
         if args.loss_type in _OVER_ROLLOUT:
-            return sum(map(sum, episodes.trained)) / args.num_mini_batches
+            return sum(map(sum, episodes.trained)) / self._num_mini_batches
         if args.loss_type in _OVER_COMPLETIONS:
             rows = sum(member not in self._left_out for member in members)
             return rows * (args.response_length if args.loss_type == "dr_grpo" else 1)
         return super().counted(episodes, members)
+
+    @property
+    def _num_mini_batches(self) -> int:
+        """Those of this rollout that have anything: the last one of an epoch may have fewer prompts."""
+        return min(self.args.num_mini_batches, self._of_all // self.args.num_generations)
 
     @torch.no_grad()
     def ask(self, episodes: Episodes) -> tuple[Episodes, dict[str, list[Score]]]:
@@ -119,8 +120,8 @@ class GRPOTrainer(GroupTrainer):
     def _draw_again(
         self, episodes: Episodes, asked: dict[str, list[Score]], groups: list[int], attempt: int
     ) -> tuple[Episodes, dict[str, list[Score]]]:
-        """With other completions of some groups. Processes draw together: one that has none draws to its first prompt,
-        for nothing."""
+        """With other completions of some groups. Processes draw together, and score together where they divide a reward
+        model: one that has none draws to its first prompt, for nothing."""
         args = self.args
         members = [member for group in groups or [0] for member in episodes.groups[group]]
         prompts = [episodes.prompt_ids[member] for member in members]
@@ -129,8 +130,9 @@ class GRPOTrainer(GroupTrainer):
         columns = {name: [values[member] for member in members] for name, values in episodes.columns.items()}
         given = [episodes.prompts[member] for member in members]
         part = episodes_of(given, prompts, drawn, self.processing_class, columns, episodes.group_size)
+        part = replace(part, row_numbers=[episodes.row_numbers[member] for member in members if episodes.row_numbers])
         asked = {name: list(scores) for name, scores in asked.items()}
-        found = self.outage.ask_again(part if groups else None)
+        found = self.outage.ask_again(part)
         if not groups:
             return episodes, asked
         for name, scores in found.items():
@@ -212,7 +214,7 @@ class GRPOTrainer(GroupTrainer):
         args, everyone = self.args, list(range(len(episodes.prompt_ids)))
         counts = self.counted(episodes, everyone if self.rollouts.counts else [])
         if args.loss_type in _OVER_ROLLOUT:
-            counts *= args.num_mini_batches
+            counts *= self._num_mini_batches
         entropy = (spread(outputs.entropy, episodes) * mask).sum() if outputs else mask.new_zeros((), dtype=torch.float)
         counted, tokens, entropy = self.add_up(torch.stack([entropy.new_tensor(counts), mask.sum(), entropy])).tolist()
         wanted = not args.use_adaptive_entropy or (
