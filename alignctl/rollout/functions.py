@@ -19,8 +19,11 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from alignctl.errors import AlignctlError, RequestError
@@ -87,15 +90,18 @@ class ProcessFunction:
         return found
 
     def _failed(self, message: str, given: Mapping[str, list[Any]], part: Sequence[int]) -> FunctionFailed:
-        """Looks for the completion that it fails at, one by one, for as long as all of them might have taken."""
+        """Looks for the completion that it fails at, one by one, for as long as all of them might have taken; the last
+        that is looked at may take as long by itself."""
         for process in self._processes:
             process.end()
         alone, until = _Process(self._target, self._settings), time.monotonic() + self._timeout_s
         try:
             alone.load(self._timeout_s)
             for member in part:
+                if time.monotonic() > until:
+                    break
                 alone.ask(_chosen(given, [member]))
-                if alone.answer(until)[0] != "scores":
+                if alone.answer(time.monotonic() + self._timeout_s)[0] != "scores":
                     return FunctionFailed(message, member)
         finally:
             alone.end()
@@ -125,6 +131,7 @@ class _Process:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {PARENT: str(os.getpid())},
+                process_group=0,  # what the function starts ends with it
             )
         self.end = weakref.finalize(self, _end, self._process, self._connection)
         self.parameters: list[inspect.Parameter] = []
@@ -170,13 +177,13 @@ class _Process:
 
 
 def _end(process: subprocess.Popen, connection: Connection) -> None:
-    """At the end of the connection it ends by itself, if it is not busy."""
+    """At the end of the connection it ends by itself, if it is not busy; what it started is ended with it."""
     connection.close()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _chosen(given: Mapping[str, list[Any]], members: Sequence[int]) -> dict[str, list[Any]]:
@@ -196,10 +203,15 @@ def _divided(groups: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
 # In the process
 
 
+class NoFunction(Exception):
+    """There is no function where one is named."""
+
+
 def serve(descriptor: int, target: str, settings: Mapping[str, Any]) -> None:
     """Loads a function and answers with its scores until nobody asks any more."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # whoever asks decides when it ends
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)  # ignored, they would be by what the function starts, too
+        os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     die_with_parent()
     with Connection(descriptor) as connection:
@@ -217,7 +229,7 @@ def _loaded(target: str, connection: Connection) -> Callable[..., Any] | None:
     try:
         function = find_function(target)
         parameters = inspect.signature(function).parameters.values()
-    except (ImportError, FileNotFoundError, AttributeError) as error:
+    except NoFunction as error:
         connection.send(("missing", str(error)))
     except Exception as error:  # whatever a user's module raises: this process is there to tell it
         traceback.print_exc()
@@ -232,18 +244,33 @@ def find_function(target: str) -> Callable[..., Any]:
     """The function that `module:name` or `file.py:name` says.
 
     Raises:
-        ImportError: There is no such module.
-        FileNotFoundError: There is no such file.
-        AttributeError: It has no such function.
+        NoFunction: There is none. Whatever else is raised is the module's.
     """
     place, _, name = target.rpartition(":")
-    if not place.endswith(".py"):
-        return getattr(importlib.import_module(place), name)
+    module = _of_file(place) if place.endswith(".py") else _of_name(place)
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        raise NoFunction(str(error)) from error
+
+
+def _of_name(place: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name and f"{place}.".startswith(f"{error.name}."):  # itself, or what it would be in
+            raise NoFunction(str(error)) from error
+        raise
+
+
+def _of_file(place: str) -> ModuleType:
+    if not Path(place).is_file():
+        raise NoFunction(f"there is no file {place}")
     spec = importlib.util.spec_from_file_location(Path(place).stem, place)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
-    return getattr(module, name)
+    return module
 
 
 def _scores(function: Callable[..., Any], given: Mapping[str, Any]) -> tuple[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from alignctl.rollout.functions import FunctionFailed, ProcessFunction
 
 FUNCTIONS = """
 import os
+import subprocess
 import time
 
 def process(completions):
@@ -42,6 +45,14 @@ def words(completions):
 
 def few(completions):
     return completions[1:] and [0.0]
+
+def alone(completions):
+    time.sleep(0.7)
+    return [0.0 for _ in completions] if len(completions) < 2 else time.sleep(600)
+
+def starts(completions):
+    child = subprocess.Popen(["sleep", "600"])
+    return [child.pid] * len(completions)
 
 calls = []
 
@@ -78,8 +89,9 @@ def test_what_a_function_holds_stays_from_call_to_call(file):
 @pytest.mark.parametrize(
     ("name", "said", "member"),
     [
-        ("fails", r"raised ZeroDivisionError: division by zero \(.*rewards.py, line 12\)", 2),
+        ("fails", r"raised ZeroDivisionError: division by zero \(.*rewards.py, line 13\)", 2),
         ("hangs", "did not return within 1 s", 2),
+        ("alone", "did not return within 1 s", None),
         ("dies", "ended its process, with code 7", 2),
         ("together", "raised ValueError: too many", None),
         ("words", "gave what is no number: could not convert string to float: 'good'", 0),
@@ -105,7 +117,40 @@ def test_no_process_is_left(file):
         assert time.monotonic() < until
 
 
-def test_a_module_that_raises_is_the_user_s_to_mend(tmp_path):
-    (tmp_path / "broken.py").write_text("raise OSError('no such weights')")
-    with pytest.raises(RequestError, match="cannot be loaded: its module raised OSError: no such weights"):
+def test_what_a_function_starts_can_be_asked_to_end_and_ends_with_it(file):
+    function = ProcessFunction(f"{file}:starts")
+    first, second = (int(function(completions=["a"])[0]) for _ in range(2))
+    os.kill(first, signal.SIGTERM)
+    until = time.monotonic() + 10
+    while state_of(first) not in ("Z", None):
+        assert time.monotonic() < until
+    del function
+    while state_of(second) not in ("Z", None):
+        assert time.monotonic() < until
+
+
+def state_of(pid):
+    """As Linux says, `Z` where it has ended and nobody has asked how; None where it is gone."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.read_text().rpartition(")")[2].split()[0] if stat.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("raise OSError('no such weights')", "cannot be loaded: its module raised OSError: no such weights"),
+        ("import no_such_module", "cannot be loaded: its module raised ModuleNotFoundError: .*no_such_module"),
+        ("open('no_such_file')", "cannot be loaded: its module raised FileNotFoundError"),
+        ("None.lower", "cannot be loaded: its module raised AttributeError"),
+        ("", "there is no reward function .*: module 'broken' has no attribute 'f'"),
+    ],
+)
+def test_a_module_that_raises_is_the_user_s_to_mend(tmp_path, content, said):
+    (tmp_path / "broken.py").write_text(content)
+    with pytest.raises(RequestError, match=said):
         ProcessFunction(f"{tmp_path / 'broken.py'}:f")
+
+
+def test_a_module_that_is_none_is_told():
+    with pytest.raises(RequestError, match="there is no reward function .*: No module named 'no_such_module'"):
+        ProcessFunction("no_such_module.part:f")
