@@ -236,7 +236,8 @@ def _other_things(paths: RunPaths) -> bool:
 
 def _begun(stage: StagePaths) -> bool:
     """Whether a stage has anything that other settings would spoil."""
-    return stage.result.exists() or stage.evaluation_before.exists() or newest_checkpoint(stage.checkpoints) is not None
+    there = stage.result, stage.evaluation_before, stage.drawn(0)
+    return any(file.exists() for file in there) or newest_checkpoint(stage.checkpoints) is not None
 
 
 def _changes(paths: RunPaths, config: Mapping[str, Any]) -> list[str]:

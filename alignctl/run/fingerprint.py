@@ -21,6 +21,7 @@ _DIVIDES = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "pass_tokens", "activation_checkpointing",
     "activation_checkpointing_kwargs", "compile",
 )  # fmt: skip
+_PATIENCE = ("reward_timeout", "reward_retries", "reward_workers")
 
 
 def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_size: int) -> str:
@@ -28,15 +29,15 @@ def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_
 
     Data files count by content; checkpoint folders by the names, sizes and times of their files, because weights are
     too many bytes to read for this. How a global batch is divided among processes and passes changes nothing but the
-    rounding, nor do what is kept of a pass and where it runs. A setting of a section at its default is left out, so
-    that one that is new in alignctl changes no stage that was begun before.
+    rounding, nor do what is kept of a pass, where it runs, and how long it waits for rewards. A setting of a section at
+    its default is left out, so that one that is new in alignctl changes no stage that was begun before.
     """
     settings = stage.to_dict()
     for key in ("report_to", "rehearse", "distributed", "launcher", "taken_by"):
         del settings[key]
     for section in SECTIONS:
         settings[section] = _given(getattr(stage, section))
-    settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _DIVIDES}
+    settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in (*_DIVIDES, *_PATIENCE)}
     settings["global_batch_size"] = global_batch_size
     inputs = {key: _identity(path) for key, path in stage.inputs.items()}
     return _hash(json.dumps([VERSION, settings, inputs, list(upstream)], sort_keys=True).encode())

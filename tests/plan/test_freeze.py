@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,17 @@ def test_a_run_directory_holds_one_run(tmp_path):
     fewer = config_of("recipe=quickstart", "stages=[sft]")  # would forget what dpo was begun with
     with pytest.raises(RequestError, match="stage `dpo` was begun otherwise: `stages`"):
         refuse_other_run(make_plan(fewer, "quickstart", tmp_path), fewer)
+
+
+@pytest.mark.parametrize(("more", "begun_otherwise"), [("grpo.reward_retries=9", False), ("grpo.beta=0.1", True)])
+def test_a_rollout_that_no_server_scored_is_of_its_settings_but_for_patience(tmp_path, more, begun_otherwise):
+    given = "recipe=grpo_local", "model.path=owner/model", "data.path=owner/rows", "grpo.reward_funcs=[http://a/b]"
+    config, other = config_of(*given), config_of(*given, more)
+    plan = make_plan(config, "grpo_local", tmp_path)
+    freeze(plan, config, [])
+    write_json(plan.paths.stage("grpo").drawn(0), {})
+    with pytest.raises(RequestError, match="was begun otherwise") if begun_otherwise else nullcontext():
+        refuse_other_run(make_plan(other, "grpo_local", tmp_path), other)
 
 
 def test_a_run_that_an_older_alignctl_began_is_not_continued(tmp_path, alignctl):
