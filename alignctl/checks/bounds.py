@@ -37,8 +37,12 @@ SETTINGS = {
     "launcher.cpus_per_process": _AT_LEAST_1,
     "launcher.signal_seconds": _AT_LEAST_10,
     "launcher.max_requeues": NOT_NEGATIVE,
+    "reward_funcs: judge.temperature": NOT_NEGATIVE,
+    "reward_funcs: judge.max_tokens": _AT_LEAST_1,
+    "reward_funcs: judge.parallel": _AT_LEAST_1,
+    "reward_funcs: numeric.tolerance": NOT_NEGATIVE,
 }
-"""Of the settings of a run and its sections."""
+"""Of the settings of a run and its sections, and of what scores."""
 
 TRAINER = dict.fromkeys(
     ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "num_train_epochs",

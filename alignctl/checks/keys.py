@@ -79,8 +79,17 @@ def _tracker(tracker: Any) -> Iterator[Problem]:
 def check_secrets(config: Mapping[str, Any]) -> Iterator[Problem]:
     """Values that look like a token: they would be masked in the run directory, and the worker would miss them."""
     for key, value in flatten(config).items():
-        if any(map(looks_secret, value if isinstance(value, list) else [value])):
+        if any(map(looks_secret, _held(value))):
             yield Problem(f"`{key}` holds what looks like a token", "put it in the environment, for example HF_TOKEN")
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """What a value is, or what its lists and mappings hold."""
+    if not isinstance(value, list | Mapping):
+        yield value
+        return
+    for one in value.values() if isinstance(value, Mapping) else value:
+        yield from _held(one)
 
 
 def check_stage(config: Mapping[str, Any], name: str) -> Iterator[Problem]:

@@ -8,12 +8,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
+from string import Formatter
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from alignctl.checks.values import check_value, method_of
 from alignctl.config.rewards import KINDS, READY, given_in, kinds_of, longest_wait_s, read_entry
 from alignctl.config.schema import LauncherSettings
+from alignctl.config.secrets import is_secret
 from alignctl.config.stages import stage_launcher
 from alignctl.config.suggest import closest, did_you_mean
 from alignctl.config.trl_fields import config_fields
@@ -135,14 +137,24 @@ def _server(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
         yield Problem(f"`{where}`: `{address}` is no URL of a server", "begin it with `http://` or `https://`")
-    elif url.password:
+    elif url.username or url.password or any(map(is_secret, parse_qs(url.query))):
         yield Problem(
-            f"`{where}` has a password in the URL of {url.hostname}, which would be written to disk",
+            f"`{where}` has a password or a key in the URL of {url.hostname}, which would be written to disk",
             "put a key in the environment, and its variable's name in the entry: `key_from: MY_KEY`",
         )
     key = given.get("key_from")
-    if key and key not in os.environ:
-        yield Problem(f"`{where}`: the environment has no variable `{key}`", f"export {key}=...")
+    if key and not os.environ.get(key, "").strip():
+        yield Problem(f"`{where}`: the environment has no key in the variable `{key}`", f"export {key}=...")
+
+
+def _judge(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
+    yield from _server(where, given)
+    try:
+        list(Formatter().parse(given.get("question", "")))
+    except ValueError as error:
+        yield Problem(
+            f"`{where}`: the `question` of the judge cannot be filled in: {error}", "write `{{` and `}}` for braces"
+        )
 
 
 def _format(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
@@ -173,7 +185,7 @@ def _repetition(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
 _CHECKS = {
     "function": _function,
     "url": _server,
-    "judge": _server,
+    "judge": _judge,
     "format": _format,
     "boxed_math": _boxed_math,
     "length_penalty": _length_penalty,
