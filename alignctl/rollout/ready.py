@@ -6,7 +6,6 @@ A completion whose row says nothing that can be compared has no score.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -30,8 +29,10 @@ def numeric(completions: Sequence[Any], answer: Sequence[Any], tolerance: float 
     found = []
     for said, right in zip(completions, answer, strict=True):
         wanted, given = last_number(str(right)), last_number(_text(said))
-        close = given is not None and wanted is not None and math.isclose(given, wanted, rel_tol=tolerance)
-        found.append(None if wanted is None else float(close))
+        if wanted is None or given is None:
+            found.append(None if wanted is None else 0.0)
+        else:
+            found.append(float(given == wanted or abs(given - wanted) <= tolerance * abs(wanted)))
     return found
 
 
@@ -48,6 +49,9 @@ def boxed_math(completions: Sequence[Any], answer: Sequence[Any]) -> list[float 
     boxed = [LatexExtractionConfig(boxed_match_priority=0)]
     found: list[float | None] = []
     for said, right in zip(completions, answer, strict=True):
+        if right is None:
+            found.append(None)
+            continue
         wanted = parse(right if "\\boxed" in str(right) else f"\\boxed{{{right}}}", boxed)
         formula = _last_boxed(_text(said))
         given = parse(formula, boxed) if formula else []

@@ -209,8 +209,12 @@ def score(sources: Sequence[RewardSource], episodes: Episodes) -> dict[str, list
         found = here | {name: one.result() for name, one in asked.items()}
     rewards = {source.name: found[source.name] for source in sources}
     for name, scores in rewards.items():
-        if not all(map(math.isfinite, totals(scores))):
-            raise NotANumber(f"{name} gave a reward that is not a number; training cannot go on with it")
+        wrong = next((number for number, total in enumerate(totals(scores)) if not math.isfinite(total)), None)
+        if wrong is not None:
+            where = named_row(episodes, wrong)
+            raise NotANumber(
+                f"{name} gave a reward that is not a number for a completion of {where}; training cannot go on with it"
+            )
     return rewards
 
 

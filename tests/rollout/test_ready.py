@@ -29,6 +29,7 @@ def test_numbers_are_compared_as_numbers():
     found = numeric(["it is 72.0", said("72 or 73"), "nothing", "72.0001", "1"], ["#### 72", 72, 72, 72, "?"])
     assert found == [1.0, 0.0, 0.0, 0.0, None]
     assert numeric(["72.0001"], [72], tolerance=1e-4) == [1.0]
+    assert numeric(["110", "111", "-0", "1e999"], [100, 100, 0, "1e999"], tolerance=0.1) == [1.0, 0.0, 1.0, 1.0]
 
 
 def test_formulae_are_compared_by_what_they_are_worth():
@@ -36,6 +37,7 @@ def test_formulae_are_compared_by_what_they_are_worth():
     boxed = [r"so \boxed{\frac{1}{2}}", r"\boxed{0.5}", "1", r"\boxed{4} or \boxed{3}", r"\boxed{x^2+2x+1}"]
     assert boxed_math(boxed, ["1/2", r"\frac12", "1", "4", "(x+1)^2"]) == [1.0, 1.0, 0.0, 0.0, 1.0]
     assert boxed_math([r"\boxed{2", said(r"\boxed{2}")], ["2", "2"]) == [0.0, 1.0]
+    assert boxed_math([r"\boxed{None}"], [None]) == [None]
 
 
 def test_a_form_is_that_of_the_whole_completion():

@@ -87,8 +87,8 @@ def test_running_moments_are_those_of_everything_seen():
 
 def test_rewards_that_are_no_numbers_stop_the_run():
     source = FunctionReward(lambda prompts, completions: [1.0, math.nan], "broken")
-    with pytest.raises(NotANumber, match="broken gave a reward that is not a number"):
-        score([source], episodes([[1], [1]], [[2], [3]]))
+    with pytest.raises(NotANumber, match="broken gave a reward that is not a number for a completion of prompt 2 of"):
+        score([source], episodes([[1], [1]], [[2], [3]], prompts=["a", "b"]))
 
 
 def test_a_function_that_gives_too_few_numbers_is_told():
