@@ -238,6 +238,13 @@ def test_a_sigmoid_in_place_of_the_clipping():
     close(far, [-4 / (1 + math.exp(-2)), 4 / 1.05 / (1 + math.exp(-2.1))])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.8, 1.0])
+def test_quantiles_are_of_what_is_a_number(share):
+    values = torch.tensor([3.0, NAN, 0.5, 2.0, 2.0, NAN, 7.5, 1.0], dtype=torch.float64)
+    assert float(objective.quantile(values, share)) == pytest.approx(float(torch.nanquantile(values, share)))
+    assert objective.quantile(values[1:2], share).isnan()
+
+
 def test_weights_of_vespo_and_masks_are_trl_s():
     from trl import GRPOTrainer
 

@@ -23,6 +23,7 @@ from alignctl.trainers.on_policy.group.objective import (
     mean_of_completion,
     near_policy,
     of_each,
+    quantile,
     sampler_ratios,
     sapo_losses,
     sum_of_completion,
@@ -185,7 +186,7 @@ class GRPOTrainer(GroupTrainer):
         """The tokens of a rollout, of all processes, whose entropy is among the highest."""
         there = entropy.where(mask, torch.nan).flatten()
         everyone = self.accelerator.gather(self.accelerator.pad_across_processes(there, pad_index=torch.nan))
-        return entropy >= torch.nanquantile(everyone, 1 - self.args.top_entropy_quantile)
+        return entropy >= quantile(everyone, 1 - self.args.top_entropy_quantile)
 
     def _sampler_ratio(
         self, drawn: Tensor | None, logps: Tensor | None, present: Tensor, mask: Tensor, completion: Tensor

@@ -1,7 +1,7 @@
 """The losses of GRPO, its variants and RLOO, as functions of tensors. Pure.
 
 Tensors are `[tokens]`, the tokens of some completions one after another; `completion` says to which each belongs, and
-`mask` which are learnt from. Losses are of single tokens: what their sum is divided by is said in trainer.py.
+`mask` which are learnt from. Losses are of single tokens: what their sum is divided by is said in grpo.py.
 """
 
 from __future__ import annotations
@@ -137,6 +137,17 @@ def sampler_ratios(
         return ratio.clamp(clip_min, clip_max)
     low, high = -math.inf if clip_min is None else clip_min, math.inf if clip_max is None else clip_max
     return ratio.masked_fill((ratio < low) | (ratio > high), 0.0)
+
+
+def quantile(values: Tensor, share: float) -> Tensor:
+    """The value below which so large a share of those lies that are numbers, between two of them linearly; NaN where
+    there are none. As `torch.nanquantile`, which takes 2^24 at most."""
+    ordered = values[~values.isnan()].sort().values
+    if not len(ordered):
+        return values.new_tensor(math.nan)
+    place = share * (len(ordered) - 1)
+    low, high = math.floor(place), math.ceil(place)
+    return torch.lerp(ordered[low], ordered[high], place - low)
 
 
 def adapted_entropy_coef(coef: float, entropy: float, target: float, delta: float, least: float, most: float) -> float:
