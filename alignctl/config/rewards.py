@@ -63,7 +63,7 @@ class JudgeEntry:
     max_tokens: int = 512
     """Of an answer."""
     parallel: int = 8
-    """Questions that are asked at a time."""
+    """Questions that each process asks at a time."""
     key_from: str | None = None
     """Variable of the environment with a key, which is sent as a bearer token."""
     name: str | None = None
