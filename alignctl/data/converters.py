@@ -184,7 +184,7 @@ def scored(row: Row) -> list[dict[str, Any]]:
     worths = _worths(row, completions)
     if len(worths) != len(answers):
         raise BadRow(f"{len(answers)} completions have {len(worths)} scores")
-    ordered = sorted(range(len(answers)), key=lambda i: -worths[i])
+    ordered = sorted((i for i, one in enumerate(answers) if content_of(one).strip()), key=lambda i: -worths[i])
     pairs = sorted(
         ((i, j) for i, j in combinations(ordered, 2) if worths[i] > worths[j] and answers[i] != answers[j]),
         key=lambda both: worths[both[1]] - worths[both[0]],
@@ -202,12 +202,15 @@ def _worths(row: Row, completions: list[Any]) -> list[float]:
     if not given:
         if not all(isinstance(one, Mapping) for one in completions):
             raise BadRow("some completions have no score")
-        ranked = "rank" in completions[0]
-        sign = -1 if ranked else 1
-        given = [one.get("rank") if ranked else _first(one, _SCORES) for one in completions]
+        names = ("rank", *_SCORES)
+        name = next((name for name in names if all(one.get(name) is not None for one in completions)), None)
+        if name is None:
+            raise BadRow("there is no score that all completions have")
+        sign = -1 if name == "rank" else 1
+        given = [one[name] for one in completions]
     try:
         worths = [sign * float(value) for value in given]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadRow(f"a score is not a number: {error}") from error
     if not all(map(math.isfinite, worths)):
         raise BadRow("a score is not a finite number")

@@ -160,7 +160,7 @@ def _carried(row: Row, uses: frozenset[str]) -> Iterator[str]:
         yield name
         if name in uses and isinstance(value, list):
             for one in value:
-                if isinstance(one, dict) and len(one) > 2:
+                if isinstance(one, dict):
                     yield from (f"{name}.{key}" for key in one.keys() - MESSAGE_KEYS if one[key] is not None)
 
 

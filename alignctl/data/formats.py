@@ -77,6 +77,7 @@ class Format:
         return made if isinstance(made, list) else [made]
 
 
+_FOR_MESSAGES = ("messages", "conversations", "prompt", "chosen", "rejected")
 _NOTHING = (None, "", "[]", "{}", [], {})
 _LOST = {
     **dict.fromkeys(("tools", "functions"), "what an answer may call would not be in its prompt"),
@@ -160,8 +161,8 @@ def _methods_for(kind: str) -> str:
 
 
 def _written_out(row: Row) -> str | None:
-    """The first column that holds messages as text, as tables of text do."""
-    return next((name for name, value in row.items() if is_written_out(value)), None)
+    """The first column for messages that holds them as text, as tables of text do."""
+    return next((name for name in _FOR_MESSAGES if is_written_out(row.get(name))), None)
 
 
 def _has(*columns: str) -> Callable[[Row], bool]:

@@ -25,6 +25,7 @@ _SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
     "model": "assistant", "system": "system",
 }  # fmt: skip
+_USED = {"role", "content"}
 _TOOL_SPEAKERS = ("function_call", "function_response", "observation", "tool")
 _LOST = {
     "tool_calls": "calls tools",
@@ -114,18 +115,21 @@ def _unfolded(turn: Any) -> dict[str, Any]:
         tools = ": calls of tools are not supported" if speaker in _TOOL_SPEAKERS else ""
         raise BadRow(f"unknown speaker `{speaker}`{tools}")
     others = {key: value for key, value in turn.items() if key not in _SAYS}
-    return others | {"role": role, "content": turn.get("value")}
+    said = "content" if turn.get("value") is None and "content" in turn else "value"
+    return others | {"role": role} | ({"content": turn[said]} if said in turn else {})
 
 
 def _message(message: Any) -> dict[str, str]:
     if not isinstance(message, Mapping) or "role" not in message:
         raise BadRow("a message has no role")
-    if len(message) > 2:
+    if message.keys() - _USED:
         for key, why in _LOST.items():
             if message.get(key) not in _NOTHING:
                 raise BadRow(f"a message {why} (`{key}`), which is not supported")
         if weight_of(message) != 1:
             raise BadRow("a message has a weight of 0: it is not to be trained on, and here there is no leaving it out")
+    if "content" not in message:
+        raise BadRow("a message has no content")
     role = message["role"]
     if not isinstance(role, str) or not role:
         raise BadRow(f"the role of a message is `{role}`")

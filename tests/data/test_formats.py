@@ -87,6 +87,11 @@ CONVERTED = [
     ),
     (
         "sharegpt",
+        {"conversations": [{"from": "human", "content": "p"}, {"from": "gpt", "content": "a", "value": None}]},
+        {"messages": [user("p"), assistant("a")]},
+    ),
+    (
+        "sharegpt",
         {"conversations": [user("p"), assistant("a")], "system": "Be brief"},
         {"messages": [system("Be brief"), user("p"), assistant("a")]},
     ),
@@ -197,6 +202,9 @@ def test_parts_of_a_message_are_joined():
         (assistant("a") | {"weight": 0}, "a weight of 0"),
         (assistant("a") | {"weight": 0.5}, "the weight `0.5`; only 0 and 1"),
         ({"role": "assistant", "content": {"a": 1}}, "is an object, not text"),
+        ({"role": "assistant", "tool_calls": [{"name": "f"}]}, "calls tools"),
+        ({"role": "assistant", "reasoning_content": "hm"}, "thoughts"),
+        ({"role": "assistant", "text": "hello"}, "has no content"),
     ],
 )
 def test_what_is_not_text_is_a_bad_row(message, reason):
@@ -222,6 +230,12 @@ def test_what_is_not_text_is_a_bad_row(message, reason):
         ),
         ({"prompt": "p", "completions": ["a", "b"], "scores": [1]}, "2 completions have 1 scores"),
         ({"prompt": "p", "completions": ["a", "b"], "scores": [1, 1]}, "no completion is better"),
+        ({"prompt": "p", "completions": ["a", ""], "scores": [1, 2]}, "no completion is better"),
+        ({"prompt": "p", "completions": ["a", "b"], "scores": [1, 10**400]}, "a score is not a number"),
+        (
+            {"prompt": "p", "completions": [{"text": "a", "score": 9, "rating": 1}, {"text": "b", "overall_score": 2}]},
+            "no score that all completions have",
+        ),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [{"name": "f"}]}, "`tools` is not supported"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "images": ["x.png"]}, "`images` is not supported"),
         ({"chosen": HH + "a", "rejected": HH + "b", "system": "Be brief"}, "`system` goes before"),
@@ -242,6 +256,8 @@ def test_bad_preference_rows(row, reason):
     [
         ({"messages": [user("p")]}, "does not end with an answer"),
         ({"conversations": [{"from": "martian", "value": "p"}]}, "unknown speaker `martian`"),
+        ({"conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "said": "a"}]}, "has no content"),
+        ({"conversations": [{"role": "user", "value": "p"}]}, "has no content"),
         ({"prompt": "p", "completion": " "}, "the completion is empty"),
         ({"text": " "}, "the text is empty"),
     ],
@@ -309,6 +325,12 @@ def test_all_pairs_of_a_prompt_those_furthest_apart_first():
     assert pairs == [("d", "a"), ("d", "b"), ("d", "c"), ("b", "a"), ("c", "a")]
 
 
+def test_completions_are_compared_by_a_score_that_all_have_and_empty_ones_are_left_out():
+    said = [("a", {"score": 9, "rating": 1}), ("b", {"score": None, "rating": 2}), (" ", {"score": 1, "rating": 3})]
+    row = {"prompt": "p", "completions": [{"text": text} | scores for text, scores in said]}
+    assert FORMATS["scored"].rows(row) == [{"prompt": "p", "chosen": "b", "rejected": "a"}]
+
+
 def test_the_chosen_side_is_imitated_where_that_is_asked_for():
     row = {"prompt": "p", "chosen": "a", "rejected": "b"}
     with pytest.raises(ValueError, match="`data.use=chosen`"):
@@ -320,8 +342,9 @@ def test_the_chosen_side_is_imitated_where_that_is_asked_for():
         detect_format([{"prompt": "p", "completion": "a"}], "demonstrations", use="chosen")
 
 
-def test_answers_that_are_json_are_answers():
-    row = {"prompt": "p", "completion": '[{"from": "Paris", "to": "Rome"}]'}
+@pytest.mark.parametrize("said", ['[{"from": "Paris", "to": "Rome"}]', '[{"value": 3, "from": "Paris"}]'])
+def test_answers_that_are_json_are_answers(said):
+    row = {"prompt": "p", "completion": said}
     assert detect_format([row], "demonstrations").rows(row) == [row]
 
 
