@@ -196,7 +196,8 @@ def _rows(where: str, path: str, data: Mapping[str, Any], method: Method, has_te
         try:
             if rows := peek_rows(file):
                 given = (value if isinstance(value := data.get(key), kind) else None for key, kind in _MAKES.items())
-                found = how_to_read(rows, method.data_kind, data.get("format", "auto"), *given)
+                beside = [column.name for column in method.row_columns]
+                found = how_to_read(rows, method.data_kind, data.get("format", "auto"), *given, beside)
                 first = found.format.rows({k: v for k, v in found.mapped(rows[0]).items() if v is not None})[0]
                 if not has_template and found.format.as_text is None and any(map(is_messages, first.values())):
                     yield Problem(

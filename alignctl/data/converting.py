@@ -19,7 +19,7 @@ from alignctl.data.formats import Format
 from alignctl.data.kept import read_rows, write_rows
 from alignctl.data.mapping import Reading
 from alignctl.data.messages import MESSAGE_KEYS, BadRow, is_messages
-from alignctl.data.raw import RawRows
+from alignctl.data.raw import RawRows, column_types
 from alignctl.data.rows import Ledger, Rows
 from alignctl.data.settings import DataSettings
 from alignctl.errors import RequestError
@@ -44,14 +44,14 @@ class Beside:
     """The columns that a method declares and the rows have, and what of the source each is made of: one column, or for
     the margin two to subtract."""
     others: dict[str, pa.DataType] = field(default_factory=dict)
-    """All other columns, where a method takes them."""
-    mixed: tuple[str, ...] = ()
-    """Those of them that it cannot have: their values are of several types."""
+    """All other columns of one type, where a method takes them."""
     types: dict[str, pa.DataType | None] = field(default_factory=dict)
-    """Of all columns of the source, if a method looks at any."""
+    """Of all columns of the source and those that are made of them, if a method looks at any."""
 
     @classmethod
-    def of(cls, raw: RawRows, columns: tuple[RowColumn, ...], margin: str | list[str] | None) -> Beside:
+    def of(
+        cls, raw: RawRows, reading: Reading, columns: tuple[RowColumn, ...], margin: str | list[str] | None
+    ) -> Beside:
         """
         Args:
             columns: Those that a method declares.
@@ -62,7 +62,7 @@ class Beside:
         """
         if not columns:
             return cls()
-        types = raw.column_types()
+        types = column_types(_widened(raw, reading))
         declared = {}
         for column in (column for column in columns if column != EVERY_OTHER_COLUMN):
             names = [column.name] if column.name in types else []
@@ -78,15 +78,20 @@ class Beside:
             if names and not column.number and types[column.name] is None:
                 raise RequestError(
                     f"{raw.source.path}: the values of the column `{column.name}` are of several types",
-                    "write all of them as text, or all as numbers",
+                    "write all of them as text, all as whole numbers, or all as numbers with a point",
                 )
         takes_others = EVERY_OTHER_COLUMN in columns
-        return cls(
-            declared,
-            {name: kind for name, kind in types.items() if kind is not None} if takes_others else {},
-            tuple(name for name, kind in types.items() if kind is None) if takes_others else (),
-            types,
-        )
+        others = {name: kind for name, kind in types.items() if kind is not None} if takes_others else {}
+        return cls(declared, others, types)
+
+
+def _widened(raw: RawRows, reading: Reading) -> Iterator[Row]:
+    """Rows of a source with the columns that are made of them, where they can be made."""
+    for row in raw:
+        try:
+            yield reading.widened(row)
+        except BadRow:
+            continue
 
 
 def convert(
@@ -110,8 +115,10 @@ def convert(
         RequestError: None of them can be used.
     """
     row_format = reading.format
-    give = partial(_given, reading=reading, most=settings.max_pairs)
-    texts = _text_columns(raw, row_format, give)
+    # Where some rows have a column of what goes before a prompt, all are messages: in others it is empty.
+    before = {name: "" for row in islice(raw, AT_ONCE) for name in BEFORE if name in row and name not in reading.hidden}
+    give = partial(_given, reading=reading, most=settings.max_pairs, before=before)
+    texts = _text_columns(raw, reading, give)
     kinds = {
         column.name: Value("float32") if column.number else _feature(beside.types[column.name])
         for column in beside.declared
@@ -131,6 +138,7 @@ def convert(
             for number, row in enumerate(batch, start=read + 1):
                 seen.update(_carried(row, reading.uses))
                 try:
+                    row = reading.widened(row)
                     for one in _checked(row, give, messages, beside.declared):
                         values = {name: row.get(name) for name in others} | one | {_NUMBER: number}
                         for name, column in converted.items():
@@ -142,7 +150,13 @@ def convert(
             count(len(batch))
             yield converted
 
-    write_rows(file, Features(others | texts | kinds | {_NUMBER: Value("int64")}), batches())
+    try:
+        write_rows(file, Features(others | texts | kinds | {_NUMBER: Value("int64")}), batches())
+    except pa.ArrowException as error:  # inside of a column: numbers of several types, or hundreds of levels
+        raise RequestError(
+            f"{raw.source.path}: a column cannot be kept as it is: {' '.join(str(error).split())}",
+            "write it as text, or take it out",
+        ) from error
     looked_at = reading.uses.union(others, *beside.declared.values())
     ledger = Ledger(raw.source.path, row_format.name, read, made, skipped, sorted(seen - looked_at))
     carried = tuple(beside.declared)
@@ -174,13 +188,16 @@ def _feature(kind: pa.DataType) -> Any:
     return Features.from_arrow_schema(pa.schema([("it", kind)]))["it"]
 
 
-def _given(row: Row, reading: Reading, most: int) -> list[dict[str, Any]]:
-    """What a row of a source gives, as its format has it.
+def _given(row: Row, reading: Reading, most: int, before: Row) -> list[dict[str, Any]]:
+    """What a widened row of a source gives, as its format has it.
+
+    Args:
+        before: What goes before its prompt where the row has no such column.
 
     Raises:
         BadRow: It cannot be used.
     """
-    row = reading.mapped(row)
+    row = before | reading.seen(row)
     if None in row.values():  # an empty cell of what goes before a prompt is still one
         row = {key: "" if value is None else value for key, value in row.items() if value is not None or key in BEFORE}
     try:
@@ -189,7 +206,7 @@ def _given(row: Row, reading: Reading, most: int) -> list[dict[str, Any]]:
         raise BadRow(f"the column {error} is missing or empty") from error
     for one in given:
         for column, value in one.items():
-            texts = [message["content"] for message in value] if is_messages(value) else [value]
+            texts = [text for one in value for text in one.values()] if is_messages(value) else [value]
             try:
                 "".join(text for text in texts if isinstance(text, str)).encode()
             except UnicodeEncodeError as error:
@@ -244,20 +261,20 @@ def _value(row: Row, column: RowColumn, names: list[str]) -> Any:
     return value
 
 
-def _text_columns(raw: RawRows, row_format: Format, give: _Give) -> dict[str, Any]:
+def _text_columns(raw: RawRows, reading: Reading, give: _Give) -> dict[str, Any]:
     """Columns of the format's rows and their types, from the first row that can be used."""
     reason, read = "", 0
     for row in raw:
         read += 1
         try:
-            first, *_ = give(row)
+            first, *_ = give(reading.widened(row))
         except BadRow as error:
             reason = reason or str(error)
             continue
         return {key: _type(value) for key, value in first.items()}
     raise RequestError(
         f"{raw.source.path}: none of {read:,} rows can be used; row 1: {reason}",
-        f"the format `{row_format.name}` needs {row_format.columns}",
+        f"the format `{reading.format.name}` needs {reading.format.columns}",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,20 @@ class Reading:
     """How rows of a source are to be read."""
 
     format: Format
-    mapped: Callable[[Row], Row]
-    """A row with the columns of the format. Raises BadRow."""
+    widened: Callable[[Row], Row]
+    """A row with the columns that `data.columns` and `data.template` make, beside its own. Raises BadRow."""
+    hidden: frozenset[str]
+    """Its own columns of which they are made: the format does not see them."""
     uses: frozenset[str]
     """Columns of the source that are looked at."""
+
+    def seen(self, row: Row) -> Row:
+        """What the format sees of such a row."""
+        return _shown(row, self.hidden)
+
+    def mapped(self, row: Row) -> Row:
+        """A row of the source as the format sees it. Raises BadRow."""
+        return self.seen(self.widened(row))
 
 
 def how_to_read(
@@ -31,6 +41,7 @@ def how_to_read(
     use: str | None = None,
     columns: Mapping[str, str] | None = None,
     template: str | None = None,
+    beside: Collection[str] = (),
 ) -> Reading:
     """How rows of a source are read, from the first of them and the settings of `data`.
 
@@ -41,9 +52,10 @@ def how_to_read(
         columns: The source of each column: a name, or several with points between them for what is inside of an object
             or a list.
         template: Jinja of a prompt, which sees all columns of the source.
+        beside: Names of the columns that a method looks at beside the format's; `*` for all.
 
     Raises:
-        ValueError: They are no such rows.
+        ValueError: They are no such rows, or a column is made that nobody looks at.
     """
     rows, columns = list(rows), dict(columns or {})
     for column, path in columns.items():
@@ -52,16 +64,35 @@ def how_to_read(
             raise ValueError(f"`data.columns={{{column}: {path}}}`, and the rows have no `{path}`: they have {found}")
     render, seen = _renderer(template) if template is not None else (None, frozenset())
 
-    def mapped(row: Row) -> Row:
+    made = [*columns, *([_PROMPT] if render else [])]
+
+    def widened(row: Row) -> Row:
         found = {column: _dug(row, path) for column, path in columns.items()}
         if render:
             found[_PROMPT] = render(row)
-        return found | {key: value for key, value in row.items() if key not in found and key not in columns.values()}
+        return found | {key: value for key, value in row.items() if key not in found}
 
-    plain = not columns and render is None
-    row_format = detect_format(rows if plain else _mapped_rows(rows, mapped), kind, name, use)
+    hidden = (frozenset(columns.values()) | seen) - frozenset(made)
+    row_format = detect_format(
+        _mapped_rows(rows, lambda row: _shown(widened(row), hidden)) if made else rows, kind, name, use
+    )
+    for column in made:
+        if column not in row_format.uses and (column == _PROMPT or not {column, "*"} & set(beside)):
+            how = "data.template" if render and column == _PROMPT else f"data.columns={{{column}: {columns[column]}}}"
+            raise ValueError(
+                f"`{how}` would have no effect: the rows have the format `{row_format.name}` "
+                f"({row_format.columns}), which looks at no `{column}`"
+            )
     tops = frozenset(path if any(path in row for row in rows) else path.split(".")[0] for path in columns.values())
-    return Reading(row_format, (lambda row: row) if plain else mapped, tops | seen | frozenset(row_format.uses))
+    return Reading(row_format, widened if made else _as_it_is, hidden, tops | seen | frozenset(row_format.uses))
+
+
+def _as_it_is(row: Row) -> Row:
+    return row
+
+
+def _shown(row: Row, hidden: frozenset[str]) -> Row:
+    return {key: value for key, value in row.items() if key not in hidden} if hidden else row
 
 
 def _mapped_rows(rows: list[Row], mapped: Callable[[Row], Row]) -> list[Row]:
@@ -98,10 +129,14 @@ def _dug(row: Row, path: str) -> Any:
 
 def _renderer(template: str) -> tuple[Callable[[Row], Any], frozenset[str]]:
     """Writes a row by a template that can reach nothing but the row; and the columns that it names."""
-    from jinja2 import StrictUndefined, TemplateError, meta
+    from jinja2 import StrictUndefined, TemplateError, meta, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=lambda value: "" if value is None else value,  # an empty cell
+    )
     try:
         compiled = environment.from_string(template)
     except TemplateError as error:
@@ -109,8 +144,11 @@ def _renderer(template: str) -> tuple[Callable[[Row], Any], frozenset[str]]:
 
     def render(row: Row) -> str:
         try:
-            return compiled.render(row)
+            return compiled.render({"row": row} | row)
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise BadRow(f"`data.template`: {error}") from error
 
-    return render, frozenset(meta.find_undeclared_variables(environment.parse(template)))
+    tree = environment.parse(template)
+    of_row = (node.arg for node in tree.find_all(nodes.Getitem) if node.node == nodes.Name("row", "load"))
+    named = {name.value for name in of_row if isinstance(name, nodes.Const)}
+    return render, frozenset(meta.find_undeclared_variables(tree) | named)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -55,25 +55,28 @@ class RawRows:
         except BadFile as error:
             raise RequestError(f"{self.source.path}: {error}", error.hint) from error
 
-    def column_types(self) -> dict[str, pa.DataType | None]:
-        """All columns that any of the rows has, in the order in which they come; None for one of which the values are
-        of several types."""
-        types: dict[str, pa.DataType | None] = {}
-        rows = iter(self)
-        while batch := list(islice(rows, _AT_ONCE)):
-            for name in dict.fromkeys(name for row in batch for name in row):
-                seen = types.get(name, pa.null())
-                types[name] = seen and _common_type(seen, [row.get(name) for row in batch])
-        return types
+
+def column_types(rows: Iterable[Row]) -> dict[str, pa.DataType | None]:
+    """All columns that any of some rows has, in the order in which they come; None for one of which the values are of
+    several types. A whole number is of another type than one with a point."""
+    types: dict[str, pa.DataType | None] = {}
+    rows = iter(rows)
+    while batch := list(islice(rows, _AT_ONCE)):
+        for name in dict.fromkeys(name for row in batch for name in row):
+            seen = types.get(name, pa.null())
+            types[name] = None if seen is None else _common_type(seen, [row.get(name) for row in batch])
+    return types
 
 
 def _common_type(seen: pa.DataType, values: list[Any]) -> pa.DataType | None:
     """A type for values and for others of another type; None where there is none."""
     try:
         schemas = [pa.schema([("it", kind)]) for kind in (seen, pa.array(values).type)]
-        return pa.unify_schemas(schemas, promote_options="permissive").field("it").type
+        common = pa.unify_schemas(schemas, promote_options="permissive").field("it").type
     except (pa.ArrowException, OverflowError, ValueError):
         return None
+    is_whole = pa.types.is_integer(seen) or any(isinstance(value, int) for value in values)
+    return None if pa.types.is_floating(common) and is_whole else common
 
 
 def load_raw(settings: DataSettings, source: Source, kind: str) -> RawRows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -54,13 +54,14 @@ def read_split(
 
     def make(folder: Path) -> None:
         name = "read" if len(sources) == 1 else "train"
-        train = _read(raw[0], settings, kind, columns, folder / f"{name}{_ROWS}", count)
+        named = {column.name for column in columns}
+        train = _read(raw[0], settings, kind, columns, named, folder / f"{name}{_ROWS}", count)
         if len(sources) == 1:
             _hold_out(train, settings, seed, folder)
             return
         # `data.margin` is said of the training rows; others are measured without margins.
         others = tuple(column for column in columns if column.name != MARGIN)
-        held_out = _read(raw[1], settings, kind, others, folder / f"eval{_ROWS}", count)
+        held_out = _read(raw[1], settings, kind, others, named, folder / f"eval{_ROWS}", count)
         for column in others:
             if column in train.columns and column not in held_out.columns:
                 raise RequestError(
@@ -80,19 +81,20 @@ def _read(
     settings: DataSettings,
     kind: str,
     columns: tuple[RowColumn, ...],
+    named: Collection[str],
     file: Path,
     count: Callable[[int], None],
 ) -> Rows:
-    """The rows of a source, in a file."""
+    """The rows of a source, in a file. `named` are the columns that the method looks at, here or in other rows."""
     path = raw.source.path
     first = list(islice(raw, _DETECT_ROWS))
     if not first:
         raise RequestError(f"{path} has no rows")
     try:
-        reading = how_to_read(first, kind, settings.format, settings.use, settings.columns, settings.template)
+        reading = how_to_read(first, kind, settings.format, settings.use, settings.columns, settings.template, named)
     except ValueError as error:
         raise RequestError(f"{path}: {error}") from error
-    beside = Beside.of(raw, columns, settings.margin)
+    beside = Beside.of(raw, reading, columns, settings.margin)
     rows = convert(raw, reading, beside, settings, kind, file, count)
     if rows.ledger.skipped and settings.on_bad_row == "fail":
         raise RequestError(

@@ -28,6 +28,27 @@ def test_a_template_writes_the_prompt():
     reading = how_to_read([ROW], "demonstrations", columns={"completion": "good"}, template=template)
     assert reading.format.rows(reading.mapped(ROW)) == [{"prompt": "c: q?\n", "completion": "a"}]
     assert {"context", "input", "good"} <= reading.uses
+    of_row = how_to_read([{"a b": 1, "c": None}], "prompts", template="{{ row['a b'] }}{{ c }}")
+    assert of_row.mapped({"a b": 1, "c": None}) == {"prompt": "1"}
+    assert "a b" in of_row.uses
+
+
+def test_what_a_template_writes_is_not_read_twice():
+    row = {"instruction": "q", "input": "i", "output": "a", "system": "s"}
+    template = "{{ system }} {{ instruction }}"
+    reading = how_to_read([row], "demonstrations", columns={"completion": "output"}, template=template)
+    assert reading.format.rows(reading.mapped(row)) == [{"prompt": "s q", "completion": "a"}]
+
+
+def test_a_column_that_nobody_looks_at_is_not_made():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "delta": 1.0, "context": "c"}
+    with pytest.raises(ValueError, match="`data.columns={margin: delta}` would have no effect"):
+        how_to_read([row], "preferences", columns={"margin": "delta"})
+    reading = how_to_read([row], "preferences", columns={"margin": "delta"}, beside=["margin"])
+    assert reading.widened(row) == row | {"margin": 1.0}
+    demonstration = {"instruction": "q", "output": "a", "context": "c"}
+    with pytest.raises(ValueError, match="`data.template` would have no effect"):
+        how_to_read([demonstration], "demonstrations", template="{{ context }}")
 
 
 def test_a_template_is_refused_or_its_row_is():

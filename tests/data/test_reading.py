@@ -358,3 +358,24 @@ def test_columns_of_several_types_are_left_to_who_does_not_need_them(tmp_path):
     needed = (RowColumn(name="score", number=False, missing=None),)
     with pytest.raises(RequestError, match="the values of the column `score` are of several types"):
         read(tmp_path / "rows.jsonl", "prompts", columns=needed, eval_rows=0)
+
+
+def test_whole_numbers_are_not_made_others(tmp_path):
+    rows = [{"prompt": "p", "n": n, "meta": meta} for n, meta in [(4, {})] * 1000 + [(4.5, {"a": 1})]]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), "prompts", columns=(EVERY_OTHER_COLUMN,), eval_rows=0)
+    assert train.ledger.unused == ["n"]
+    assert train.dataset[1000]["meta"] == {"a": 1}
+
+
+def test_a_column_that_is_made_of_another_is_looked_at(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [row | {"delta": 0.5} for row in PAIRS])
+    settings = DataSettings(path=path, eval_path=path, eval_limit=2, columns={"margin": "delta"})
+    train, held_out = read_split(settings, "preferences", seed=0, columns=MARGIN)
+    assert train.dataset["margin"][:] == [0.5] * len(PAIRS)
+    assert "margin" not in held_out.dataset.column_names
+
+
+def test_a_system_message_of_some_rows_makes_messages_of_all(tmp_path):
+    rows = [{"prompt": "p", "completion": "c"}, {"prompt": "q", "completion": "c", "system": "s"}]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), "demonstrations", eval_rows=0)
+    assert [[m["role"] for m in prompt] for prompt in train.dataset["prompt"]] == [["user"], ["system", "user"]]
