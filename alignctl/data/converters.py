@@ -115,14 +115,18 @@ def preference(row: Row) -> dict[str, Any]:
     asked = asked if is_messages(asked) else [{"role": "user", "content": asked}]
     if len(chosen) == 1 and len(rejected) == 1:
         return pair(asked, chosen, rejected)
-    shared = chosen[:-1]
-    if shared != rejected[:-1]:
+    if chosen[:-1] != rejected[:-1]:
         raise BadRow("the conversations do not share a prompt")
-    if not _holds(shared, asked):
-        if chosen[0]["role"] != "assistant":
-            raise BadRow("the conversations do not begin with `prompt`, nor do they go on from it")
-        shared = asked + shared
-    return pair(shared, chosen[-1:], rejected[-1:])
+    return pair(_before_answer(asked, chosen), chosen[-1:], rejected[-1:])
+
+
+def _before_answer(asked: Messages, said: Messages) -> Messages:
+    """All before the last message of a conversation that has the prompt in it, or goes on from it."""
+    if _holds(said[:-1], asked):
+        return said[:-1]
+    if said[0]["role"] != "assistant":
+        raise BadRow("a conversation does not begin with `prompt`, nor does it go on from it")
+    return asked + said[:-1]
 
 
 def _holds(messages: Messages, part: Messages) -> bool:
@@ -135,6 +139,8 @@ def conversations(row: Row) -> dict[str, Any]:
     chosen, rejected = cleaned(row["chosen"]), cleaned(row["rejected"])
     if chosen[:-1] != rejected[:-1]:
         raise BadRow("the conversations do not share a prompt")
+    if len(chosen) == 1:
+        raise BadRow("the conversations have no prompt")
     return pair(led(row, chosen[:-1]), chosen[-1:], rejected[-1:])
 
 
@@ -146,7 +152,7 @@ def sharegpt_pair(row: Row) -> dict[str, Any]:
 def _answer(value: Any) -> Messages:
     """A completion that is text, a turn, or a list of one."""
     turns = value if isinstance(value, list) else [value]
-    if isinstance(turns[0], Mapping):
+    if turns and isinstance(turns[0], Mapping):
         messages = from_turns(turns)
         if len(messages) != 1 or messages[0]["role"] != "assistant":
             raise BadRow("a completion must be one message of the assistant")
@@ -275,6 +281,8 @@ def completion(row: Row) -> dict[str, Any]:
     if is_messages(said):
         said = cleaned(said)
         prompt = prompt if is_messages(prompt) else [{"role": "user", "content": prompt}]
+        if len(said) > 1:
+            prompt, said = _before_answer(prompt, said), said[-1:]
     else:
         said = as_answer(said) if is_messages(prompt) else text_of(said, "`completion`")
     if not content_of(said).strip():

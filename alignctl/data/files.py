@@ -16,7 +16,8 @@ import lzma
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -141,11 +142,10 @@ def _parsed(line: bytes, number: int) -> Any:
     half of a surrogate pair, keeps the last of two values of a key, and rounds what has more than 64 bits."""
     try:
         value = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        pass
-    else:
         if len(_KEY.findall(line)) <= _keys(value):
             return value
+    except (orjson.JSONDecodeError, RecursionError):
+        pass
     try:
         return json.loads(line.decode(), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
@@ -171,9 +171,13 @@ def _keys(value: Any) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(next(name for name in names if names.count(name) > 1))
+        raise _Twice(_several(name for name, _ in pairs))
     return found
+
+
+def _several(names: Iterable[str]) -> str | None:
+    """The first name that is there more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _twice(error: _Twice, line: int) -> BadFile:
@@ -276,23 +280,25 @@ class _Text:
         self._at = to
 
     def _more(self) -> bool:
-        """Reads on: at least as much again as there is, so that what is long is not read often."""
-        self._text, self._at = self._text[self._at :], 0
-        before, wanted = len(self._text), max(len(self._text), 1)
-        while len(self._text) < before + wanted and (chunk := next(self._chunks, None)) is not None:
-            self._text += self._decoded(chunk)
-        if len(self._text) == before:
-            self._text += self._decoded(b"", final=True)
-        return len(self._text) > before
+        """Reads on: at least as much again as there is, so that what is long is not read often. Where there is no more,
+        the window stays where it is."""
+        more, wanted = "", max(len(self._text) - self._at, 1)
+        while len(more) < wanted and (chunk := next(self._chunks, None)) is not None:
+            more += self._decoded(chunk, more)
+        more = more or self._decoded(b"", more, final=True)
+        if more:
+            self._text, self._at = self._text[self._at :] + more, 0
+        return more != ""
 
-    def _decoded(self, chunk: bytes, final: bool = False) -> str:
+    def _decoded(self, chunk: bytes, before: str, final: bool = False) -> str:
+        """The text of a chunk, which follows the window and another text."""
         if not self._begun:
             chunk, self._begun = _unmarked(chunk), True
         try:
             return self._decode(chunk, final)
         except UnicodeDecodeError as error:
-            line = self.line + self._text.count("\n") + error.object.count(b"\n", 0, error.start)
-            raise _not_utf8(line, error) from error
+            lines = self._text.count("\n", self._at) + before.count("\n") + error.object.count(b"\n", 0, error.start)
+            raise _not_utf8(self.line + lines, error) from error
 
 
 # --- tables of text
@@ -330,9 +336,8 @@ def _table(separator: str) -> Callable[[BinaryIO], Iterator[Row]]:
 
 
 def _header(names: list[str], separator: str) -> list[str]:
-    for name in names:
-        if names.count(name) > 1:
-            raise BadFile(f"line 1 names the column `{name}` twice", "give each column a name of its own")
+    if (name := _several(names)) is not None:
+        raise BadFile(f"line 1 names the column `{name}` twice", "give each column a name of its own")
     others = [other for other in ",;\t" if other != separator and len(names) == 1 and other in names[0]]
     if others:
         raise BadFile(
@@ -379,9 +384,8 @@ def _arrow(file: Path) -> Iterator[Row]:
 
 
 def _rows(schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
-    for name in schema.names:
-        if schema.names.count(name) > 1:
-            raise BadFile(f"the file has the column `{name}` twice", "give each column a name of its own")
+    if (name := _several(schema.names)) is not None:
+        raise BadFile(f"the file has the column `{name}` twice", "give each column a name of its own")
     classes = _classes(schema.metadata or {})
     for batch in batches:
         for start in range(0, batch.num_rows, _AT_ONCE):

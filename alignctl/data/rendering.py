@@ -243,7 +243,7 @@ def _each(look: Callable[[Conversation], str | None]) -> Callable[[Row], str | N
 
 def _not_taken(one: Conversation) -> str | None:
     try:
-        one.text  # noqa: B018
+        one.text, one.asked  # noqa: B018
     except (TemplateError, ValueError, TypeError) as error:
         reason = str(error)
     else:
@@ -390,7 +390,7 @@ CHECKS: tuple[Check, ...] = (
     Check("the last message is not the assistant's", _each(_not_an_answer), "leaves out"),
     Check("chosen and rejected are written alike", _alike, "leaves out"),
     Check("no token is marked as the assistant's", _each(_nothing_marked), "leaves out"),
-    Check("what somebody says is left out", _each(_left_out), "refuses", _OTHER_TEMPLATE, _CLOSELY),
+    Check("what somebody says is left out", _each(_left_out), "refuses", _OTHER_TEMPLATE),
     Check(
         "thoughts of the answer are left out",
         _each(_thoughts_left_out),

@@ -161,6 +161,11 @@ CONVERTED = [
         {"instruction": "Is it so?", "input": 0, "output": False},
         {"prompt": [user("Is it so?\n\n0")], "completion": [assistant("false")]},
     ),
+    (
+        "prompt_completion",
+        {"prompt": "p", "completion": [system("s"), user("p"), assistant("c")]},
+        {"prompt": [system("s"), user("p")], "completion": [assistant("c")]},
+    ),
     ("prompt_completion", {"prompt": 3, "completion": 0}, {"prompt": "3", "completion": "0"}),
     ("prompt_completion", {"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c"}),
     (
@@ -226,8 +231,10 @@ def test_what_is_not_text_is_a_bad_row(message, reason):
         ({"prompt": "p", "chosen": [assistant("a")], "rejected": "b"}, "must all be text, or all be messages"),
         (
             {"prompt": "p", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
-            "do not begin with `prompt`",
+            "does not begin with `prompt`",
         ),
+        ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "have no prompt"),
+        ({"conversations": [user("p")], "chosen": [], "rejected": "b"}, "a completion is a list, not text"),
         ({"prompt": "p", "completions": ["a", "b"], "scores": [1]}, "2 completions have 1 scores"),
         ({"prompt": "p", "completions": ["a", "b"], "scores": [1, 1]}, "no completion is better"),
         ({"prompt": "p", "completions": ["a", ""], "scores": [1, 2]}, "no completion is better"),
@@ -259,6 +266,7 @@ def test_bad_preference_rows(row, reason):
         ({"conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "said": "a"}]}, "has no content"),
         ({"conversations": [{"role": "user", "value": "p"}]}, "has no content"),
         ({"prompt": "p", "completion": " "}, "the completion is empty"),
+        ({"prompt": "p", "completion": [user("q"), assistant("a")]}, "does not begin with `prompt`"),
         ({"text": " "}, "the text is empty"),
     ],
 )
@@ -302,6 +310,7 @@ def test_judged_answers_are_no_demonstrations(row, said):
     [
         (True, True), (1, True), (1.0, True), ("1.0", True), (" Good", True), ("thumbs up", True), ("+1", True),
         ("\N{THUMBS UP SIGN}", True), (-1, False), ("-1.0", False), ("False", False), ("rejected", False),
+        ("Thumbs-Down", False), ("incorrect", False), ("pos", True), ("downvote", False),
         (2, None), (0.5, None), ("meh", None), ([], None),
     ],
 )  # fmt: skip
@@ -312,6 +321,13 @@ def test_what_labels_mean(value, wanted):
             FORMATS["feedback"].rows(row)
     else:
         assert FORMATS["feedback"].rows(row)[0]["label"] is wanted
+
+
+def test_the_label_that_says_something_is_read():
+    row = {"prompt": "p", "completion": "c", "label": "sports", "desirable": False}
+    assert detect_format([row], "feedback").rows(row)[0]["label"] is False
+    with pytest.raises(ValueError, match="are no demonstrations"):
+        detect_format([row], "demonstrations")
 
 
 def test_a_label_that_says_nothing_is_named():
