@@ -22,13 +22,23 @@ from alignctl.data.files import FILE_SUFFIXES, BadFile, suffix
 from alignctl.data.formats import FORMATS, KINDS, accepted_kinds
 from alignctl.data.mapping import how_to_read
 from alignctl.data.messages import BadRow, is_messages
+from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES, digest, is_hub_id, peek_rows
 from alignctl.data.templates import TEMPLATES, template_file
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method
 
-_MAKES = {"use": str, "columns": Mapping, "template": str}
-"""What `data` says of how rows are made of those of a file; others are reported with their type."""
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_text, value.values()))
+
+
+_MAKES = {"use": _is_text, "columns": _are_texts, "template": _is_text}
+"""What `data` says of how rows are made of those of a file, where it is of its type; others are reported with it."""
 
 
 def check_run_dir(config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -110,6 +120,11 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
         yield Problem(f"`{where}.eval_path` and `{where}.eval_split` exclude each other")
     elif data.get("eval_path") and (same := _same_rows(data.get("path"), data["eval_path"])):
         yield Problem(f"`{where}.eval_path` is {same}", f"leave it out: rows of `{where}.path` are held out")
+    elif data.get("eval_split") and data["eval_split"] == data.get("split", DataSettings.split):
+        yield Problem(
+            f"`{where}.eval_split={data['eval_split']}` is the split that is trained on",
+            f"leave it out: rows of `{where}.split` are held out",
+        )
     if "eval_rows" in data and (data.get("eval_path") or data.get("eval_split") or data.get("path") in BUILTIN_SOURCES):
         yield Problem(f"`{where}.eval_rows` would have no effect: held-out rows are given", f"set `{where}.eval_limit`")
     row_format = data.get("format", "auto")
@@ -195,9 +210,9 @@ def _rows(where: str, path: str, data: Mapping[str, Any], method: Method, has_te
     else:
         try:
             if rows := peek_rows(file):
-                given = (value if isinstance(value := data.get(key), kind) else None for key, kind in _MAKES.items())
+                given = {key: data[key] for key, is_taken in _MAKES.items() if is_taken(data.get(key))}
                 beside = [column.name for column in method.row_columns]
-                found = how_to_read(rows, method.data_kind, data.get("format", "auto"), *given, beside)
+                found = how_to_read(rows, method.data_kind, data.get("format", "auto"), beside=beside, **given)
                 first = found.format.rows({k: v for k, v in found.mapped(rows[0]).items() if v is not None})[0]
                 if not has_template and found.format.as_text is None and any(map(is_messages, first.values())):
                     yield Problem(

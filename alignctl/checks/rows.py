@@ -30,10 +30,10 @@ def check_rows_from(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
             f"`{section}.from` and {keys} exclude each other: the rows are those that `{source}` makes",
             f"take {keys} out, or set `{section}.from=null`",
         )
-    yield from _source(config, name, f"{section}.from={source}", source)
+    yield from _source(config, name, f"{section}.from={source}", source, data.get("use"))
 
 
-def _source(config: Mapping[str, Any], name: str, where: str, source: str) -> Iterator[Problem]:
+def _source(config: Mapping[str, Any], name: str, where: str, source: str, use: Any) -> Iterator[Problem]:
     """Whether a stage is there, comes before the one that reads its rows, and makes rows that do."""
     stages = [stage for stage in config["stages"] if isinstance(stage, str)]  # others are reported with their type
     taker = method_of(config, name)
@@ -46,7 +46,7 @@ def _source(config: Mapping[str, Any], name: str, where: str, source: str) -> It
         yield Problem(
             f"`{where}`, but `{source}` makes a model and no rows", f"to start from it: `{name}.from={source}`"
         )
-    elif giver and giver.makes and taker and giver.makes not in accepted_kinds(taker.data_kind):
+    elif giver and giver.makes and taker and giver.makes not in accepted_kinds(taker.data_kind, use):
         yield Problem(
             f"`{where}`: these rows are {giver.makes} ({KINDS[giver.makes]}), and the method `{taker.name}` needs "
             f"{taker.data_kind} ({KINDS[taker.data_kind]})",

@@ -116,8 +116,11 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
     )
 
 
-# Keys that say which data set it is: a stage that has a `path` or `from` of its own takes none of them from the run.
-_DATA_IDENTITY = ("path", "from", "name", "split", "eval_path", "eval_split", "holds", "format")
+# Keys that say which data set it is and what its columns mean: a stage that has a `path` or `from` of its own takes
+# none of them from the run.
+_DATA_IDENTITY = (
+    "path", "from", "name", "split", "eval_path", "eval_split", "holds", "format", "columns", "template", "use",
+)  # fmt: skip
 
 
 def merged_section(config: Mapping[str, Any], stage: str, section: str) -> dict[str, Any]:

@@ -94,6 +94,14 @@ class Conversation:
         return self._templated(self.prompt, add_generation_prompt=True) if self.messages else str(self.prompt)
 
     @cached_property
+    def begins_as_asked(self) -> bool:
+        """Whether the prompt is written as it is asked; not where the template does not take it alone."""
+        try:
+            return self.text.startswith(self.asked)
+        except (TemplateError, ValueError, TypeError):
+            return False
+
+    @cached_property
     def ids(self) -> list[int]:
         return self.ids_of(self.text)
 
@@ -243,7 +251,7 @@ def _each(look: Callable[[Conversation], str | None]) -> Callable[[Row], str | N
 
 def _not_taken(one: Conversation) -> str | None:
     try:
-        one.text, one.asked  # noqa: B018
+        one.text  # noqa: B018
     except (TemplateError, ValueError, TypeError) as error:
         reason = str(error)
     else:
@@ -255,6 +263,16 @@ def _not_taken(one: Conversation) -> str | None:
             return reason
         return f"{reason} (without its system message the template takes it)"
     return reason
+
+
+def _prompt_not_taken(row: Row) -> str | None:
+    if not row.columns.get("prompt"):
+        return None  # nothing is written but the whole
+    try:
+        row.conversations[0].asked  # noqa: B018
+    except (TemplateError, ValueError, TypeError) as error:
+        return f"of the prompt alone: {error}"
+    return None
 
 
 def _not_an_answer(one: Conversation) -> str | None:
@@ -342,7 +360,7 @@ def _templated_text(one: Conversation) -> str | None:
 
 
 def _asked_otherwise(one: Conversation) -> str | None:
-    if one.messages and one.prompt and one.answer and not one.text.startswith(one.asked):
+    if one.messages and one.prompt and one.answer and not one.begins_as_asked:
         return (
             "the chat template writes a prompt otherwise when no answer follows it: answers are learnt after another "
             "text than the one they are asked with"
@@ -351,7 +369,7 @@ def _asked_otherwise(one: Conversation) -> str | None:
 
 
 def _merged(one: Conversation) -> str | None:
-    if not one.prompt or not one.answer or not one.text.startswith(one.asked):
+    if not one.prompt or not one.answer or not one.begins_as_asked:
         return None
     asked = one.ids_of(one.asked)
     if common_prefix(asked, one.ids) == len(asked):
@@ -387,6 +405,7 @@ _OTHER_TEMPLATE = "give another template with `model.chat_template=...` (`alignc
 
 CHECKS: tuple[Check, ...] = (
     Check("the template refuses the row", _each(_not_taken), "leaves out"),
+    Check("the template refuses the prompt alone", _prompt_not_taken, "leaves out"),
     Check("the last message is not the assistant's", _each(_not_an_answer), "leaves out"),
     Check("chosen and rejected are written alike", _alike, "leaves out"),
     Check("no token is marked as the assistant's", _each(_nothing_marked), "leaves out"),

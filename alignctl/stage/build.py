@@ -90,10 +90,10 @@ def build_arguments(stage: StageConfig, paths: StagePaths, found: Mapping[str, A
 def rows_to_train_on(job: Job) -> tuple[Rows, Rows | None]:
     """Rows and held-out rows as the kind that the method learns from."""
     kind = job.method.data_kind
-    if job.rows.format.kind == kind:
-        return job.rows, job.held_rows
-    rows, held_rows = (part and as_kind(part, kind) for part in (job.rows, job.held_rows))
-    if kind == "feedback":
+    rows, held_rows = (
+        part if part is None or part.format.kind == kind else as_kind(part, kind) for part in (job.rows, job.held_rows)
+    )
+    if kind == "feedback" and rows is not job.rows:
         pairs, single = len(job.rows.dataset), len(rows.dataset)
         job.progress.notice(f"{pairs:,} pairs are taken apart into {single:,} labelled completions")
     return rows, held_rows

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from alignctl.config.stages import StageConfig
+from alignctl.data.converting import MESSAGES
 from alignctl.data.encoding import encodes_batches, tokenizer_key
 from alignctl.data.kept import kept
 from alignctl.data.messages import is_messages
@@ -58,8 +59,8 @@ def as_written(
         return rows
     skipped = {rows.numbers[position]: reason for position, reason in said.left_out.items()}
     number, reason = next(iter(skipped.items()))
-    example = f"{len(skipped):,} of {len(rows.dataset):,} rows cannot be written: row {number:,}: {reason}"
-    if stage.data.on_bad_row == "fail" or len(skipped) == len(rows.dataset):
+    example = f"{len(said.left_out):,} of {len(rows.dataset):,} rows cannot be written: row {number:,}: {reason}"
+    if stage.data.on_bad_row == "fail" or len(said.left_out) == len(rows.dataset):
         raise RequestError(
             f"{rows.ledger.source}: {example}", "give another template with `model.chat_template=...`, or other rows"
         )
@@ -155,13 +156,19 @@ def check_form(rows: Rows, held_rows: Rows | None, stage: StageConfig) -> None:
         )
     if held_rows is None or held_rows.format.kind != rows.format.kind:
         return
-    form, held_form = ({name for name in TEXTS if name in part.dataset.column_names} for part in (rows, held_rows))
+    form, held_form = map(_form, (rows, held_rows))
     if form != held_form:
         raise RequestError(
             f"the held-out rows of {held_rows.ledger.source} have another form ({', '.join(sorted(held_form))}) than "
             f"the training rows ({', '.join(sorted(form))}): losses of other tokens would be compared",
             "give held-out rows of the same form, or hold out some of the training rows",
         )
+
+
+def _form(rows: Rows) -> set[str]:
+    """The columns of texts, with those that are messages though they might be text."""
+    kinds = {name: kind for name, kind in rows.dataset.features.items() if name in TEXTS}
+    return {f"{name} as messages" if kind == MESSAGES and name != "messages" else name for name, kind in kinds.items()}
 
 
 def _left_by_packing(rows: Rows, stage: StageConfig, trainer: StageTrainer) -> int:

@@ -55,6 +55,10 @@ BAD_ROWS = [
         [*ROWS, "stages=[dpo]", "data.from=sft", "~dpo.data"],
         ["`data.from` and `data.path` exclude each other", "`data.from=sft`, but `sft` is not in `stages`"],
     ),
+    (
+        [*ROWS, "dpo.data.from=null", "dpo.data.path=x/y", "dpo.data.split=test", "dpo.data.eval_split=test"],
+        ["`dpo.data.eval_split=test` is the split that is trained on"],
+    ),
     ([*ROWS, "eval=quickstart"], ["`eval.judge=quickstart` can only judge prompts of `builtin:quickstart`"]),
 ]
 
@@ -68,6 +72,20 @@ def test_bad_request(arguments, expected, capsys):
     assert said.out == ""
     for text in expected:
         assert text in said.err
+
+
+def test_a_column_that_is_no_name_is_reported(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    config, _ = compose(read_request(["recipe=orpo_quickstart", f"data.path={rows}", "+data.columns={prompt: 0}"]))
+    assert any("`data.columns` must be" in problem.message for problem in find_problems(config))
+
+
+def test_a_stage_with_rows_of_its_own_reads_them_its_own_way():
+    config, _ = compose(
+        read_request([*ROWS, "+data.columns={prompt: question}", "+data.template=x", "+data.use=chosen"])
+    )
+    assert merged_section(config, "dpo", "data") == {"from": "sft"}
 
 
 @pytest.mark.parametrize("more", [(), ("dpo.method=kto", "dpo.loss_type=kto", "~dpo.loss_weights")], ids=str)

@@ -80,6 +80,15 @@ def test_thoughts_of_the_answer_are_not_lost(said):
     assert look(made("qwen3"), {"messages": [asked, thought]}) == ({}, [])
 
 
+def test_what_somebody_says_is_looked_for_in_all_rows():
+    tokenizer = made("{% for m in messages if m.role != 'narrator' %}{{ m.role + ': ' + m.content }}\n{% endfor %}")
+    rows = [{"messages": [ASKED, SAID]}] * 100 + [
+        {"messages": [ASKED, {"role": "narrator", "content": "A pause."}, SAID]}
+    ]
+    with pytest.raises(RequestError, match="row 101: the chat template leaves out what the narrator says"):
+        look(tokenizer, *rows)
+
+
 def test_tools_are_not_lost():
     calls = {"role": "assistant", "content": "", "tool_calls": [TOOL | {"id": "abcdefghi"}]}
     for row in ({"messages": [ASKED, SAID], "tools": [TOOL]}, {"messages": [ASKED, calls, ASKED, SAID]}):
@@ -101,6 +110,10 @@ def test_rows_that_cannot_be_written_are_left_out_with_the_reason():
     assert "chosen and rejected are the same" in left_out[4]
     left_out, _ = look(CHATML, {"prompt": [ASKED], "completion": [SAID, ASKED]})
     assert "the last message is of the role `user`" in left_out[0]
+    whole = made("{% if messages|length < 2 %}{{ raise_exception('say more') }}{% endif %}" + read_template("chatml"))
+    row = {"prompt": [ASKED], "completion": [SAID]}
+    assert look(whole, row).left_out == {0: "of the prompt alone: say more"}
+    assert look(whole, {"messages": [ASKED, SAID]}).left_out == {}
 
 
 def test_rows_of_which_a_template_marks_nothing():

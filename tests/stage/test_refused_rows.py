@@ -50,6 +50,10 @@ def test_held_out_rows_have_the_form_of_the_others(tmp_path):
     check_form(plain, None, stage(data))
     with pytest.raises(RequestError, match=r"another form \(messages\) than the training rows \(completion, prompt\)"):
         check_form(plain, chat, stage(data))
+    asked = [{"role": "user", "content": "p"}]
+    _, messages = read(tmp_path / "messages.jsonl", [{"prompt": asked, "completion": "a"}])
+    with pytest.raises(RequestError, match=r"another form \(completion as messages, prompt as messages\)"):
+        check_form(plain, messages, stage(data))
 
 
 def test_a_loss_on_completions_needs_completions(tmp_path):
