@@ -73,10 +73,13 @@ def _asked(row: Row) -> Any:
 
 def instruction(row: Row) -> Messages:
     """The instruction of a row with its input, after what goes before."""
-    said = [text_of(row[name], f"`{name}`").strip() for name in ("instruction", "input") if row.get(name) is not None]
-    if row.get("instruction") is None or not said[0]:
+    asked, given = (
+        "" if row.get(name) is None else text_of(row[name], f"`{name}`").rstrip() for name in ("instruction", "input")
+    )
+    if not asked:
         raise BadRow("the instruction is empty")
-    return led(row, [{"role": "user", "content": "\n\n".join(part for part in said if part)}])
+    parts = [asked.lstrip(), given.lstrip("\r\n")]  # an input may begin with an indentation
+    return led(row, [{"role": "user", "content": "\n\n".join(part for part in parts if part)}])
 
 
 # --- preferences

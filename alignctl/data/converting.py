@@ -18,7 +18,7 @@ from alignctl.data.files import Row
 from alignctl.data.formats import Format
 from alignctl.data.kept import read_rows, write_rows
 from alignctl.data.mapping import Reading
-from alignctl.data.messages import MESSAGE_KEYS, BadRow, is_messages
+from alignctl.data.messages import MESSAGE_KEYS, BadRow, is_messages, writable
 from alignctl.data.raw import RawRows, column_types
 from alignctl.data.rows import Ledger, Rows
 from alignctl.data.settings import DataSettings
@@ -158,7 +158,7 @@ def convert(
             "write it as text, or take it out",
         ) from error
     looked_at = reading.uses.union(others, *beside.declared.values())
-    ledger = Ledger(raw.source.path, row_format.name, read, made, skipped, sorted(seen - looked_at))
+    ledger = Ledger(raw.source.path, row_format.name, read, made, skipped, sorted(map(writable, seen - looked_at)))
     carried = tuple(beside.declared)
     if beside.others:
         known = {"prompt"} if kind == "prompts" else set(texts)

@@ -118,6 +118,8 @@ def detect_format(rows: Iterable[Row], kind: str, name: str = "auto", use: str |
         for row in rows:
             for candidate in candidates:
                 if candidate.kind == candidate_kind and candidate.fits(row) and not _written_out(row):
+                    if candidate.name == "messages" and name == "auto" and any(map(to.has_weights, rows)):
+                        candidate = FORMATS["weighed_messages"]
                     return imitating_chosen(candidate) if use and kind == "demonstrations" else candidate
     row = rows[0]
     if column := _written_out(row):
@@ -144,6 +146,11 @@ def imitating_chosen(row_format: Format) -> Format:
 
 def _odd_label(row: Row, kinds: list[str]) -> str:
     """What is wrong with a label, where one is looked for."""
+    if "demonstrations" in kinds and (name := label_column(row)):
+        return (
+            f" `{name}` is `{row[name]}`, which says whether an answer is wanted: of demonstrations all are. "
+            "Where it means something else, call it otherwise or take it out."
+        )
     odd = next((name for name in LABELS if row.get(name) is not None and not label_column(row)), None)
     if odd is None or "feedback" not in kinds:
         return ""

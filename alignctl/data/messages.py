@@ -45,7 +45,15 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 class BadRow(ValueError):
-    """A row that cannot be used; the text says why."""
+    """A row that cannot be used; the text says why, and can be written down whatever the row holds."""
+
+    def __init__(self, why: str):
+        super().__init__(writable(why))
+
+
+def writable(text: str) -> str:
+    """A text with halves of characters spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def is_messages(value: Any) -> bool:
@@ -127,7 +135,9 @@ def _message(message: Any) -> dict[str, str]:
             if message.get(key) not in _NOTHING:
                 raise BadRow(f"a message {why} (`{key}`), which is not supported")
         if weight_of(message) != 1:
-            raise BadRow("a message has a weight of 0: it is not to be trained on, and here there is no leaving it out")
+            raise BadRow(
+                "a message has a weight of 0, which only demonstrations of the format `weighed_messages` leave out"
+            )
     if "content" not in message:
         raise BadRow("a message has no content")
     role = message["role"]

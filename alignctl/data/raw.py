@@ -64,15 +64,15 @@ def column_types(rows: Iterable[Row]) -> dict[str, pa.DataType | None]:
     while batch := list(islice(rows, _AT_ONCE)):
         for name in dict.fromkeys(name for row in batch for name in row):
             seen = types.get(name, pa.null())
-            types[name] = None if seen is None else _common_type(seen, [row.get(name) for row in batch])
+            types[name] = None if seen is None else _common_type(name, seen, [row.get(name) for row in batch])
     return types
 
 
-def _common_type(seen: pa.DataType, values: list[Any]) -> pa.DataType | None:
-    """A type for values and for others of another type; None where there is none."""
+def _common_type(name: str, seen: pa.DataType, values: list[Any]) -> pa.DataType | None:
+    """A type for values of a column and for others of another type; None where there is none."""
     try:
-        schemas = [pa.schema([("it", kind)]) for kind in (seen, pa.array(values).type)]
-        common = pa.unify_schemas(schemas, promote_options="permissive").field("it").type
+        schemas = [pa.schema([(name, kind)]) for kind in (seen, pa.array(values).type)]
+        common = pa.unify_schemas(schemas, promote_options="permissive").field(name).type
     except (pa.ArrowException, OverflowError, ValueError):
         return None
     is_whole = pa.types.is_integer(seen) or any(isinstance(value, int) for value in values)
@@ -102,6 +102,17 @@ def load_raw(settings: DataSettings, source: Source, kind: str) -> RawRows:
     assert not isinstance(loaded, DatasetDict)
     # The library's own name for what it loaded, which another content has another of.
     return RawRows(source, loaded._fingerprint, partial(_each, loaded))
+
+
+def check_unchanged(rows: RawRows) -> None:
+    """Whether what was read of a file is what it was known by.
+
+    Raises:
+        RequestError: The file was written to meanwhile.
+    """
+    path = rows.source.path
+    if path not in BUILTIN_SOURCES and (file := Path(path)).is_file() and digest(file) != rows.content:
+        raise RequestError(f"{path}: the file was changed while it was read", "start again once it is written")
 
 
 def _not_loaded(path: str, error: Exception) -> AlignctlError:

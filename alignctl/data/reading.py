@@ -14,7 +14,7 @@ from alignctl.data.converting import MARGIN, Beside, convert, rows_of
 from alignctl.data.formats import FORMATS, imitating_chosen
 from alignctl.data.kept import kept, write_some
 from alignctl.data.mapping import how_to_read
-from alignctl.data.raw import RawRows, Source, load_raw
+from alignctl.data.raw import RawRows, Source, check_unchanged, load_raw
 from alignctl.data.rows import Ledger, Rows
 from alignctl.data.scanning import prompt_keys
 from alignctl.data.settings import DataSettings
@@ -57,11 +57,14 @@ def read_split(
         named = {column.name for column in columns}
         train = _read(raw[0], settings, kind, columns, named, folder / f"{name}{_ROWS}", count)
         if len(sources) == 1:
+            check_unchanged(raw[0])
             _hold_out(train, settings, seed, folder)
             return
         # `data.margin` is said of the training rows; others are measured without margins.
         others = tuple(column for column in columns if column.name != MARGIN)
         held_out = _read(raw[1], settings, kind, others, named, folder / f"eval{_ROWS}", count)
+        for rows in raw:
+            check_unchanged(rows)
         for column in others:
             if column in train.columns and column not in held_out.columns:
                 raise RequestError(

@@ -170,8 +170,13 @@ CONVERTED = [
     ("prompt_completion", {"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c"}),
     (
         "instruction",
-        {"instruction": "Do", "input": "", "output": "Done"},
+        {"instruction": " Do\n", "input": " \n", "output": "Done"},
         {"prompt": [user("Do")], "completion": [assistant("Done")]},
+    ),
+    (
+        "instruction",
+        {"instruction": "Do", "input": "\n    return\n", "output": "Done"},
+        {"prompt": [user("Do\n\n    return")], "completion": [assistant("Done")]},
     ),
     ("prompt", {"prompt": "p"}, {"prompt": "p"}),
     ("text", {"text": "### Human: a ### Assistant: b"}, {"text": "### Human: a ### Assistant: b"}),
@@ -326,7 +331,7 @@ def test_what_labels_mean(value, wanted):
 def test_the_label_that_says_something_is_read():
     row = {"prompt": "p", "completion": "c", "label": "sports", "desirable": False}
     assert detect_format([row], "feedback").rows(row)[0]["label"] is False
-    with pytest.raises(ValueError, match="are no demonstrations"):
+    with pytest.raises(ValueError, match="are no demonstrations.* `desirable` is `False`, which says whether"):
         detect_format([row], "demonstrations")
 
 
@@ -345,6 +350,16 @@ def test_completions_are_compared_by_a_score_that_all_have_and_empty_ones_are_le
     said = [("a", {"score": 9, "rating": 1}), ("b", {"score": None, "rating": 2}), (" ", {"score": 1, "rating": 3})]
     row = {"prompt": "p", "completions": [{"text": text} | scores for text, scores in said]}
     assert FORMATS["scored"].rows(row) == [{"prompt": "p", "chosen": "b", "rejected": "a"}]
+
+
+def test_weights_are_looked_for_in_all_rows():
+    plain, weighed = (
+        {"messages": [user("p"), assistant("a")]},
+        {"messages": [user("p"), assistant("a") | {"weight": 0}]},
+    )
+    assert detect_format([plain, weighed], "demonstrations").name == "weighed_messages"
+    with pytest.raises(BadRow, match="`weighed_messages` leave out"):
+        detect_format([plain], "demonstrations").rows(weighed)
 
 
 def test_the_chosen_side_is_imitated_where_that_is_asked_for():

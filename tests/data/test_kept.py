@@ -11,6 +11,7 @@ import pytest
 from alignctl.data.kept import kept
 from alignctl.data.reading import read_split
 from alignctl.data.settings import DataSettings
+from alignctl.errors import RequestError
 
 pytestmark = pytest.mark.train  # the datasets library takes seconds to import
 
@@ -62,6 +63,20 @@ def test_rows_that_are_found_are_those_that_were_read(tmp_path):
         )  # fmt: skip
     assert list(again[0].ledger.skipped) == [31]
     assert 31 not in again[0].numbers
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    settings = write(tmp_path / "rows.jsonl", pairs(10))
+    with pytest.raises(RequestError, match="the file was changed while it was read"):
+        read_split(settings, "preferences", 0, count=lambda more: write(tmp_path / "rows.jsonl", pairs(10, "best")))
+
+
+def test_a_cache_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "rows.jsonl" / "cache"))
+    settings = write(tmp_path / "rows.jsonl", pairs(10))
+    with pytest.raises(RequestError, match="the cache .* cannot be made") as refused:
+        read_split(settings, "preferences", 0)
+    assert "ALIGNCTL_CACHE" in refused.value.problems[0].hint
 
 
 def test_rows_of_a_file_that_was_changed_are_read_again(tmp_path):

@@ -344,10 +344,13 @@ def test_the_chosen_side_stays_one_when_it_is_found_again(tmp_path):
 
 
 def test_half_of_a_character_costs_its_row_alone(tmp_path):
-    rows = [*PAIRS[:3], PAIRS[3] | {"chosen": "\ud800"}, PAIRS[4] | {"note": "\ud800"}]
+    rows = [*PAIRS[:3], PAIRS[3] | {"chosen": "\ud800"}, PAIRS[4] | {"note": "\ud800", "\ud801": 1}]
     train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0)
     assert train.numbers == [1, 2, 3, 5]
     assert train.ledger.skipped == {4: r"`chosen` has half of a character, `\ud800`: no text can have that"}
+    assert train.ledger.unused == [r"\ud801", "note"]
+    prompts, _ = read(tmp_path / "rows.jsonl", "prompts", columns=(EVERY_OTHER_COLUMN,), eval_rows=0)
+    assert prompts.dataset.column_names == ["prompt", "chosen", "rejected"]
 
 
 def test_columns_of_several_types_are_left_to_who_does_not_need_them(tmp_path):
