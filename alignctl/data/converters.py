@@ -6,8 +6,10 @@ Each raises BadRow where a row cannot be used, and KeyError where a column is no
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from itertools import combinations
+from os.path import commonprefix
 from typing import Any
 
 from alignctl.data.labels import label
@@ -20,6 +22,7 @@ from alignctl.data.messages import (
     content_of,
     from_turns,
     is_messages,
+    is_transcript,
     is_turns,
     read_transcript,
     text_of,
@@ -147,6 +150,22 @@ def conversations(row: Row) -> dict[str, Any]:
     return pair(led(row, chosen[:-1]), chosen[-1:], rejected[-1:])
 
 
+def is_text_pair(row: Row) -> bool:
+    """Whether a row is two texts, and no other text that may be the prompt."""
+    texts = {name for name, value in row.items() if isinstance(value, str) and value}
+    return texts == {"chosen", "rejected"} and not any(is_transcript(row[name]) for name in texts)
+
+
+def text_pair(row: Row) -> dict[str, Any]:
+    """Two texts with their prompt: all that both begin with, TRL's implicit prompt, but for a word that is cut."""
+    chosen, rejected = (text_of(row[name], f"`{name}`") for name in ("chosen", "rejected"))
+    shared = commonprefix([chosen, rejected])
+    prompt = shared[: _LAST_WORD.search(shared).start()]
+    if not prompt.strip():
+        raise BadRow("chosen and rejected do not begin with the same words: there is no prompt")
+    return pair(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
+
+
 def sharegpt_pair(row: Row) -> dict[str, Any]:
     prompt = led(row, from_turns(row["conversations"]))
     return pair(prompt, *(_answer(row[name]) for name in ("chosen", "rejected")))
@@ -169,6 +188,7 @@ def instruction_pair(row: Row) -> dict[str, Any]:
     return pair(instruction(row), as_answer(chosen), as_answer(rejected))
 
 
+_LAST_WORD = re.compile(r" ?\S*\Z")  # with the space before it, with which completions begin
 _SCORES = ("score", "overall_score", "rating")
 _SAYS = ("text", "response", "content", "completion")
 

@@ -239,6 +239,15 @@ def _table() -> tuple[Format, ...]:
             as_text=None,
         ),
         Format(
+            name="text_pair",
+            kind="preferences",
+            columns="chosen, rejected: texts that begin with their prompt, and no other text",
+            uses=("chosen", "rejected"),
+            matches=to.is_text_pair,
+            convert=to.text_pair,
+            as_text=None,
+        ),
+        Format(
             name="scored",
             kind="preferences",
             columns="prompt, completions: a list; scores or ranks: a list, or a score with each completion",

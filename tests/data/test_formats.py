@@ -61,6 +61,16 @@ CONVERTED = [
         {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
     ),
     (
+        "text_pair",  # TRL's implicit prompt
+        {"chosen": "The sky is blue.", "rejected": "The sky is black.", "id": 7},
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " black."},
+    ),
+    (
+        "text_pair",
+        {"chosen": "Is it?\nyes", "rejected": "Is it?\nyes, very"},
+        {"prompt": "Is it?\n", "chosen": "yes", "rejected": "yes, very"},
+    ),
+    (
         "feedback",
         {"prompt": "p", "completion": "c", "label": True},
         {"prompt": "p", "completion": "c", "label": True},
@@ -226,6 +236,7 @@ def test_what_is_not_text_is_a_bad_row(message, reason):
     ("row", "reason"),
     [
         ({"chosen": HH + "a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"}, "do not share a prompt"),
+        ({"chosen": "Yes it is", "rejected": "No"}, "there is no prompt"),
         ({"chosen": HH + "a", "rejected": HH}, "the rejected completion is empty"),
         ({"chosen": HH + " ", "rejected": HH + "b"}, "the chosen completion is empty"),
         ({"chosen": HH + "a", "rejected": HH + "a"}, "are the same"),
@@ -283,6 +294,11 @@ def test_bad_demonstration_rows(row, reason):
 def test_a_named_format_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="holds demonstrations, but preferences are needed"):
         detect_format([{"text": "x"}], "preferences", "text")
+
+
+def test_answers_without_their_prompt_are_no_pair():
+    with pytest.raises(ValueError, match="are no preferences"):
+        detect_format([{"question": "q", "chosen": "I see a", "rejected": "I see b"}], "preferences")
 
 
 def test_messages_written_as_text_are_refused():
