@@ -9,9 +9,9 @@ from types import FrameType
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that ask a process to stop; schedulers send the third before time runs out."""
 
-SAME_REQUEST_S = 1.0
+SAME_REQUEST_S = 2.0
 """Signals so close together are one request: a scheduler sends them to every process, and the launcher passes its own
-on to the workers."""
+on to the workers, later where a machine is busy."""
 
 
 class StopSignal:
