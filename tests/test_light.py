@@ -4,6 +4,7 @@ import ast
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -55,22 +56,33 @@ def test_imports_nothing_heavy(arguments, code, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "limit_s"),
+    ("arguments", "limit"),
     [
-        (["train", "recipe=dpo_llama3", "--dry-run"], 1.0),
-        (["train", "recipe=dpo_llama3", "dpo.learning_rte=1e-6", "dpo.beta=high"], 1.5),
+        (["train", "recipe=dpo_llama3", "--dry-run"], 3.5),
+        (["train", "recipe=dpo_llama3", "dpo.learning_rte=1e-6", "dpo.beta=high"], 5.0),
     ],
     ids=["dry run", "mistakes"],
 )
-def test_answers_fast(alignctl, arguments, limit_s):
-    """In processor time, for the clock counts other work on the machine, too."""
-    took = []
-    for _ in range(6):  # the best, for other work takes from the caches, too
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        alignctl(*arguments)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    assert min(took) < limit_s
+def test_answers_fast(alignctl, arguments, limit):
+    """Against what importing Hydra and the display takes, 0.3 s where nothing else runs. In processor time, in turns, and
+    the best of each, for other work takes the clock, the caches and a part of each core, too."""
+    took, imports = [], []
+    for _ in range(6):
+        imports.append(processor_s(lambda: run_python("import hydra, rich.console, click")))
+        took.append(processor_s(lambda: alignctl(*arguments)))
+    assert min(took) < limit * min(imports)
+
+
+def processor_s(call: Callable[[], object]) -> float:
+    """Seconds of processor time of the processes that a call starts and waits for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    call()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def run_python(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def imports_of(path: Path) -> set[str]:
