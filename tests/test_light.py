@@ -64,8 +64,8 @@ def test_imports_nothing_heavy(arguments, code, tmp_path):
     ids=["dry run", "mistakes"],
 )
 def test_answers_fast(alignctl, arguments, limit):
-    """Against what importing Hydra and the display takes, 0.3 s where nothing else runs. In processor time, in turns, and
-    the best of each, for other work takes the clock, the caches and a part of each core, too."""
+    """Against what importing Hydra and the display takes, 0.3 s where nothing else runs. In processor time, in turns,
+    and the best of each, for other work takes the clock, the caches and a part of each core, too."""
     took, imports = [], []
     for _ in range(6):
         imports.append(processor_s(lambda: run_python("import hydra, rich.console, click")))

@@ -130,6 +130,7 @@ UNTRIED = {
         include_for_metrics include_num_input_tokens_seen batch_eval_metrics eval_accumulation_steps
         eval_do_concat_batches eval_use_gather_object prediction_loss_only num_sample_completions
         restore_callback_states_from_checkpoint ignore_data_skip""",
+    "it says how long scores are waited for": "reward_retries reward_timeout reward_workers",
     "it is about the Hub": """
         hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy trackio_bucket_id trackio_space_id
         trackio_static_space_id""",
