@@ -58,7 +58,7 @@ def test_imports_nothing_heavy(arguments, code, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "limit"),
     [
-        (["train", "recipe=dpo_llama3", "--dry-run"], 3.5),
+        (["train", "recipe=dpo_llama3", "--dry-run"], 3.3),
         (["train", "recipe=dpo_llama3", "dpo.learning_rte=1e-6", "dpo.beta=high"], 5.0),
     ],
     ids=["dry run", "mistakes"],
