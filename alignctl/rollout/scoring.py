@@ -112,7 +112,7 @@ class Scoring:
             )
         self._args, self._statistics = args, statistics
         self.sources = sources
-        self._weights = args.reward_weights or [1.0] * len(sources)
+        self.weights = args.reward_weights or [1.0] * len(sources)
         self._seen = {source.name: Moments() for source in sources}
         self._constant = 0
 
@@ -149,7 +149,7 @@ class Scoring:
         Args:
             everyone: The numbers of all processes.
         """
-        scores = combine(rewards, self._weights, self._moments(rewards, everyone), self._args.reward_clip)
+        scores = combine(rewards, self.weights, self._moments(rewards, everyone), self._args.reward_clip)
         if (penalty := self._args.missing_eos_penalty) is not None:
             for one, ids, ended in zip(scores, episodes.completion_ids, episodes.ended, strict=True):
                 if not ended:

@@ -111,7 +111,7 @@ class GRPOTrainer(GroupTrainer):
         """The groups of this process whose rewards do not differ, whatever they will be scaled by."""
         if not self.rollouts.counts:
             return []
-        scores = combine(asked, self._weights(asked), {}, None)
+        scores = combine(asked, self.scoring.weights, {}, None)
         rewards = self.rewards_of(episodes, scores, asked)
         if penalty := self.args.missing_eos_penalty:
             cut_off = torch.tensor([not ended for ended in episodes.ended], device=rewards.device)
@@ -140,9 +140,6 @@ class GRPOTrainer(GroupTrainer):
             for member, score in zip(members, scores, strict=True):
                 asked[name][member] = score
         return drawn_again(episodes, members, self.masked(part)), asked
-
-    def _weights(self, asked: dict[str, list[Score]]) -> list[float]:
-        return self.args.reward_weights or [1.0] * len(asked)
 
     def learn_from(self, episodes: Episodes, scores: list[Score]) -> GRPOExperience:
         args, rewards = self.args, self.rewards_of(episodes, scores, self.asked)
@@ -180,7 +177,7 @@ class GRPOTrainer(GroupTrainer):
             device=rewards.device,
         ).view(-1, *rewards.shape)
         by_source = by_source.masked_fill(rewards.isnan(), torch.nan)
-        return gdpo_advantages(by_source, self._weights(self.asked), self.add_up)
+        return gdpo_advantages(by_source, self.scoring.weights, self.add_up)
 
     def _high_entropy(self, entropy: Tensor, mask: Tensor) -> Tensor:
         """The tokens of a rollout, of all processes, whose entropy is among the highest."""
