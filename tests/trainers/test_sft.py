@@ -114,7 +114,7 @@ def test_rows_that_a_template_refuses_are_left_out(tmp_path, small):
         "eval.prompts=0", "sft.max_steps=1", "sft.max_length=100",
     )  # fmt: skip
     run = run_stages(tmp_path / "run", *arguments)
-    notice, *_ = read(run / "sft" / "progress.json")["notices"]
+    _, notice, *_ = read(run / "sft" / "progress.json")["notices"]  # the first says the format of the rows
     assert notice.startswith("1 of 151 rows cannot be written: row 151: System role not supported")
     ledger = read(run / "sft" / "data.json")["train"]
     assert (ledger["kept"], list(ledger["skipped"])) == (150, ["151"])
