@@ -24,6 +24,7 @@ from alignctl.errors import AlignctlError, RequestError
 from alignctl.run.files import read_json, write_json
 
 _SHOWN = 200  # characters of what a server says
+_PIECE = 2**16  # bytes of an answer
 _BUSY = (408, 425, 429)  # with those from 500 on: the same question may be answered later
 
 
@@ -76,8 +77,16 @@ class Server:
             headers["Authorization"] = f"Bearer {_key(self.key_from)}"
         data = json.dumps(body, default=str).encode()  # a date, for instance, as its text
         request = urllib.request.Request(self.url, data, headers, method="POST")
+        until = time.monotonic() + self.timeout_s  # the limit of urllib is of each piece
         with _opener().open(request, timeout=self.timeout_s) as answer:
-            return answer.read()
+            parts = []
+            while part := answer.read1(_PIECE):
+                parts.append(part)
+                if time.monotonic() > until:
+                    raise TimeoutError(f"its answer took longer than {self.timeout_s:g} s")
+            if answer.length:
+                raise http.client.IncompleteRead(b"".join(parts), answer.length)
+            return b"".join(parts)
 
 
 class _StaysHere(urllib.request.HTTPRedirectHandler):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 from support.reward_server import Moved, serve_json
@@ -36,6 +39,33 @@ def test_one_that_takes_too_long_is_given_up():
         with pytest.raises(ServerAway, match="timed out"):
             Server(url, 0.2, retries=0).post({})
         done.set()
+
+
+def test_one_that_answers_bit_by_bit_is_given_up(monkeypatch):
+    """The limit is of the whole answer, not of each piece."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server, b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")).start()
+        with pytest.raises(ServerAway, match="its answer took longer than 0.5 s"):
+            Server(f"http://127.0.0.1:{server.getsockname()[1]}", 0.5, retries=0).post({})
+
+
+def test_half_an_answer_is_none():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        said = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[1]"
+        threading.Thread(target=drip, args=(server, said, 0)).start()
+        with pytest.raises(ServerAway, match="did not answer, asked once: IncompleteRead"):
+            Server(f"http://127.0.0.1:{server.getsockname()[1]}", 5, retries=0).post({})
+
+
+def drip(server, head, pieces=100):
+    """Answers one question with a head, and pieces of a byte each, until nobody reads them."""
+    client, _ = server.accept()
+    with client, suppress(OSError):
+        client.recv(65536)
+        client.sendall(head)
+        for _ in range(pieces):
+            time.sleep(0.1)
+            client.sendall(b" ")
 
 
 def test_what_asking_again_does_not_mend_is_said_at_once():

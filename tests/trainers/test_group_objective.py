@@ -15,7 +15,6 @@ from alignctl.trainers.on_policy.group import objective  # noqa: E402
 from alignctl.trainers.on_policy.group.advantages import (  # noqa: E402
     gdpo_advantages,
     grpo_advantages,
-    overlong_penalty,
     rloo_advantages,
     with_kl,
     without_signal,
@@ -135,11 +134,6 @@ def test_a_penalty_in_the_reward_is_taken_off_before_the_baseline():
     close(rewards, [[0.50285, 1.54115, -0.24615, 1.0411]])
     close(rloo_advantages(rewards, False, alone), [[-0.27585, 1.10855, -1.2745166666666667, 0.44181666666666664]])
     close(with_kl(t([[0.5, 1.5, -0.25, 1.0]]), kl[None], 0.0, (0.0, 1.0)), [[0.5, 1.0, 0.0, 1.0]])
-
-
-def test_long_completions_lose_softly():
-    """TRL's get_soft_overlong_punishment(10, 4) says the same."""
-    close(overlong_penalty(t([5, 6, 7, 9, 10, 12]), 10, 4), [0.0, 0.0, -0.25, -0.75, -1.0, -1.0])
 
 
 def loss_and_gradient(losses):

@@ -73,12 +73,6 @@ def with_kl(rewards: Tensor, kl: Tensor, beta: float, clip: Sequence[float] | No
     return (rewards if clip is None else rewards.clamp(clip[0], clip[1])) - beta * kl
 
 
-def overlong_penalty(lengths: Tensor, longest: int, soft_tokens: int) -> Tensor:
-    """What a completion loses by its length, in tokens: nothing until `soft_tokens` before the longest, then evenly up
-    to 1 at the longest. 0 or negative: arXiv:2503.14476."""
-    return -((lengths - (longest - soft_tokens)) / soft_tokens).clamp(0.0, 1.0)
-
-
 def without_signal(rewards: Tensor) -> Tensor:
     """`[groups]`, whether the rewards of a group do not differ, so that nothing is learnt from it."""
     _, std = _of_groups(rewards)

@@ -14,12 +14,13 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from alignctl.errors import AlignctlError
 from alignctl.rollout.drawing import Drawn
 from alignctl.rollout.episodes import Episodes, unlearnt
+from alignctl.rollout.ready import length_penalty
 from alignctl.rollout.rewards import Score, totals
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.on_policy.base import OnPolicyTrainer
 from alignctl.trainers.on_policy.experience import Experience
-from alignctl.trainers.on_policy.group.advantages import overlong_penalty, without_signal
+from alignctl.trainers.on_policy.group.advantages import without_signal
 from alignctl.trainers.on_policy.group.config import GroupConfig
 
 _STEPS_WITHOUT_SIGNAL = 20  # rollouts in which no group has different rewards until training is stopped
@@ -76,8 +77,9 @@ class GroupTrainer(Managed, OnPolicyTrainer):
         source said anything."""
         values = torch.tensor(totals(scores), dtype=torch.float64, device=self.args.device)
         if self.args.soft_overlong_tokens:
-            lengths = torch.tensor([len(ids) for ids in episodes.completion_ids], device=values.device)
-            values += overlong_penalty(lengths, self.args.response_length, self.args.soft_overlong_tokens)
+            args = self.args
+            lost = length_penalty(episodes.completion_ids, args.response_length, args.soft_overlong_tokens)
+            values += values.new_tensor(lost)
         unscored = [not any(score[number] for score in asked.values()) for number in range(len(scores))]
         if not self.rollouts.counts:  # a prompt of a process that has none counts for nothing
             unscored = [True] * len(scores)
