@@ -6,6 +6,7 @@ import time
 
 import pytest
 from safetensors.torch import load_file
+from support.daily import of_today
 from support.files import read, weights
 from support.in_process import StopsAfter, run_stages
 from support.many import run_many
@@ -62,16 +63,16 @@ def taken(name: str, settings: dict) -> bool:
 
 
 def stateful() -> list:
-    """All of them at night; by day one method for each of a third of them, others each day."""
-    found, day = [], int(time.strftime("%j"))
+    """By day one method for each of a third of them, others each day; at night a quarter of the rest."""
+    found, rest, day = [], [], int(time.strftime("%j"))
     for place, (label, settings) in enumerate(STATEFUL.items()):
         names = [name for name in METHODS if taken(name, settings)]
         assert names, label
         for number, name in enumerate(names):
             today = number == day // 3 % len(names) and place % 3 == day % 3
-            marks = [] if today else [pytest.mark.night]
-            found.append(pytest.param(name, settings, marks=marks, id=f"{label}-{name}"))
-    return found
+            (found if today else rest).append((name, settings, f"{label}-{name}"))
+    of_night = [pytest.param(*what, marks=[pytest.mark.night], id=label) for *what, label in of_today(rest, 4)]
+    return [pytest.param(*what, id=label) for *what, label in found] + of_night
 
 
 @pytest.mark.parametrize("case", sorted(CASES))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from support.daily import of_today
 from support.rewards import REWARDS
 from support.small import Small
 
@@ -190,10 +191,12 @@ DAY = (
     "groups",
 )
 """What looks at more than one row or token, and what once was not the same."""
+ALL = [(name, about) for name, tries in TRIED.items() for about in tries]
+NIGHT = of_today([one for one in ALL if one[1] not in DAY], 3)
 CASES = [
-    pytest.param(name, about, marks=[] if about in DAY else [pytest.mark.night], id=f"{name}-{about}")
-    for name, tries in TRIED.items()
-    for about in tries
+    pytest.param(*one, marks=[] if one[1] in DAY else [pytest.mark.night], id="-".join(one))
+    for one in ALL
+    if one[1] in DAY or one in NIGHT
 ]
 
 

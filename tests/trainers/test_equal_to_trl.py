@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.daily import of_today
 from support.processes import run_script
 from support.put_in import Step, steps_of_ours, steps_of_trl, whole_windows
 from support.rewards import REWARDS, letters, said_of_some, vowels
@@ -158,7 +159,7 @@ def test_in_float32(trl, ours, kind):
 
 
 @pytest.mark.night
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", of_today(list(SETTINGS), 3))
 def test_each_setting(trl, ours, name):
     kind, changed = SETTINGS[name]
     method, usual = KINDS[kind]

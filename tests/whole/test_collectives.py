@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.cells import CASES, job
+from support.daily import of_today
 
 from alignctl.methods.registry import methods
 
@@ -28,7 +29,7 @@ DAY = [
 ]
 ALL = [(case, steps, peft, ()) for case in CASES for steps in (1, 4) for peft in ("none", "lora")]
 DRAWN = [case for case, (name, _) in CASES.items() if methods()[name].data_kind == "prompts"]
-NIGHT = [one for one in ALL if one not in DAY and not (one[0] in DRAWN and one[1] > 1)]
+NIGHT = of_today([one for one in ALL if one not in DAY and not (one[0] in DRAWN and one[1] > 1)], 4)
 NIGHT.append(("dpo", 4, "none", ("cell.loss_type=[aot]",)))  # which keeps batches together
 
 

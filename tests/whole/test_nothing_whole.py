@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.cells import job
+from support.daily import of_today
 from support.files import read
 from support.many import outcome, run_many
 
@@ -27,7 +28,8 @@ CELLS = [(name, peft) for name in ("sft", "dpo", "kto", "reward", "ppo") for pef
 MATRICES = "fsdp2 with matrices"
 """Of each layer divided between two processes, and between two and two of those."""
 DAY = [("dpo", "lora", "fsdp2"), ("dpo", "none", MATRICES)]
-NIGHT = [(*cell, how) for how in DIVIDED for cell in CELLS if (*cell, how) not in DAY] + [("sft", "none", MATRICES)]
+REST = [(*cell, how) for how in DIVIDED for cell in CELLS if (*cell, how) not in DAY] + [("sft", "none", MATRICES)]
+NIGHT = of_today(REST, 3)
 LANES = {"day": DAY, "night": NIGHT}
 
 

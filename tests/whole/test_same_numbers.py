@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.cells import CASES, STEPS, job
+from support.daily import of_today
 from support.many import differ, outcome, run_many
 
 from alignctl.methods.registry import methods
@@ -44,7 +45,7 @@ def pairs() -> list[tuple[tuple, tuple]]:
 
 
 # Whose gradients once were not averaged, or whose completions were drawn without the adapter, always; of each case one
-# more, another one each day; the rest at night.
+# more, another one each day; the rest at night, a part of it each.
 ALWAYS = [
     (("sft", "none", "auto"), DIVIDED[0]),
     (("kto, no estimate", "lora", "auto"), DIVIDED[0]),
@@ -53,7 +54,7 @@ ALWAYS = [
 ALL = pairs()
 OF_EACH = [[pair for pair in ALL if pair[0][0] == case] for case in CASES]
 DAY = list(dict.fromkeys(ALWAYS + [one[int(time.strftime("%j")) % len(one)] for one in OF_EACH]))
-NIGHT = [pair for pair in ALL if pair not in DAY]
+NIGHT = of_today([pair for pair in ALL if pair not in DAY], 4)
 LANES = {"day": DAY, "night": NIGHT}
 CONTINUED = ("sft", "lora", "auto"), (4, 1, "ddp")
 
