@@ -60,12 +60,13 @@ def print_plan(plan: RunPlan) -> None:
     print(f"recipe {plan.recipe}, run directory {plan.run_dir}")
     for number, stage in enumerate(plan.stages, start=1):
         config = stage.config
-        makes = methods()[config.method].makes
+        method = methods()[config.method]
+        makes, spared = method.makes, "reference" if method.does_without_reference(config.trainer) else None
         facts = {
             "start": stage.start,
             "data": _data(config.data, holds_out=not makes),
             **({"makes": makes} if makes else {"trained": stage.trained}),
-            "models": ", ".join(_role(stage, role) for role in stage.roles),
+            "models": ", ".join(_role(stage, role) for role in stage.roles if role != spared),
             **({} if makes else {"global batch": f"{stage.global_batch_size} per optimizer step"}),
             **({} if config.distributed.type == "none" else {"processes": _processes(config)}),
             "output": stage.output,

@@ -104,6 +104,10 @@ class Method:
     def trained(self) -> Role:
         return self.roles[0]
 
+    def does_without_reference(self, stage: Mapping[str, Any]) -> bool:
+        """Whether a stage with these fields holds no reference while it trains."""
+        return self.spares_reference is not None and self.spares_reference(stage)
+
     def declares(self, column: str) -> bool:
         """Whether a column is among those it names."""
         return any(declared.name == column for declared in self.row_columns)

@@ -263,8 +263,7 @@ def _models(stage: StageConfig, shape: Shape) -> dict[str, list[Part]] | None:
 
 def _has_reference(stage: StageConfig) -> bool:
     """Whether the reference is a model of its own while training."""
-    spares = methods()[stage.method].spares_reference
-    if stage.trainer.get("precompute_ref_log_probs") or (spares and spares(stage.trainer)):
+    if stage.trainer.get("precompute_ref_log_probs") or methods()[stage.method].does_without_reference(stage.trainer):
         return False
     return not has_adapter(stage.peft) or changes_base(stage.peft) is not None
 

@@ -180,8 +180,7 @@ def _reference(job: Job, others: dict[str, Any]) -> dict[str, Any]:
     itself = source == job.start
     if source is not None and not itself and (theirs := _tokenizer_beside(source, job.stage.model)):
         check_same_tokens(job.tokenizer, theirs, source)
-    spares = job.method.spares_reference
-    if spares and spares(job.stage.trainer):
+    if job.method.does_without_reference(job.stage.trainer):
         spared = True
     elif has_adapter(job.stage.peft):
         spared = itself and changes_base(job.stage.peft) is None

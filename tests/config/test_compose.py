@@ -18,7 +18,6 @@ from alignctl.errors import RequestError
 RECIPES = [recipe.name for recipe in list_recipes()]
 # What a recipe leaves to the user, so that it can be checked.
 GIVEN = ["model.path=owner/model", "data.path=owner/rows"]
-SCORED = {"grpo_local": "grpo.reward_funcs=[scores:right]"}
 
 
 def composed(*arguments: str) -> dict:
@@ -34,7 +33,7 @@ def test_recipes_are_found():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_composes_without_problems(name):
-    given = [*GIVEN, *filter(None, [SCORED.get(name)])] if name.endswith("_local") else []
+    given = GIVEN if name.endswith("_local") else []
     assert find_problems(composed(f"recipe={name}", *given)) == []
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from alignctl.checks.problems import find_problems
+from alignctl.cli.tables import print_plan
 from alignctl.config.compose import compose, read_request
 from alignctl.config.stages import stage_config
 from alignctl.methods.registry import methods
 from alignctl.monitor.common import common_metrics
+from alignctl.plan.plan import make_plan
 
 GIVEN = ("model.path=owner/model", "data.path=owner/rows", "recipe=grpo_local", "grpo.reward_funcs=[scores:right]")
 
@@ -76,3 +78,9 @@ def test_metrics_have_common_names():
     expected = {"rollout/reward": 1.0, "rollout/kl": 2.0, "rollout/length": 8.0, "rollout/entropy": 0.5}
     assert common_metrics(ppo) == common_metrics(grpo) == expected
     assert common_metrics({"loss": 1.0}) == {}
+
+
+@pytest.mark.parametrize(("beta", "models"), [("0", "policy"), ("0.1", "policy, reference")])
+def test_a_plan_names_the_models_that_are_held(tmp_path, capsys, beta, models):
+    print_plan(make_plan(composed(f"grpo.beta={beta}"), "grpo_local", tmp_path))
+    assert f"models        {models}\n" in capsys.readouterr().out
