@@ -19,6 +19,7 @@ from alignctl.data.formats import Format
 from alignctl.data.kept import read_rows, write_rows
 from alignctl.data.mapping import Reading
 from alignctl.data.messages import MESSAGE_KEYS, BadRow, is_messages, writable
+from alignctl.data.places import Placing, read_places
 from alignctl.data.raw import RawRows, column_types
 from alignctl.data.rows import Ledger, Rows
 from alignctl.data.settings import DataSettings
@@ -108,7 +109,7 @@ def convert(
     Args:
         reading: How they are read.
         kind: What is needed of the rows: of another kind that are taken as prompts, completions are other columns.
-        file: Where they are written.
+        file: Where they are written; beside it, where they stand in their source, see `places_beside`.
         count: Is told of more rows that were read.
 
     Raises:
@@ -127,15 +128,17 @@ def convert(
     kept = [*others, *texts, *kinds]
     messages = {name: kind == MESSAGES for name, kind in texts.items()}
     skipped: dict[int, str] = {}
-    read, made = 0, 0
+    read, usable = 0, 0
     seen: set[str] = set()
+    placing = Placing()
 
     def batches() -> Iterator[dict[str, list[Any]]]:
-        nonlocal read, made
-        rows = iter(raw)
+        nonlocal read, usable
+        rows = raw.placed()
         while batch := list(islice(rows, AT_ONCE)):
             converted: dict[str, list[Any]] = {name: [] for name in [*kept, _NUMBER]}
-            for number, row in enumerate(batch, start=read + 1):
+            for number, (place, row) in enumerate(batch, start=read + 1):
+                placing.add(place)
                 seen.update(_carried(row, reading.uses))
                 try:
                     row = reading.widened(row)
@@ -143,7 +146,7 @@ def convert(
                         values = {name: row.get(name) for name in others} | one | {_NUMBER: number}
                         for name, column in converted.items():
                             column.append(values[name])
-                        made += 1
+                    usable += 1
                 except BadRow as error:
                     skipped[number] = str(error)
             read += len(batch)
@@ -158,12 +161,18 @@ def convert(
             "write it as text, or take it out",
         ) from error
     looked_at = reading.uses.union(others, *beside.declared.values())
-    ledger = Ledger(raw.source.path, row_format.name, read, made, skipped, sorted(map(writable, seen - looked_at)))
+    placing.write(places_beside(file))
+    ledger = Ledger(raw.source.path, row_format.name, read, usable, skipped, sorted(map(writable, seen - looked_at)))
     carried = tuple(beside.declared)
     if beside.others:
         known = {"prompt"} if kind == "prompts" else set(texts)
         carried += tuple(replace(EVERY_OTHER_COLUMN, name=name) for name in kept if name not in known | kinds.keys())
-    return rows_of(file, row_format, ledger, carried)
+    return rows_of(file, row_format, ledger, carried, placing.files, places_beside(file))
+
+
+def places_beside(file: Path) -> Path:
+    """Where the places of the rows of such a file are written."""
+    return file.with_suffix(".places.npy")
 
 
 def _carried(row: Row, uses: frozenset[str]) -> Iterator[str]:
@@ -178,10 +187,24 @@ def _carried(row: Row, uses: frozenset[str]) -> Iterator[str]:
                     yield from (f"{name}.{key}" for key in one.keys() - MESSAGE_KEYS if one[key] is not None)
 
 
-def rows_of(file: Path, row_format: Format, ledger: Ledger, columns: tuple[RowColumn, ...]) -> Rows:
-    """The rows of such a file."""
+def rows_of(
+    file: Path,
+    row_format: Format,
+    ledger: Ledger,
+    columns: tuple[RowColumn, ...],
+    files: list[str],
+    places: Path,
+) -> Rows:
+    """The rows of such a file.
+
+    Args:
+        files: Of the source.
+        places: Where rows stand in them.
+    """
     dataset = read_rows(file)
-    return Rows(dataset.remove_columns(_NUMBER), row_format, ledger, dataset.data.column(_NUMBER).to_pylist(), columns)
+    numbers = dataset.data.column(_NUMBER).to_pylist()
+    found = read_places(places, files)
+    return Rows(dataset.remove_columns(_NUMBER), row_format, ledger, numbers, columns, found)
 
 
 def _feature(kind: pa.DataType) -> Any:

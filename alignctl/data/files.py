@@ -25,6 +25,8 @@ from typing import Any, BinaryIO
 import orjson
 
 Row = dict[str, Any]
+Placed = tuple[int | None, Row]
+"""A row with the line in which it begins, counted from 1; None in a file without lines."""
 
 COMPRESSED = (".gz", ".xz", ".zst")
 """Endings behind that of a kind of file."""
@@ -61,7 +63,13 @@ def suffix(path: str | Path) -> str:
 
 
 def read_file(file: Path) -> Iterator[Row]:
-    """The rows of a file of one of `FILE_SUFFIXES`, in order. Lines without anything are no rows.
+    """The rows of a file, as `read_placed` has them."""
+    for _, row in read_placed(file):
+        yield row
+
+
+def read_placed(file: Path) -> Iterator[Placed]:
+    """The rows of a file of one of `FILE_SUFFIXES` with their lines, in order. Lines without anything are no rows.
 
     Raises:
         BadFile: It cannot be read to its end.
@@ -128,13 +136,13 @@ def _not_utf8(line: int, error: UnicodeDecodeError) -> BadFile:
 # --- JSON
 
 
-def _json_lines(stream: BinaryIO) -> Iterator[Row]:
+def _json_lines(stream: BinaryIO) -> Iterator[Placed]:
     if stream.peek(_PEEKED).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):  # all rows in one array
         yield from _json(stream)
         return
     for number, line in _lines(stream):
         if line.strip():
-            yield _object(_parsed(line, number), number)
+            yield number, _object(_parsed(line, number), number)
 
 
 def _parsed(line: bytes, number: int) -> Any:
@@ -202,7 +210,7 @@ def _object(value: Any, line: int) -> Row:
     return value
 
 
-def _json(stream: BinaryIO) -> Iterator[Row]:
+def _json(stream: BinaryIO) -> Iterator[Placed]:
     """The objects of one array, or objects one behind another, of which no more than some are in memory."""
     text = _Text(stream)
     in_array = text.next() == "["
@@ -212,7 +220,7 @@ def _json(stream: BinaryIO) -> Iterator[Row]:
             return
     while text.next():
         line = text.line
-        yield _object(text.value(), line)
+        yield line, _object(text.value(), line)
         if not in_array:
             continue
         between = text.next()
@@ -304,8 +312,8 @@ class _Text:
 # --- tables of text
 
 
-def _table(separator: str) -> Callable[[BinaryIO], Iterator[Row]]:
-    def read(stream: BinaryIO) -> Iterator[Row]:
+def _table(separator: str) -> Callable[[BinaryIO], Iterator[Placed]]:
+    def read(stream: BinaryIO) -> Iterator[Placed]:
         csv.field_size_limit(sys.maxsize)  # a transcript is longer than the limit of 128 KiB
         rows = csv.reader((line for _, line in _texts(stream)), delimiter=separator, strict=True)
         header: list[str] = []
@@ -330,7 +338,7 @@ def _table(separator: str) -> Callable[[BinaryIO], Iterator[Row]]:
                     f'a field that has a `{_shown(separator)}` in it stands in quotes, `"..."`',
                 )
             else:
-                yield {name: cell or None for name, cell in zip(header, cells, strict=True)}
+                yield line, {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
     return read
 
@@ -351,17 +359,17 @@ def _shown(separator: str) -> str:
     return "\\t" if separator == "\t" else separator
 
 
-def _text(stream: BinaryIO) -> Iterator[Row]:
+def _text(stream: BinaryIO) -> Iterator[Placed]:
     """A row for each line that says something."""
-    for _, line in _texts(stream):
+    for number, line in _texts(stream):
         if line.strip():
-            yield {"text": line.rstrip("\r\n")}
+            yield number, {"text": line.rstrip("\r\n")}
 
 
 # --- column files
 
 
-def _parquet(file: Path) -> Iterator[Row]:
+def _parquet(file: Path) -> Iterator[Placed]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -370,7 +378,7 @@ def _parquet(file: Path) -> Iterator[Row]:
         yield from _rows(opened.schema_arrow, opened.iter_batches(_AT_ONCE))
 
 
-def _arrow(file: Path) -> Iterator[Row]:
+def _arrow(file: Path) -> Iterator[Placed]:
     import pyarrow
 
     with _arrow_errors_told("Arrow"), pyarrow.memory_map(str(file)) as source:
@@ -383,7 +391,7 @@ def _arrow(file: Path) -> Iterator[Row]:
         yield from _rows(opened.schema, batches)
 
 
-def _rows(schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
+def _rows(schema: Any, batches: Iterator[Any]) -> Iterator[Placed]:
     if (name := _several(schema.names)) is not None:
         raise BadFile(f"the file has the column `{name}` twice", "give each column a name of its own")
     classes = _classes(schema.metadata or {})
@@ -392,7 +400,7 @@ def _rows(schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
             for row in batch.slice(start, _AT_ONCE).to_pylist():
                 for column, names in classes.items():
                     row[column] = class_name(row[column], names)
-                yield row
+                yield None, row
 
 
 def class_name(number: int | None, names: list[str]) -> str | None:

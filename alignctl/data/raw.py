@@ -13,7 +13,8 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
 
 from alignctl.data import quickstart
-from alignctl.data.files import BadFile, Row, class_name, read_file
+from alignctl.data.files import BadFile, Row, class_name, read_placed
+from alignctl.data.places import Place
 from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES, digest
 from alignctl.errors import AlignctlError, RequestError
@@ -42,11 +43,17 @@ class RawRows:
     source: Source
     content: str
     """Says what all rows are: no others have the same."""
-    each: Callable[[], Iterator[Row]]
-    """Raises BadFile."""
+    each: Callable[[], Iterator[tuple[Place | None, Row]]]
+    """Rows, and where they stand. Raises BadFile."""
 
     def __iter__(self) -> Iterator[Row]:
-        """
+        """As `placed`."""
+        for _, row in self.placed():
+            yield row
+
+    def placed(self) -> Iterator[tuple[Place | None, Row]]:
+        """Rows, and where they stand if that is in a file.
+
         Raises:
             RequestError: The source is not what it says it is.
         """
@@ -88,11 +95,11 @@ def load_raw(settings: DataSettings, source: Source, kind: str) -> RawRows:
     path = source.path
     if path in BUILTIN_SOURCES:
         make = quickstart.demonstrations if kind == "demonstrations" else quickstart.preferences
-        return RawRows(source, f"{path} {source.part}", lambda: iter(make(source.part)))
+        return RawRows(source, f"{path} {source.part}", lambda: ((None, row) for row in make(source.part)))
     file = Path(path)
     if file.is_file():
         try:
-            return RawRows(source, digest(file), partial(read_file, file))
+            return RawRows(source, digest(file), partial(_each_of_file, path))
         except OSError as error:
             raise RequestError(f"{path}: cannot be read: {error}") from error
     try:
@@ -125,9 +132,14 @@ def _not_loaded(path: str, error: Exception) -> AlignctlError:
     )
 
 
-def _each(rows: Dataset) -> Iterator[Row]:
+def _each_of_file(path: str) -> Iterator[tuple[Place, Row]]:
+    for line, row in read_placed(Path(path)):
+        yield Place(path, line), row
+
+
+def _each(rows: Dataset) -> Iterator[tuple[None, Row]]:
     classes = {name: kind.names for name, kind in Features(rows.features).items() if isinstance(kind, ClassLabel)}
     for batch in rows.iter(_AT_ONCE):
         for values in zip(*batch.values(), strict=True):
             row = dict(zip(batch, values, strict=True))
-            yield row | {name: class_name(row[name], names) for name, names in classes.items()}
+            yield None, row | {name: class_name(row[name], names) for name, names in classes.items()}

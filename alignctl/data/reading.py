@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignctl.data.converting import MARGIN, Beside, convert, rows_of
+from alignctl.data.converting import MARGIN, Beside, convert, places_beside, rows_of
 from alignctl.data.formats import FORMATS, imitating_chosen
 from alignctl.data.kept import kept, write_some
 from alignctl.data.mapping import how_to_read
@@ -72,8 +72,8 @@ def read_split(
                     "do not",
                     "add it, or take it out of both",
                 )
-        _describe(train, folder, "train")
-        _describe(held_out, folder, "eval")
+        _describe(train, folder, "train", of="train")
+        _describe(held_out, folder, "eval", of="eval")
 
     folder = kept(["rows", kind, seed, *told, [rows.content for rows in raw]], make)
     return _described(folder, "train"), _described(folder, "eval")
@@ -100,21 +100,22 @@ def _read(
     beside = Beside.of(raw, reading, columns, settings.margin)
     rows = convert(raw, reading, beside, settings, kind, file, count)
     if rows.ledger.skipped and settings.on_bad_row == "fail":
-        raise RequestError(
-            f"{path}: {describe_skipped(rows.ledger)}", "mend or remove them, or set `data.on_bad_row=skip`"
-        )
+        raise RequestError(f"{path}: {describe_skipped(rows)}", "mend or remove them, or set `data.on_bad_row=skip`")
     if rows.ledger.kept == 0:
-        raise RequestError(f"{path}: no row can be used: {describe_skipped(rows.ledger)}")
+        raise RequestError(f"{path}: no row can be used: {describe_skipped(rows)}")
     return rows
 
 
-def _describe(rows: Rows, folder: Path, part: str) -> None:
-    """Writes what is to be known of a file of rows beside them."""
+def _describe(rows: Rows, folder: Path, part: str, of: str) -> None:
+    """Writes what is to be known of a file of rows beside them. `of` is the file that was read first, whose rows have
+    the places."""
     facts = {
         "format": rows.format.name,
         "kind": rows.format.kind,
         "ledger": asdict(rows.ledger),
         "columns": [asdict(column) for column in rows.columns],
+        "files": rows.places.files,
+        "of": of,
     }
     (folder / f"{part}.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -128,18 +129,25 @@ def _described(folder: Path, part: str) -> Rows | None:
     row_format = FORMATS[facts["format"]]
     if row_format.kind != facts["kind"]:
         row_format = imitating_chosen(row_format)
-    skipped = {int(number): reason for number, reason in facts["ledger"]["skipped"].items()}
+    ledger = facts["ledger"]
+    by_number = {
+        name: {int(number): reason for number, reason in ledger[name].items()} for name in ("skipped", "partly")
+    }
     return rows_of(
         folder / f"{part}{_ROWS}",
         row_format,
-        Ledger(**facts["ledger"] | {"skipped": skipped}),
+        Ledger(**ledger | by_number),
         tuple(RowColumn(**column) for column in facts["columns"]),
+        facts["files"],
+        places_beside(folder / f"{facts['of']}{_ROWS}"),
     )
 
 
-def describe_skipped(ledger: Ledger) -> str:
+def describe_skipped(rows: Rows) -> str:
     """Names the first skipped rows with their reasons."""
-    shown = [f"row {number}: {reason}" for number, reason in list(ledger.skipped.items())[:_SHOWN_BAD_ROWS]]
+    ledger, places = rows.ledger, rows.places
+    first = list(ledger.skipped.items())[:_SHOWN_BAD_ROWS]
+    shown = [f"row {places.shown(number)}: {reason}" for number, reason in first]
     more = f"; and {len(ledger.skipped) - len(shown)} more" if len(ledger.skipped) > len(shown) else ""
     return f"{len(ledger.skipped)} of {ledger.read} rows cannot be used ({'; '.join(shown)}{more})"
 
@@ -159,11 +167,16 @@ def _hold_out(rows: Rows, settings: DataSettings, seed: int, folder: Path) -> No
     file = folder / f"read{_ROWS}"
     if not held:
         file.rename(folder / f"train{_ROWS}")
-        _describe(rows, folder, "train")
+        _describe(rows, folder, "train", of="read")
         return
     is_held = np.zeros(len(rows.dataset), bool)
     is_held[held] = True
+    left, out = ({rows.numbers[i] for i in chosen.nonzero()[0]} for chosen in (~is_held, is_held))
+    ledgers = {
+        "train": replace(rows.ledger, kept=len(left), held_out=len(out - left)),
+        "eval": replace(rows.ledger, read=len(out), kept=len(out), skipped={}),
+    }
     for part, chosen in (("train", ~is_held), ("eval", is_held)):
         write_some(file, folder / f"{part}{_ROWS}", chosen)
-        _describe(replace(rows, ledger=replace(rows.ledger, kept=int(chosen.sum()))), folder, part)
+        _describe(replace(rows, ledger=ledgers[part]), folder, part, of="read")
     file.unlink()

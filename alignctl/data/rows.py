@@ -7,21 +7,27 @@ from dataclasses import dataclass, field, replace
 from datasets import Dataset
 
 from alignctl.data.formats import Format
+from alignctl.data.places import NOWHERE, Places
 from alignctl.methods.registry import RowColumn
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What became of the rows of one source."""
+    """What became of the rows of one source: those kept, skipped and held out are all that were read."""
 
     source: str
     format: str
     read: int
     kept: int
+    """Of which there is something to be trained on, though a row may give several."""
     skipped: dict[int, str]
     """Row number, counted from 1, and why the row cannot be used."""
     unused: list[str] = field(default_factory=list)
     """Columns that rows have and nothing looks at."""
+    held_out: int = 0
+    """Rows that were taken out to measure on."""
+    partly: dict[int, str] = field(default_factory=dict)
+    """Of the rows that are kept, those that give several of which some cannot be used, and why."""
 
 
 def said_of(ledger: Ledger) -> str:
@@ -41,6 +47,8 @@ class Rows:
     """Which row of the source each row was, counted from 1."""
     columns: tuple[RowColumn, ...] = ()
     """What the rows have beside their texts for the method that they were read for."""
+    places: Places = NOWHERE
+    """Where the rows of the source stand."""
 
     def select(self, indices: list[int]) -> Rows:
         """Some of the rows, in the order of their indices."""

@@ -57,17 +57,21 @@ def as_written(
         progress.notice(notice)
     if not said.left_out:
         return rows
-    skipped = {rows.numbers[position]: reason for position, reason in said.left_out.items()}
-    number, reason = next(iter(skipped.items()))
-    example = f"{len(said.left_out):,} of {len(rows.dataset):,} rows cannot be written: row {number:,}: {reason}"
+    refused = {rows.numbers[position]: reason for position, reason in reversed(said.left_out.items())}
+    position, reason = next(iter(said.left_out.items()))
+    row = rows.places.shown(rows.numbers[position])
+    example = f"{len(said.left_out):,} of {len(rows.dataset):,} rows cannot be written: row {row}: {reason}"
     if stage.data.on_bad_row == "fail" or len(said.left_out) == len(rows.dataset):
         raise RequestError(
             f"{rows.ledger.source}: {example}", "give another template with `model.chat_template=...`, or other rows"
         )
     progress.notice(f"{example}; they are left out")
     left = rows.select([i for i in range(len(rows.dataset)) if i not in said.left_out])
-    ledger = replace(left.ledger, kept=len(left.dataset), skipped=dict(sorted((left.ledger.skipped | skipped).items())))
-    return replace(left, ledger=ledger)
+    there, ledger = set(left.numbers), left.ledger
+    skipped = ledger.skipped | {number: reason for number, reason in refused.items() if number not in there}
+    partly = ledger.partly | {number: reason for number, reason in refused.items() if number in there}
+    of_both = {"skipped": dict(sorted(skipped.items())), "partly": dict(sorted(partly.items()))}
+    return replace(left, ledger=replace(ledger, kept=len(there), **of_both))
 
 
 def _checked(reader: Reader, rows: Rows, progress: ProgressFile) -> Said:
@@ -136,7 +140,7 @@ def check_skipped(rows: Rows, stage: StageConfig) -> None:
     if len(ledger.skipped) > max(1, most * ledger.read):
         share = math.ceil(100 * len(ledger.skipped) / ledger.read) / 100
         raise RequestError(
-            f"{ledger.source}: {describe_skipped(ledger)}, and `data.max_skipped={most:g}` is the most allowed",
+            f"{ledger.source}: {describe_skipped(rows)}, and `data.max_skipped={most:g}` is the most allowed",
             f"mend or remove them; `data.max_skipped={share:g}` accepts it",
         )
 

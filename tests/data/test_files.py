@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from alignctl.data.files import BadFile, read_file
+from alignctl.data.files import BadFile, read_file, read_placed
 
 ROWS = [{"a": 1, "b": "x"}, {"a": 0, "b": None}]
 LINES = b'{"a": 1, "b": "x"}\n{"a": 0, "b": null}\n'
@@ -155,3 +155,17 @@ def test_a_column_that_is_there_twice(tmp_path):
     parquet.write_table(table, written)
     with pytest.raises(BadFile, match="the column `a` twice"):
         read(tmp_path, "rows.parquet", written.getvalue())
+
+
+def test_rows_have_the_lines_in_which_they_begin(tmp_path):
+    texts = {
+        "rows.jsonl": '\n{"a": 1}\n\n{"a": 2}\n',
+        "rows.json": '[\n{"a": 1}, {"a":\n2},\n{"a": 3}]',
+        "rows.csv": 'a,b\n1,"two\nlines"\n3,4\n',
+        "rows.txt": "one\n\nthree\n",
+    }
+    lines = {}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        lines[name] = [line for line, _ in read_placed(tmp_path / name)]
+    assert lines == {"rows.jsonl": [2, 4], "rows.json": [2, 2, 4], "rows.csv": [2, 4], "rows.txt": [1, 3]}
