@@ -33,8 +33,8 @@ from alignctl.run.frozen import read_stage
 from alignctl.run.paths import RunPaths
 from alignctl.stage.build import build_trainer, rows_to_train_on
 from alignctl.stage.job import Job, rank
+from alignctl.stage.ledger import write_ledgers
 from alignctl.stage.measure import Measuring
-from alignctl.stage.rows import write_ledgers
 from alignctl.stage.run import prepare
 from alignctl.trainers.base.managed import StageTrainer
 

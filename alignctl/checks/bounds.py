@@ -18,6 +18,7 @@ SETTINGS = {
     "log_every": _AT_LEAST_1,
     "data.max_lost": NOT_NEGATIVE,
     "data.max_skipped": NOT_NEGATIVE,
+    "data.max_truncated": NOT_NEGATIVE,
     "data.max_pairs": _AT_LEAST_1,
     "data.eval_rows": NOT_NEGATIVE,
     "data.limit": _AT_LEAST_1,

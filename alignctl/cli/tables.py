@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,10 @@ from alignctl.run.files import read_json
 from alignctl.run.paths import StagePaths
 from alignctl.run.products import read_manifest
 from alignctl.run.state import is_done
+
+_NAMED = 10  # rows of a reason
+_REASONS = 5  # that are told
+_WORDS = {"skipped": "skipped", "lost": "lost", "partly": "used in part", "cut": "cut"}
 
 
 @dataclass(frozen=True)
@@ -142,18 +147,16 @@ def _made(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
 
 
 def _row_counts(ledger: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "source": ledger["source"],
-        "read": ledger["read"],
-        "kept": ledger["kept"],
-        "skipped": len(ledger["skipped"]),
+    counts = ("source", "read", "kept", "held_out", "lost", "partly", "cut", "lengths", "reasons")
+    return {name: ledger[name] for name in counts} | {
+        "skipped": ledger["num_skipped"],
         "skipped_rows": list(map(int, ledger["skipped"])),
-        "lost": ledger["lost"],
     }
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Before and after of the last stage, skipped rows, and where the model or the adapter is."""
+    """Before and after of the last stage, what became of rows that were not trained on as they are, and where the model
+    or the adapter is."""
     console = Console(highlight=False, soft_wrap=True)
     name, stage = list(summary["stages"].items())[-1]
     before, after = stage.get("before"), _measured(stage)
@@ -168,12 +171,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         console.print(table if after else f"stage {name}: no held-out rows, so nothing was measured")
     for stage_name, other in summary["stages"].items():
         for part, rows in other["rows"].items():
-            same_file = part == "eval" and rows["source"] == other["rows"]["train"]["source"]  # held out of one file
-            if rows["skipped"] and not same_file:
-                console.print(f"{stage_name}: {_skipped(part, rows)}", markup=False)
-            if rows["lost"]:
-                lost = f"{rows['lost']} {part} rows lost: too long for max_length"
-                console.print(f"{stage_name}: {lost}", markup=False)
+            for line in _not_as_they_are(part, rows):
+                console.print(f"{stage_name}: {line}", markup=False)
         if "made" in other:
             made = other["made"]
             console.print(f"{stage_name}: made {made['count']:,} rows ({made['kind']}): {made['folder']}", markup=False)
@@ -201,7 +200,23 @@ def _measured(stage: dict[str, Any]) -> dict[str, float]:
     return stage.get("after", {}) | ({"win_rate": stage["win_rate"]} if "win_rate" in stage else {})
 
 
-def _skipped(part: str, rows: dict[str, Any]) -> str:
-    shown = ", ".join(map(str, rows["skipped_rows"][:10]))
-    more = " and others, see data.json" if rows["skipped"] > 10 else ""
-    return f"{rows['skipped']} of {rows['read']} {part} rows skipped: {shown}{more}"
+def _not_as_they_are(part: str, rows: dict[str, Any]) -> Iterator[str]:
+    """What became of rows that were left out or shortened, with the first of them: a line for each reason."""
+    told: Counter[str] = Counter()
+    for one in rows["reasons"]:
+        what, count = one["what"], f"{one['count']:,} of {rows['read']:,} {part} rows"
+        told[what] += 1
+        if told[what] <= _REASONS:
+            named = ", ".join(_place(row, rows["source"]) for row in one["first"][:_NAMED])
+            more = " and others, see data.json" if one["count"] > _NAMED else ""
+            yield f"{count} {_WORDS[what]} ({one['why']}): {named}{more}"
+    for what, reasons in told.items():
+        if reasons > _REASONS:
+            yield f"{part} rows {_WORDS[what]} for {reasons - _REASONS:,} more reasons, see data.json"
+
+
+def _place(row: dict[str, Any], source: str) -> str:
+    """A row, and its file and line where these are others."""
+    where = [row["file"]] if row.get("file", source) != source else []
+    where += [f"line {row['line']}"] if row.get("line") not in (None, row["row"]) else []
+    return f"{row['row']}" + (f" ({', '.join(where)})" if where else "")

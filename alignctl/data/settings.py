@@ -59,3 +59,5 @@ class DataSettings:
     max_lost: float = 0.05
     """Largest share of the training rows that may be lost because `max_length` leaves nothing of a prompt or a
     completion."""
+    max_truncated: float | None = None
+    """Largest share of the training rows that may be cut to `max_length`, and are not lost; None for any."""

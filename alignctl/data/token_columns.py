@@ -1,7 +1,8 @@
 """Rows as the token ids that TRL's trainers (1.16) make of them, many rows at once. Torch-free.
 
-The same ids as of TRL's `_prepare_dataset`, and the same rows dropped. Each kind of columns says which texts a row is
-written as, and what becomes of their ids.
+The same ids as of TRL's `_prepare_dataset`. Each kind of columns says which texts a row is written as, what becomes of
+their ids, and what a limit leaves of them. Rows that are lost are those that TRL drops, and those of which
+`truncation_mode=keep_end` leaves no prompt, which TRL trains on.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from alignctl.data.encoding import Ids
+from alignctl.data.lengths import NEVER
 from alignctl.data.messages import is_messages
-from alignctl.data.tokenizing import common_prefix, ended
+from alignctl.data.tokenizing import common_prefix, ended, text_ids
 
 TEXTS = ("prompt", "completion", "chosen", "rejected", "messages", "text")
 """Columns that token ids are made of."""
@@ -26,6 +28,7 @@ class TokenColumns(ABC):
     """What a trainer's rows are made of."""
 
     max_length: int | None
+    """Longest that a row may be; None for any."""
 
     answers: ClassVar[tuple[str, ...]]
     """Columns of what follows a prompt."""
@@ -33,11 +36,27 @@ class TokenColumns(ABC):
     """Whether it matters where the prompt ends, so that it is a text by itself, too."""
     names: ClassVar[tuple[str, ...]]
     """Of the columns that are made."""
+    why_lost: ClassVar[str] = "nothing of a completion is left"
+    """What makes rows be lost, in words."""
 
     @abstractmethod
-    def of(self, ids: list[Ids]) -> tuple[Ids, ...] | None:
-        """The columns of a row, from the ids of its texts, the longest part of the prompt first; None where the row is
-        dropped."""
+    def of(self, ids: list[Ids]) -> tuple[Ids, ...]:
+        """The columns of a row, whole, from the ids of its texts, the longest part of the prompt first."""
+
+    @abstractmethod
+    def needed(self, columns: tuple[Ids, ...]) -> tuple[int, int]:
+        """What a row with such columns needs so as not to be lost, and so as not to be cut; see RowLengths."""
+
+    def cut(self, columns: tuple[Ids, ...]) -> tuple[Ids, ...]:
+        """The columns as they are handed on: trainers of TRL cut most in their collators."""
+        return columns
+
+    def fits(self, tokenizer: Any, row: dict[str, Any]) -> bool:
+        """Whether a row would not be lost."""
+        [texts] = self.written(tokenizer, {name: [row[name]] for name in TEXTS if name in row}, None)
+        plain = not any(is_messages(row.get(name)) for name in TEXTS)
+        least, _ = self.needed(self.of([text_ids(tokenizer, text, special=plain) for text in texts]))
+        return least <= (NEVER - 1 if self.max_length is None else self.max_length)
 
     def written(self, tokenizer: Any, rows: dict[str, list[Any]], template: str | None) -> list[tuple[str, ...]]:
         """The texts of each row: its prompt where that matters, and each answer after it.
@@ -70,12 +89,18 @@ class PairIds(TokenColumns):
     answers = ("chosen", "rejected")
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
 
-    def of(self, ids: list[Ids]) -> tuple[Ids, ...] | None:
+    @property
+    def why_lost(self) -> str:
+        return _why_lost(self.truncation_mode)
+
+    def of(self, ids: list[Ids]) -> tuple[Ids, ...]:
         prompt, *wholes = ids
         start = min(common_prefix(prompt, whole) for whole in wholes)
-        if self.max_length is not None and self.truncation_mode == "keep_start" and start >= self.max_length:
-            return None
         return prompt[:start], *(whole[start:] for whole in wholes)
+
+    def needed(self, columns: tuple[Ids, ...]) -> tuple[int, int]:
+        prompt, *answers = map(len, columns)
+        return _needed(prompt, max(answers), self.truncation_mode), prompt + max(answers)
 
 
 @dataclass(frozen=True)
@@ -85,12 +110,14 @@ class AnswerIds(TokenColumns):
     answers = ("completion",)
     names = ("prompt_ids", "completion_ids")
 
-    def of(self, ids: list[Ids]) -> tuple[Ids, ...] | None:
+    def of(self, ids: list[Ids]) -> tuple[Ids, ...]:
         prompt, whole = ids
         start = common_prefix(prompt, whole)
-        if self.max_length is not None and start >= self.max_length:
-            return None
         return prompt[:start], whole[start:]
+
+    def needed(self, columns: tuple[Ids, ...]) -> tuple[int, int]:
+        prompt, answer = map(len, columns)
+        return _needed(prompt, answer, "keep_start"), prompt + answer
 
 
 @dataclass(frozen=True)
@@ -100,9 +127,29 @@ class ScoredIds(TokenColumns):
     answers = ("chosen", "rejected")
     knows_prompt = False
     names = ("chosen_ids", "rejected_ids")
+    why_lost = "a completion with its prompt is longer"
 
-    def of(self, ids: list[Ids]) -> tuple[Ids, ...] | None:
-        return None if self.max_length is not None and max(map(len, ids)) > self.max_length else tuple(ids)
+    def of(self, ids: list[Ids]) -> tuple[Ids, ...]:
+        return tuple(ids)
+
+    def needed(self, columns: tuple[Ids, ...]) -> tuple[int, int]:
+        return (longest := max(map(len, columns)), longest)
+
+
+@dataclass(frozen=True)
+class PromptIds(TokenColumns):
+    """Of prompts to answer, which are never cut."""
+
+    answers = ()
+    names = ("prompt_ids",)
+    why_lost = "the prompt is longer"
+
+    def of(self, ids: list[Ids]) -> tuple[Ids, ...]:
+        return tuple(ids)
+
+    def needed(self, columns: tuple[Ids, ...]) -> tuple[int, int]:
+        [prompt] = map(len, columns)
+        return prompt or NEVER, prompt
 
 
 @dataclass(frozen=True)
@@ -113,19 +160,49 @@ class LabelledIds(TokenColumns):
     completion_only: bool
     packed: bool
     """Rows are cut while they are packed, after this."""
+    marked: bool = False
+    """A template says what is trained on, of one conversation at a time: TRL asks it."""
 
     answers = ("completion",)
     names = ("input_ids", "labels")
 
-    def of(self, ids: list[Ids]) -> tuple[Ids, ...] | None:
+    @property
+    def why_lost(self) -> str:
+        return _why_lost(self.truncation_mode)
+
+    def of(self, ids: list[Ids]) -> tuple[Ids, ...]:
         *prompt, whole = ids
         start = common_prefix(prompt[0], whole) if prompt and self.completion_only else 0
-        labels = [_IGNORED] * start + whole[start:]
+        return whole, [_IGNORED] * start + whole[start:]
+
+    def needed(self, columns: tuple[Ids, ...]) -> tuple[int, int]:
+        """What is trained on from its first token is a text, of which any part will do. With `keep_end` the prompt is
+        all before the last answer."""
+        ids, labels = columns
+        trained = [place for place, label in enumerate(labels) if label != _IGNORED]
+        if not trained:
+            return NEVER, len(ids)
+        start = trained[0]
+        if self.truncation_mode == "keep_end" and start:
+            start = next((p for p in range(trained[-1], 0, -1) if labels[p - 1] == _IGNORED), start)
+        return _needed(start, len(ids) - start, self.truncation_mode), len(ids)
+
+    def cut(self, columns: tuple[Ids, ...]) -> tuple[Ids, ...]:
         if self.max_length is None or self.packed:
-            return whole, labels
+            return columns
         kept = slice(self.max_length) if self.truncation_mode == "keep_start" else slice(-self.max_length, None)
-        labels = labels[kept]
-        return (whole[kept], labels) if any(label != _IGNORED for label in labels) else None
+        ids, labels = columns
+        return ids[kept], labels[kept]
+
+
+def _needed(prompt: int, answer: int, truncation_mode: str) -> int:
+    """Tokens with which something of both is left, where there is a prompt."""
+    return 1 + (answer if truncation_mode == "keep_end" else prompt) if prompt else 1
+
+
+def _why_lost(truncation_mode: str) -> str:
+    kept_end = "nothing of the prompt is left before a completion"
+    return kept_end if truncation_mode == "keep_end" else TokenColumns.why_lost
 
 
 def _rendered(tokenizer: Any, conversations: list[Any], template: str | None, **options: Any) -> list[str]:

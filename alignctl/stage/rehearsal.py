@@ -23,9 +23,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from alignctl.config.stages import StageConfig
+from alignctl.data.converters import unpair
 from alignctl.data.rows import Rows
 from alignctl.data.scanning import characters
-from alignctl.data.tokenizing import tokenize_prompt
+from alignctl.methods.registry import resolve
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.disk import seconds_to_write, shown_bytes
 from alignctl.run.files import read_json
@@ -157,12 +158,12 @@ def rehearsed(stage: StageConfig) -> StageConfig:
         trainer=trainer | {"push_to_hub": False},
         report_to="none",
         eval=replace(stage.eval, prompts=min(stage.eval.prompts, _PROMPTS)),
-        data=replace(stage.data, max_lost=1.0),  # of the longest rows, any number may be
+        data=replace(stage.data, max_lost=1.0, max_truncated=None),  # of the longest rows, any number may be
     )
 
 
 def longest(rows: Rows, job: Job, count: int | None = None) -> Rows:
-    """The longest rows, by their characters, whose prompts leave room for something to be trained on.
+    """The longest rows, by their characters, of those that are not lost.
 
     Args:
         count: How many; None for as many as are trained on.
@@ -171,11 +172,14 @@ def longest(rows: Rows, job: Job, count: int | None = None) -> Rows:
     if count is None:
         count = STEPS * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         count = count // getattr(args, "num_generations", 1) * (_PACKED if getattr(args, "packing", False) else 1)
-    limit = getattr(args, "max_prompt_length", getattr(args, "max_length", None)) or math.inf
+    columns = resolve(job.method.trainer).token_columns(
+        args, rows.dataset.column_names, getattr(args, "packing", False)
+    )
+    are_pairs = job.method.data_kind == "feedback" != rows.format.kind  # and are taken apart later
     chosen: list[int] = []
     for index in np.argsort(-characters(rows.dataset), kind="stable").tolist():
         row = rows.dataset[index]
-        if "prompt" not in row or len(tokenize_prompt(job.tokenizer, row["prompt"])) < limit:
+        if all(columns.fits(job.tokenizer, one) for one in (unpair(row) if are_pairs else [row])):
             chosen.append(index)
         if len(chosen) == count:
             break

@@ -1,10 +1,10 @@
-"""The rows of a stage: as its tokenizer can write them, and what became of each. Used by run.py."""
+"""The rows of a stage as its tokenizer can write them, and whether they do. Used by run.py."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,9 @@ from alignctl.data.recast import as_plain_text
 from alignctl.data.rendering import Reader, Said, check_has_end, check_rows
 from alignctl.data.rows import Rows
 from alignctl.data.token_columns import TEXTS
-from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.errors import RequestError
-from alignctl.models.loading import longest_seen
 from alignctl.monitor.callbacks import ProgressFile
 from alignctl.run.files import read_json, write_json
-from alignctl.stage.job import Job
-from alignctl.trainers.base.managed import StageTrainer
 
 
 def texts_of(dataset: Dataset) -> Iterator[str]:
@@ -98,39 +94,6 @@ def _counted(rows: Dataset, count: Callable[[int], None]) -> Iterator[dict[str, 
         count(1)
 
 
-def write_ledgers(job: Job, trainer: StageTrainer, rows: Rows, held_rows: Rows | None) -> None:
-    """What became of all rows, those included that trainers drop because nothing of them is left within `max_length`.
-
-    Raises:
-        RequestError: Too many of the training rows are.
-    """
-    stage, ledgers = job.stage, {}
-    for part, given, used in (("train", rows, trainer.train_dataset), ("eval", held_rows, trainer.eval_dataset)):
-        if given is not None and used is not None:
-            left = _left_by_packing(given, stage, trainer) if stage.trainer.get("packing") else len(used)
-            ledgers[part] = asdict(given.ledger) | {"lost": len(given.dataset) - left}
-    if trainer.is_world_process_zero():
-        write_json(job.paths.data, ledgers)
-    lost, count = ledgers["train"]["lost"], len(rows.dataset)
-    if lost == count or lost > stage.data.max_lost * count:
-        limit = longest_seen(trainer.trained_model)
-        field = "max_length" if hasattr(trainer.args, "max_length") else "max_prompt_length"
-        key, length, percent = f"{stage.name}.{field}", getattr(trainer.args, field), math.ceil(100 * lost / count)
-        if job.method.trained == "reward_model":
-            why, mend = "a completion with its prompt is longer", "take the long ones out"
-        elif field == "max_length":
-            why, mend = "nothing of a completion is left", "take rows with long prompts out"
-        else:
-            why, mend = "their prompts are longer", "take rows with long prompts out"
-        raise RequestError(
-            f"{lost:,} of {count:,} training rows ({percent} %) are lost: with `{key}={length}` {why}, and "
-            f"`data.max_lost={stage.data.max_lost:g}` is the most allowed",
-            (f"raise `{key}`, or " if not limit or length < limit else "")
-            + mend
-            + (f"; `data.max_lost={percent / 100:g}` accepts it" if lost < count else ""),
-        )
-
-
 def check_skipped(rows: Rows, stage: StageConfig) -> None:
     """
     Raises:
@@ -173,16 +136,3 @@ def _form(rows: Rows) -> set[str]:
     """The columns of texts, with those that are messages though they might be text."""
     kinds = {name: kind for name, kind in rows.dataset.features.items() if name in TEXTS}
     return {f"{name} as messages" if kind == MESSAGES and name != "messages" else name for name, kind in kinds.items()}
-
-
-def _left_by_packing(rows: Rows, stage: StageConfig, trainer: StageTrainer) -> int:
-    """Rows of which something is trained on: what fills `max_length` before its completion is cut while packing."""
-    if "completion" not in rows.dataset.column_names:
-        return len(rows.dataset)
-    tokenizer, longest = trainer.processing_class, trainer.args.max_length
-    left = rows.dataset.filter(
-        lambda row: len(tokenize_prompt(tokenizer, row["prompt"])) < longest,
-        num_proc=stage.trainer.get("dataset_num_proc"),
-        desc="Counting rows",
-    )
-    return len(left)

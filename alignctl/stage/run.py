@@ -22,9 +22,10 @@ from alignctl.run.files import write_json
 from alignctl.run.paths import StagePaths
 from alignctl.stage.build import build_arguments, build_trainer, rows_to_train_on, sees_gpu
 from alignctl.stage.job import Job, Weights, rank
+from alignctl.stage.ledger import write_ledgers
 from alignctl.stage.measure import measured, random_state_kept
 from alignctl.stage.rehearsal import Rehearsal, found_before, longest, rehearsed, scratch, wants_rehearsal
-from alignctl.stage.rows import as_written, check_form, check_skipped, texts_of, write_ledgers
+from alignctl.stage.rows import as_written, check_form, check_skipped, texts_of
 from alignctl.stage.save import save
 from alignctl.stage.training import check_room, check_warm_up, full_disk_explained, out_of_memory_explained, train
 from alignctl.trainers.base.managed import StageTrainer

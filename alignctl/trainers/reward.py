@@ -26,7 +26,8 @@ class RewardTrainer(Managed, OnEngine, TokenisesRows, trl.RewardTrainer):
 
     blocks = 2
 
-    def token_columns(self, args: RewardConfig, *more: Any) -> TokenColumns:
+    @classmethod
+    def token_columns(cls, args: RewardConfig, *more: Any) -> TokenColumns:
         return ScoredIds(args.max_length)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

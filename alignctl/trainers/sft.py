@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
@@ -40,10 +41,20 @@ class SFTTrainer(Managed, OnEngine, TokenisesRows, trl.SFTTrainer):
 
     means = {"entropy": "tokens", "mean_token_accuracy": "tokens"}
 
-    def token_columns(self, args: SFTConfig, packing: bool, *more: Any) -> TokenColumns | None:
-        if args.assistant_only_loss:
-            return None  # a template says which tokens those are, one conversation at a time
-        return LabelledIds(args.max_length, args.truncation_mode, self.completion_only_loss, packing)
+    @classmethod
+    def token_columns(cls, args: SFTConfig, names: Collection[str], packing: bool, *more: Any) -> TokenColumns:
+        """Packing cuts the end of rows, or nothing where it goes on with them in the next one."""
+        only = args.completion_only_loss
+        if only is None:
+            only = {"prompt", "completion"} <= set(names)
+        longest = None if packing and args.packing_strategy != "bfd" else args.max_length
+        mode = "keep_start" if packing else args.truncation_mode
+        return LabelledIds(longest, mode, only, packing, marked=args.assistant_only_loss)
+
+    def by_trl(self, rows: Dataset, processing_class: Any, args: SFTConfig, packing: bool, *more: Any) -> Dataset:
+        args = copy(args)
+        args.shuffle_dataset = False
+        return super().by_trl(rows, processing_class, args, False, *more)
 
     def prepared(self, rows: Dataset, processing_class: Any, args: SFTConfig, packing: bool, *more: Any) -> Dataset:
         """Packed and shuffled, by TRL; rows that are not packed are cut already."""

@@ -344,7 +344,7 @@ def test_equal_scores_stop_the_run(small):
 
 
 def test_prompts_that_are_too_long_are_counted_and_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"`ppo.max_prompt_length=12`.*prompts are longer"):
+    with pytest.raises(RequestError, match=r"`ppo.max_prompt_length=12`.*the prompt is longer"):
         run_stages(
             tmp_path / "run", "recipe=rlhf_quickstart", "stages=[ppo]", "ppo.from=null", "ppo.reward_model=null",
             "ppo.normalize_rewards=none", "ppo.reward_funcs=[alignctl.data.quickstart:reward]", "data.limit=64",

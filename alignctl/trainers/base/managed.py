@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from alignctl.data.lengths import RowLengths
 from alignctl.engine.forward import is_divided
 from alignctl.errors import RequestError, refused
 from alignctl.models.saving import Configs
@@ -62,6 +63,8 @@ class StageTrainer(Protocol):
     is_fsdp_enabled: bool
     notices: list[str]
     """What people should know of how it was built."""
+    lengths_of: dict[str, RowLengths]
+    """Of the rows that it was given, by what they are for: `train`, and `eval` where it makes token ids of these."""
     start: Configs
     """What the model's configs were before anything was made of it."""
     keep_last: int | None
@@ -127,6 +130,7 @@ class Managed(
         """`count_rows` is told of more rows that were made ready, as that goes."""
         self.count_rows = count_rows
         self.notices = []
+        self.lengths_of: dict[str, RowLengths] = {}
         self.tell = self.notices.append
         self.halving = Halving(StagePaths(Path(kwargs["args"].output_dir).parent).halved)
         model = getattr(kwargs["model"], "policy", kwargs["model"])

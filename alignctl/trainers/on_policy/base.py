@@ -30,7 +30,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from alignctl.data.lengths import RowLengths
 from alignctl.data.messages import is_messages
+from alignctl.data.token_columns import PromptIds
 from alignctl.engine.forward import bare, in_step, is_divided, takes_packed_rows
 from alignctl.models.adapters import Adapters
 from alignctl.models.dropout import disable_dropout
@@ -87,6 +89,8 @@ class OnPolicyTrainer(Trainer):
     """Whether training ends where all completions of some rollouts have the same score."""
     in_checkpoints: tuple[str, ...] = ()
     """Numbers of the method's own, by their attributes, that a checkpoint holds."""
+    lengths_of: dict[str, RowLengths]
+    """Of the prompts that it was given, under `train`."""
     asked: dict[str, list[Score]]
     """Scores of the present rollout by each source, by its name."""
 
@@ -123,10 +127,12 @@ class OnPolicyTrainer(Trainer):
         self.ref_model, self.reward_model = ref_model, reward_model
         if self.row_columns.pop(PROMPT_IDS, None) is not None:
             self.notices.append(f"the column `{PROMPT_IDS}` of the rows is left out: its name is alignctl's own")
+        prompts, lengths = tokenize_prompts(train_dataset, processing_class, self.token_columns(args))
+        self.lengths_of["train"] = lengths
         super().__init__(
             model=model,
             args=args,
-            train_dataset=tokenize_prompts(train_dataset, processing_class, args.max_prompt_length),
+            train_dataset=prompts,
             processing_class=processing_class,
             data_collator=collate,
             callbacks=callbacks,
@@ -164,6 +170,11 @@ class OnPolicyTrainer(Trainer):
         self._total_tokens = 0
         self._first_pass: tuple[list[int], Outputs] | None = None
         self._packed = all(takes_packed_rows(one) for one in (*trained, ref_model) if one is not None)
+
+    @classmethod
+    def token_columns(cls, args: OnPolicyConfig, *more: Any) -> PromptIds:
+        """What rows are made into."""
+        return PromptIds(args.max_prompt_length)
 
     # What a method says
 

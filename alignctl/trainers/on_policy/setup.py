@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignctl.data.lengths import RowLengths
+from alignctl.data.token_columns import PromptIds
 from alignctl.data.tokenizing import tokenize_prompt
 from alignctl.errors import RequestError
 from alignctl.models.loading import longest_seen
@@ -71,18 +73,15 @@ def check_rollout(args: OnPolicyConfig, rows: int) -> None:
         )
 
 
-def tokenize_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int) -> Dataset:
-    """Rows with the token ids of their prompts, without those whose prompt is longer.
-
-    Raises:
-        RequestError: All of them are.
-    """
+def tokenize_prompts(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, columns: PromptIds
+) -> tuple[Dataset, RowLengths]:
+    """Rows with the token ids of their prompts, without those whose prompt is too long, and the lengths of all."""
     found = [tokenize_prompt(tokenizer, prompt) for prompt in rows["prompt"]]
-    kept = [i for i, ids in enumerate(found) if 0 < len(ids) <= longest]
-    if not kept:
-        raise RequestError(f"all {len(found):,} prompts are longer than {longest} tokens", "raise `max_prompt_length`")
-    columns = [name for name in rows.column_names if name != PROMPT_IDS]
-    return rows.select(kept).select_columns(columns).add_column(PROMPT_IDS, [found[i] for i in kept])
+    lengths = RowLengths.of(columns.max_length, [columns.needed((ids,)) for ids in found], columns.why_lost)
+    kept = (~lengths.lost).nonzero()[0]
+    names = [name for name in rows.column_names if name != PROMPT_IDS]
+    return rows.select(kept).select_columns(names).add_column(PROMPT_IDS, [found[i] for i in kept]), lengths
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -123,7 +123,8 @@ class KTOTrainer(Managed, CachedReferenceLogps, OnEngine, TokenisesRows, trl.KTO
         finally:
             args.per_device_train_batch_size = size
 
-    def token_columns(self, args: KTOConfig, *more: Any) -> TokenColumns:
+    @classmethod
+    def token_columns(cls, args: KTOConfig, *more: Any) -> TokenColumns:
         return AnswerIds(args.max_length)
 
     def prepared(self, rows: Dataset, processing_class: Any, args: KTOConfig, *more: Any) -> Dataset:

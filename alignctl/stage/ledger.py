@@ -1,0 +1,92 @@
+"""What became of the rows of a stage: read, kept, cut, lost, skipped, why, and where they stand. Used by run.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from alignctl.data.lengths import RowLengths, table
+from alignctl.data.places import Places
+from alignctl.data.rows import Rows
+from alignctl.models.loading import longest_seen
+from alignctl.run.files import write_json
+from alignctl.stage.job import Job
+from alignctl.stage.lengths import check_lengths, said_of_cut
+from alignctl.trainers.base.managed import StageTrainer
+
+_ROWS = 100  # that are named of each reason
+_REASONS = 100  # that are told apart
+
+
+def write_ledgers(job: Job, trainer: StageTrainer, rows: Rows, held_rows: Rows | None) -> None:
+    """Writes down what became of all rows, and says how many are cut.
+
+    Raises:
+        RequestError: Too many of the training rows are lost, or cut.
+    """
+    parts = {"train": rows, "eval": held_rows}
+    if trainer.is_world_process_zero():
+        ledgers = {part: ledger(some, trainer.lengths_of.get(part)) for part, some in parts.items() if some is not None}
+        write_json(job.paths.data, ledgers)
+    args, lengths = trainer.args, trainer.lengths_of["train"]
+    field = "max_length" if hasattr(args, "max_length") else "max_prompt_length"
+    seen = longest_seen(trainer.trained_model)
+    about = lengths, job.stage, field, seen and seen - getattr(args, "response_length", 0)
+    check_lengths(*about)
+    if said := said_of_cut(*about):
+        job.progress.notice(said)
+
+
+def ledger(rows: Rows, lengths: RowLengths | None) -> dict[str, Any]:
+    """What became of the rows of a source: those kept, lost, skipped and held out are all that were read.
+
+    A row that gives several is kept if any of these is, and `partly` counts those of which others are not.
+
+    Args:
+        lengths: Of the rows; None where nothing was made of them.
+    """
+    numbers = np.asarray(rows.numbers if lengths is None or lengths.numbers is None else lengths.numbers, np.int64)
+    none = np.zeros(len(numbers), bool)
+    is_lost, is_cut = (none, none) if lengths is None else (lengths.lost, lengths.cut)
+    there = set(numbers[~is_lost].tolist())
+    why = {int(numbers[i]): lengths.why(i) for i in is_lost.nonzero()[0].tolist()} if lengths else {}
+    lost = {number: reason for number, reason in why.items() if number not in there}
+    partly = rows.ledger.partly | {number: reason for number, reason in why.items() if number in there}
+    cut = dict.fromkeys(numbers[is_cut].tolist(), f"longer than {lengths.limit} tokens" if lengths else "")
+    skipped = rows.ledger.skipped
+    named = {"skipped": skipped, "lost": lost, "partly": partly, "cut": cut}
+    reasons = [one for what, why_of in named.items() for one in _reasons(what, why_of, rows.places)]
+    shown = sorted(row["row"] for one in reasons if one["what"] == "skipped" for row in one["first"])
+    return {
+        "source": rows.ledger.source,
+        "format": rows.ledger.format,
+        "read": rows.ledger.read,
+        "kept": len(there),
+        "held_out": rows.ledger.held_out,
+        "lost": len(lost),
+        "skipped": {number: skipped[number] for number in shown},
+        "num_skipped": len(skipped),
+        "partly": len(partly),
+        "cut": len(cut),
+        "trainer_rows": int((~is_lost).sum()),
+        "lengths": table(lengths) if lengths else None,
+        "unused": rows.ledger.unused,
+        "reasons": reasons,
+    }
+
+
+def _reasons(what: str, why: Mapping[int, str], places: Places) -> list[dict[str, Any]]:
+    """The reasons why something became of rows, the most frequent first, each with the first rows."""
+    by_reason: dict[str, list[int]] = {}
+    for number in sorted(why):
+        by_reason.setdefault(why[number], []).append(number)
+    found = sorted(by_reason.items(), key=lambda one: -len(one[1]))
+    if len(found) > _REASONS:  # those that say what is in the row
+        others = sorted(number for _, numbers in found[_REASONS - 1 :] for number in numbers)
+        found = [*found[: _REASONS - 1], (f"{len(found) - _REASONS + 1:,} other reasons", others)]
+    return [
+        {"what": what, "why": reason, "count": len(numbers), "first": [places.told(n) for n in numbers[:_ROWS]]}
+        for reason, numbers in found
+    ]
