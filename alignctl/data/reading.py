@@ -171,9 +171,10 @@ def _hold_out(rows: Rows, settings: DataSettings, seed: int, folder: Path) -> No
         return
     is_held = np.zeros(len(rows.dataset), bool)
     is_held[held] = True
-    left, out = ({rows.numbers[i] for i in chosen.nonzero()[0]} for chosen in (~is_held, is_held))
+    numbers = np.asarray(rows.numbers)
+    left, out = np.unique(numbers[~is_held]), np.unique(numbers[is_held])
     ledgers = {
-        "train": replace(rows.ledger, kept=len(left), held_out=len(out - left)),
+        "train": replace(rows.ledger, kept=len(left), held_out=len(np.setdiff1d(out, left))),
         "eval": replace(rows.ledger, read=len(out), kept=len(out), skipped={}),
     }
     for part, chosen in (("train", ~is_held), ("eval", is_held)):

@@ -179,12 +179,12 @@ class LabelledIds(TokenColumns):
         """What is trained on from its first token is a text, of which any part will do. With `keep_end` the prompt is
         all before the last answer."""
         ids, labels = columns
-        trained = [place for place, label in enumerate(labels) if label != _IGNORED]
-        if not trained:
+        start = next((place for place, label in enumerate(labels) if label != _IGNORED), None)
+        if start is None:
             return NEVER, len(ids)
-        start = trained[0]
         if self.truncation_mode == "keep_end" and start:
-            start = next((p for p in range(trained[-1], 0, -1) if labels[p - 1] == _IGNORED), start)
+            last = next(place for place in range(len(ids) - 1, -1, -1) if labels[place] != _IGNORED)
+            start = next(place for place in range(last, 0, -1) if labels[place - 1] == _IGNORED)
         return _needed(start, len(ids) - start, self.truncation_mode), len(ids)
 
     def cut(self, columns: tuple[Ids, ...]) -> tuple[Ids, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,14 +50,16 @@ def ledger(rows: Rows, lengths: RowLengths | None) -> dict[str, Any]:
     numbers = np.asarray(rows.numbers if lengths is None or lengths.numbers is None else lengths.numbers, np.int64)
     none = np.zeros(len(numbers), bool)
     is_lost, is_cut = (none, none) if lengths is None else (lengths.lost, lengths.cut)
-    there = set(numbers[~is_lost].tolist())
+    there, cut = np.unique(numbers[~is_lost]), np.unique(numbers[is_cut])
     why = {int(numbers[i]): lengths.why(i) for i in is_lost.nonzero()[0].tolist()} if lengths else {}
-    lost = {number: reason for number, reason in why.items() if number not in there}
-    partly = rows.ledger.partly | {number: reason for number, reason in why.items() if number in there}
-    cut = dict.fromkeys(numbers[is_cut].tolist(), f"longer than {lengths.limit} tokens" if lengths else "")
-    skipped = rows.ledger.skipped
-    named = {"skipped": skipped, "lost": lost, "partly": partly, "cut": cut}
-    reasons = [one for what, why_of in named.items() for one in _reasons(what, why_of, rows.places)]
+    in_part = set(np.intersect1d(numbers[is_lost], there).tolist())
+    lost = {number: reason for number, reason in why.items() if number not in in_part}
+    partly = rows.ledger.partly | {number: reason for number, reason in why.items() if number in in_part}
+    skipped, places = rows.ledger.skipped, rows.places
+    named = {"skipped": skipped, "lost": lost, "partly": partly}
+    reasons = [one for what, why_of in named.items() for one in _reasons(what, why_of, places)]
+    if len(cut):
+        reasons.append(_reason("cut", f"longer than {lengths.limit} tokens", cut.tolist(), places))
     shown = sorted(row["row"] for one in reasons if one["what"] == "skipped" for row in one["first"])
     return {
         "source": rows.ledger.source,
@@ -86,7 +88,9 @@ def _reasons(what: str, why: Mapping[int, str], places: Places) -> list[dict[str
     if len(found) > _REASONS:  # those that say what is in the row
         others = sorted(number for _, numbers in found[_REASONS - 1 :] for number in numbers)
         found = [*found[: _REASONS - 1], (f"{len(found) - _REASONS + 1:,} other reasons", others)]
-    return [
-        {"what": what, "why": reason, "count": len(numbers), "first": [places.told(n) for n in numbers[:_ROWS]]}
-        for reason, numbers in found
-    ]
+    return [_reason(what, reason, numbers, places) for reason, numbers in found]
+
+
+def _reason(what: str, why: str, numbers: Sequence[int], places: Places) -> dict[str, Any]:
+    first = [places.told(number) for number in numbers[:_ROWS]]
+    return {"what": what, "why": why, "count": len(numbers), "first": first}

@@ -57,7 +57,10 @@ class SFTTrainer(Managed, OnEngine, TokenisesRows, trl.SFTTrainer):
         return super().by_trl(rows, processing_class, args, False, *more)
 
     def prepared(self, rows: Dataset, processing_class: Any, args: SFTConfig, packing: bool, *more: Any) -> Dataset:
-        """Packed and shuffled, by TRL; rows that are not packed are cut already."""
+        """Packed and shuffled, by TRL; rows that are not packed are cut already. Where all are lost there is nothing to
+        pack."""
+        if not len(rows):
+            return rows
         args = args if packing else copy(args)
         if not packing:
             args.max_length = None

@@ -268,6 +268,7 @@ BAD = [
     ([DPO, "dpo.optim=paged_adamw_8bitt"], ["`dpo.optim`"]),
     ([DPO, "dpo.data.max_lost=-1"], ["`dpo.data.max_lost` must be at least 0"]),
     ([DPO, "dpo.data.max_too_long=-1"], ["`dpo.data.max_lost` must be at least 0"]),
+    ([DPO, "data.max_truncated=-0.1"], ["`data.max_truncated` must be at least 0"]),
     ([DPO, "dpo.data.max_too_long=1", "dpo.data.max_lost=1"], ["unknown key `dpo.data.max_too_long`"]),
     ([DPO, "dpo.data.margin=5"], ["`dpo.data.margin` must be"]),
     ([DPO, "dpo.data.margin=score"], ["`data.margin` would have no effect on `dpo`", "`reward`"]),

@@ -72,6 +72,9 @@ def real(shared_data):
             data = data.add_column("margin", [0.1 * i for i in range(len(data))])
         if bare and method.data_kind == "feedback":
             data = data.shuffle(seed=42)  # as our trainer does
+        if bare and settings.get("truncation_mode") == "keep_end":  # TRL trains on rows without a prompt, too
+            columns = resolve(method.trainer).token_columns(args, data.column_names)
+            data = data.filter(lambda row: columns.fits(tokenizer, row))
         return trainer_class(
             model=model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=peft_config, **roles
         )

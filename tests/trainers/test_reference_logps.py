@@ -89,7 +89,7 @@ def test_what_changes_the_numbers_is_computed_anew(tmp_path, sft, cache, change)
     assert "train rows: computed" in notices(other)
 
 
-@pytest.mark.parametrize("change", ["dpo.max_length=24", "dpo.ld_alpha=0.1"])
+@pytest.mark.parametrize("change", ["dpo.max_length=40", "dpo.ld_alpha=0.1"])
 def test_a_cache_of_the_datasets_library_is_not_asked(tmp_path, sft, cache, change):
     """Rows of a file are cached on disk by that library, and TRL keeps log-probabilities beside them."""
     from alignctl.data.quickstart import preferences
@@ -98,7 +98,7 @@ def test_a_cache_of_the_datasets_library_is_not_asked(tmp_path, sft, cache, chan
     file.write_text("".join(json.dumps(row) + "\n" for row in preferences("train")[:24]))
     common = (
         f"data.path={file}", "data.eval_rows=0", "eval.judge=null", "dpo.truncation_mode=keep_end",
-        "~data.eval_limit", "~data.limit",
+        "data.max_lost=1", "~data.eval_limit", "~data.limit",
     )  # fmt: skip
     plain = losses(dpo(tmp_path / "plain", sft, *common, change))
     dpo(tmp_path / "first", sft, PRECOMPUTED, *common)
