@@ -51,7 +51,7 @@ def said_of_cut(lengths: RowLengths, stage: StageConfig, field: str, seen: int |
     said = f"{_of(cut, count)} are cut to `{stage.name}.{field}={lengths.limit}`; {lengths.described()}"
     if cut <= _FEW * count:
         return said
-    return f"{said}; {_enough(lengths.whole, _FEW, stage, field, seen)} to cut at most {_FEW:.0%}"
+    return f"{said}. To cut at most {100 * _FEW:g} %, {_enough(lengths.whole, _FEW, stage, field, seen)}"
 
 
 def _of(some: int, count: int) -> str:
@@ -68,5 +68,7 @@ def _enough(needed: np.ndarray, share: float, stage: StageConfig, field: str, se
     if limit is None:
         return "give other rows"
     if seen is not None and limit > seen:
-        return f"`{stage.name}.{field}={limit}` would do, but the model can see only {seen:,} tokens: give another one"
+        return (
+            f"`{stage.name}.{field}={limit}` would do, but the model can see only {seen:,} tokens: give another model"
+        )
     return f"set `{stage.name}.{field}={limit}`"

@@ -92,15 +92,15 @@ def test_too_many_lost_rows_are_refused_with_what_would_do():
     check_lengths(LONG, stage(max_lost=0.06), "max_length", seen=None)
     with pytest.raises(RequestError) as refused:
         check_lengths(LONG, stage(), "max_length", seen=200)
-    assert "the model can see only 200 tokens" in refused.value.problems[0].hint
+    assert "the model sees only 200 tokens" in refused.value.problems[0].hint
 
 
 def test_cut_rows_are_told_and_refused_where_that_is_asked_for():
     accepted = stage(max_lost=0.1)
     check_lengths(LONG, accepted, "max_length", seen=None)
     assert said_of_cut(LONG, accepted, "max_length", None) == (
-        f"4 of 100 training rows (4 %) are cut to `dpo.max_length=100`; {LONG.described()}; "
-        "set `dpo.max_length=310` to cut at most 1%"
+        f"4 of 100 training rows (4 %) are cut to `dpo.max_length=100`; {LONG.described()}. "
+        "To cut at most 1 %, set `dpo.max_length=310`"
     )
     with pytest.raises(RequestError, match=r"4 of 100 training rows \(4 %\) are cut") as refused:
         check_lengths(LONG, stage(max_lost=0.1, max_truncated=0.03), "max_length", seen=None)
