@@ -318,7 +318,7 @@ def test_real_pairs_on_a_real_checkpoint(tmp_path, alignctl, shared_data):
         "train", "recipe=dpo_local", f"model.path={shared_data / 'models/stories260K'}",
         f"data.path={pairs / 'train.jsonl'}", f"data.eval_path={pairs / 'test.jsonl'}", "data.limit=128",
         "data.eval_limit=64", "eval.prompts=4", "eval.max_new_tokens=16", "dpo.learning_rate=5e-4",
-        "dpo.max_length=128", "dpo.num_train_epochs=2", "run_dir=run", "--json",
+        "data.max_lost=0.5", "dpo.max_length=128", "dpo.num_train_epochs=2", "run_dir=run", "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
     stage = json.loads(done.out)["stages"]["dpo"]
