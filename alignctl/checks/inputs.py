@@ -18,12 +18,20 @@ from alignctl.checks.values import check_choice, check_value, method_of
 from alignctl.config.schema import MISSING, QUANTIZED
 from alignctl.config.stages import first_stage, merged_section, names_rows
 from alignctl.config.suggest import did_you_mean
-from alignctl.data.files import FILE_SUFFIXES, BadFile, suffix
+from alignctl.data.files import BadFile
 from alignctl.data.formats import FORMATS, KINDS, accepted_kinds
 from alignctl.data.mapping import how_to_read
 from alignctl.data.messages import BadRow, is_messages
 from alignctl.data.settings import DataSettings
-from alignctl.data.sources import BUILTIN_SOURCES, digest, is_hub_id, peek_rows
+from alignctl.data.sources import (
+    BUILTIN_SOURCES,
+    files_of,
+    is_hub_id,
+    is_on_this_machine,
+    peek_rows,
+    same_content,
+    shown,
+)
 from alignctl.data.templates import TEMPLATES, template_file
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method
@@ -147,25 +155,34 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
         return
     template = _has_chat_template(config, name)
     for key in ("path", "eval_path"):
-        if isinstance(data.get(key), str) and data[key] != MISSING:
+        if data.get(key) != MISSING and _is_path(data.get(key)):
             yield from _rows(f"{where}.{key}", data[key], data, method, template)
-    if data.get("eval_split") and isinstance(data.get("path"), str) and not is_hub_id(data["path"]):
+    if data.get("eval_split") and _is_path(data.get("path")) and is_on_this_machine(data["path"]):
         yield Problem(f"`{where}.eval_split` is for Hub data sets", f"give the held-out file as `{where}.eval_path`")
 
 
+def _is_path(value: Any) -> bool:
+    """Whether it is a path or several; anything else is reported with its type."""
+    return isinstance(value, str) or isinstance(value, list) and all(map(_is_text, value))
+
+
 def _same_rows(path: Any, other: Any) -> str | None:
-    """What a file is to the one that is trained on, where it is no other; None where it is."""
+    """What held-out rows are to those that are trained on, where they are no others; None where they are."""
     if path == other:
         return "the file that is trained on"
-    if not isinstance(path, str) or not isinstance(other, str):
-        return None  # reported with its type
-    files = [Path(each).expanduser() for each in (path, other)]
-    if not all(file.is_file() for file in files):
+    if not _is_path(path) or not _is_path(other) or not all(map(is_on_this_machine, (path, other))):
         return None
-    if files[0].samefile(files[1]):
-        return "the file that is trained on, by another name"
-    if files[0].stat().st_size == files[1].stat().st_size and digest(files[0]) == digest(files[1]):
-        return "a copy of the file that is trained on"
+    try:
+        files, others = files_of(path), files_of(other)
+        pairs = [(file, held_out) for file in files for held_out in others]
+        for file, held_out in pairs:
+            which = "the file" if len(pairs) == 1 else f"{file}, a file"
+            if file.samefile(held_out):
+                return f"{which} that is trained on, by another name"
+            if same_content(file, held_out):
+                return f"a copy of {which} that is trained on"
+    except (BadFile, OSError):
+        pass  # reported where the files are looked at
     return None
 
 
@@ -196,32 +213,28 @@ def _has_chat_template(config: Mapping[str, Any], name: str) -> bool:
     return "chat_template" in described or settings.with_name("chat_template.jinja").is_file()
 
 
-def _rows(where: str, path: str, data: Mapping[str, Any], method: Method, has_template: bool) -> Iterator[Problem]:
+def _rows(
+    where: str, path: str | list[str], data: Mapping[str, Any], method: Method, has_template: bool
+) -> Iterator[Problem]:
     """Whether a source of rows exists, its first row suits the method, and the tokenizer can write it."""
-    if path in BUILTIN_SOURCES or is_hub_id(path):
+    if not is_on_this_machine(path):
+        if path not in BUILTIN_SOURCES and not is_hub_id(path):
+            yield Problem(f"unknown `{where}={path}`", did_you_mean(path, BUILTIN_SOURCES))
         return
-    file = Path(path).expanduser()
-    if path.startswith("builtin:"):
-        yield Problem(f"unknown `{where}={path}`", did_you_mean(path, BUILTIN_SOURCES))
-    elif not file.is_file():
-        yield Problem(f"`{where}={path}`: there is no such file", "a Hub id has the form `owner/name`")
-    elif suffix(file) not in FILE_SUFFIXES:
-        yield Problem(f"`{where}={path}`: cannot read `{file.suffix or file.name}`", f"use {', '.join(FILE_SUFFIXES)}")
-    else:
-        try:
-            if rows := peek_rows(file):
-                given = {key: data[key] for key, is_taken in _MAKES.items() if is_taken(data.get(key))}
-                beside = [column.name for column in method.row_columns]
-                found = how_to_read(rows, method.data_kind, data.get("format", "auto"), beside=beside, **given)
-                first = found.format.rows({k: v for k, v in found.mapped(rows[0]).items() if v is not None})[0]
-                if not has_template and found.format.as_text is None and any(map(is_messages, first.values())):
-                    yield Problem(
-                        f"`{where}={path}` holds conversations, but the tokenizer has no chat template",
-                        "give one with `model.chat_template=FILE` (Jinja), or start from a chat model",
-                    )
-        except (BadRow, KeyError):
-            pass  # the first row cannot be used; the worker says which cannot
-        except BadFile as error:
-            yield Problem(f"`{where}={path}`: {error}", error.hint)
-        except ValueError as error:
-            yield Problem(f"`{where}={path}`: {error}")
+    try:
+        if rows := peek_rows(files_of(path)[0]):
+            given = {key: data[key] for key, is_taken in _MAKES.items() if is_taken(data.get(key))}
+            beside = [column.name for column in method.row_columns]
+            found = how_to_read(rows, method.data_kind, data.get("format", "auto"), beside=beside, **given)
+            first = found.format.rows({k: v for k, v in found.mapped(rows[0]).items() if v is not None})[0]
+            if not has_template and found.format.as_text is None and any(map(is_messages, first.values())):
+                yield Problem(
+                    f"`{where}={shown(path)}` holds conversations, but the tokenizer has no chat template",
+                    "give one with `model.chat_template=FILE` (Jinja), or start from a chat model",
+                )
+    except (BadRow, KeyError):
+        pass  # the first row cannot be used; the worker says which cannot
+    except BadFile as error:
+        yield Problem(f"`{where}={shown(path)}`: {error}", error.hint)
+    except ValueError as error:
+        yield Problem(f"`{where}={shown(path)}`: {error}")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.settings import DataSettings
-from alignctl.data.sources import BUILTIN_SOURCES
+from alignctl.data.sources import BUILTIN_SOURCES, shown
 from alignctl.methods.registry import methods
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
@@ -110,13 +110,13 @@ def _state(paths: StagePaths) -> str:
 
 
 def _data(data: DataSettings, holds_out: bool) -> str:
-    path = f"{data.path} (made by {data.rows_from})" if data.rows_from else data.path
+    path = f"{data.path} (made by {data.rows_from})" if data.rows_from else shown(data.path)
     return f"{path}, held out: {_held_out(data)}" if holds_out else path
 
 
 def _held_out(data: DataSettings) -> str:
     if data.eval_path or data.eval_split:
-        return data.eval_path or data.eval_split or ""
+        return shown(data.eval_path or data.eval_split or "")
     if data.path in BUILTIN_SOURCES:
         return "prompts of its own"
     return f"up to {data.eval_rows} of its rows" if data.eval_rows else "none"

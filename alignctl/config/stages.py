@@ -24,6 +24,7 @@ from alignctl.config.schema import (
     settings_of,
 )
 from alignctl.data.settings import DataSettings
+from alignctl.data.sources import files_by_key
 from alignctl.data.templates import template_file
 
 
@@ -65,15 +66,15 @@ class StageConfig:
     @property
     def inputs(self) -> dict[str, str]:
         """Files, folders and Hub ids that the stage reads, by dotted key; what an earlier stage made is not there."""
-        given = {
-            f"{section}.{key}": getattr(getattr(self, section), key) for section, keys in PATHS.items() for key in keys
-        }
+        given = {f"model.{key}": getattr(self.model, key) for key in PATHS["model"]}
+        for key in PATHS["data"]:
+            given |= files_by_key(f"data.{key}", getattr(self.data, key))
         if template := self.model.chat_template:
             given["model.chat_template"] = str(template_file(template) or "")  # a text is no file
         if self.start_from:
             del given["model.path"], given["model.merge_into"]
         if self.data.rows_from:
-            del given["data.path"]
+            given = {key: path for key, path in given.items() if not key.startswith("data.path")}
         given |= self.role_paths
         for key in FUNCTION_KEYS:
             functions = [function_of(entry) or "" for entry in self.trainer.get(key) or []]

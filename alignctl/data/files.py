@@ -75,18 +75,19 @@ def read_placed(file: Path) -> Iterator[Placed]:
         BadFile: It cannot be read to its end.
     """
     read = _READERS[suffix(file)]
-    with _errors_told():
+    with errors_told():
         if read in (_parquet, _arrow):
             if file.suffix in COMPRESSED:
                 raise BadFile(f"a `{suffix(file)}` file is compressed inside, not as a whole", "unpack it")
             yield from read(file)
             return
-        with _opened(file) as stream:
+        with unpacked(file) as stream:
             yield from read(stream)
 
 
 @contextmanager
-def _errors_told() -> Iterator[None]:
+def errors_told() -> Iterator[None]:
+    """Says of a file that cannot be read, or not unpacked, what is wrong with it."""
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
@@ -95,7 +96,8 @@ def _errors_told() -> Iterator[None]:
         raise BadFile(f"the compressed file ends early or is damaged: {error}", "copy or download it again") from error
 
 
-def _opened(file: Path) -> BinaryIO:
+def unpacked(file: Path) -> BinaryIO:
+    """What a file holds, unpacked."""
     if file.suffix == ".gz":
         return gzip.open(file)
     if file.suffix == ".xz":

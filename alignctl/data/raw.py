@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,7 +16,7 @@ from alignctl.data import quickstart
 from alignctl.data.files import BadFile, Row, class_name, read_placed
 from alignctl.data.places import Place
 from alignctl.data.settings import DataSettings
-from alignctl.data.sources import BUILTIN_SOURCES, digest
+from alignctl.data.sources import BUILTIN_SOURCES, digest, files_of, is_on_this_machine
 from alignctl.errors import AlignctlError, RequestError
 
 _AT_ONCE = 1_000  # rows
@@ -28,6 +28,9 @@ class Source:
     """Where rows come from."""
 
     path: str
+    """As people are told it."""
+    given: str | list[str]
+    """As `data.path` has it."""
     split: str
     """Of a data set on the Hub."""
     part: Literal["train", "test"]
@@ -45,6 +48,8 @@ class RawRows:
     """Says what all rows are: no others have the same."""
     each: Callable[[], Iterator[tuple[Place | None, Row]]]
     """Rows, and where they stand. Raises BadFile."""
+    files: Sequence[Path] = ()
+    """Where they are, if they are in files."""
 
     def __iter__(self) -> Iterator[Row]:
         """As `placed`."""
@@ -93,13 +98,15 @@ def load_raw(settings: DataSettings, source: Source, kind: str) -> RawRows:
         AlignctlError: They cannot be had.
     """
     path = source.path
-    if path in BUILTIN_SOURCES:
+    if source.given in BUILTIN_SOURCES:
         make = quickstart.demonstrations if kind == "demonstrations" else quickstart.preferences
         return RawRows(source, f"{path} {source.part}", lambda: ((None, row) for row in make(source.part)))
-    file = Path(path)
-    if file.is_file():
+    if is_on_this_machine(source.given):
         try:
-            return RawRows(source, digest(file), partial(_each_of_file, path))
+            files = files_of(source.given)
+            return RawRows(source, digest(*files), partial(_each_of_files, files), files)
+        except BadFile as error:
+            raise RequestError(f"{path}: {error}", error.hint) from error
         except OSError as error:
             raise RequestError(f"{path}: cannot be read: {error}") from error
     try:
@@ -117,9 +124,9 @@ def check_unchanged(rows: RawRows) -> None:
     Raises:
         RequestError: The file was written to meanwhile.
     """
-    path = rows.source.path
-    if path not in BUILTIN_SOURCES and (file := Path(path)).is_file() and digest(file) != rows.content:
-        raise RequestError(f"{path}: the file was changed while it was read", "start again once it is written")
+    if rows.files and digest(*rows.files) != rows.content:
+        what = "the file was changed while it was" if len(rows.files) == 1 else "a file was changed while they were"
+        raise RequestError(f"{rows.source.path}: {what} read", "start again once it is written")
 
 
 def _not_loaded(path: str, error: Exception) -> AlignctlError:
@@ -132,9 +139,13 @@ def _not_loaded(path: str, error: Exception) -> AlignctlError:
     )
 
 
-def _each_of_file(path: str) -> Iterator[tuple[Place, Row]]:
-    for line, row in read_placed(Path(path)):
-        yield Place(path, line), row
+def _each_of_files(files: Sequence[Path]) -> Iterator[tuple[Place, Row]]:
+    for file in files:
+        try:
+            for line, row in read_placed(file):
+                yield Place(str(file), line), row
+        except BadFile as error:
+            raise error if len(files) == 1 else BadFile(f"{file.name}: {error}", error.hint) from error
 
 
 def _each(rows: Dataset) -> Iterator[tuple[None, Row]]:

@@ -18,7 +18,7 @@ from alignctl.data.raw import RawRows, Source, check_unchanged, load_raw
 from alignctl.data.rows import Ledger, Rows
 from alignctl.data.scanning import prompt_keys
 from alignctl.data.settings import DataSettings
-from alignctl.data.sources import BUILTIN_SOURCES
+from alignctl.data.sources import BUILTIN_SOURCES, shown
 from alignctl.errors import RequestError
 from alignctl.methods.registry import RowColumn
 
@@ -45,10 +45,10 @@ def read_split(
     Raises:
         RequestError: A source cannot be read, has no rows of this kind, or has bad rows and `on_bad_row` is fail.
     """
-    sources = [Source(settings.path, settings.split, "train", settings.limit)]
+    sources = [Source(shown(settings.path), settings.path, settings.split, "train", settings.limit)]
     if settings.eval_path or settings.eval_split or settings.path in BUILTIN_SOURCES:
         path, split = settings.eval_path or settings.path, settings.eval_split or "train"
-        sources.append(Source(path, split, "test", settings.eval_limit))
+        sources.append(Source(shown(path), path, split, "test", settings.eval_limit))
     raw = [load_raw(settings, source, kind) for source in sources]
     told = [asdict(settings), [asdict(column) for column in columns]]
 

@@ -13,16 +13,17 @@ RENAMED = {"max_too_long": "max_lost"}
 class DataSettings:
     """Section `data`: rows to train on and rows held out."""
 
-    path: str = "???"  # OmegaConf's word for what the user has to give
-    """A .jsonl, .json, .csv, .tsv, .txt, .parquet or .arrow file, a Hub id `owner/name`, or `builtin:quickstart`. Files
-    but .parquet and .arrow may be compressed: .gz, .xz, .zst."""
+    path: str | list[str] = "???"  # OmegaConf's word for what the user has to give
+    """A .jsonl, .json, .csv, .tsv, .txt, .parquet or .arrow file, a folder of such files, a pattern (`rows/*.jsonl`) or
+    a list of them, a Hub id `owner/name`, or `builtin:quickstart`. Files but .parquet and .arrow may be compressed:
+    .gz, .xz, .zst."""
     rows_from: str | None = field(default=None, metadata={"key": "from"})
     """A stage before this one that makes rows, in place of `path`: they are trained on."""
     name: str | None = None
     """Configuration of a Hub data set that has several."""
     split: str = "train"
     """Split of a Hub data set to train on."""
-    eval_path: str | None = None
+    eval_path: str | list[str] | None = None
     """Held-out rows: as `path`."""
     eval_split: str | None = None
     """Held-out split of the Hub data set in `path`."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from alignctl.data.files import FILE_SUFFIXES, LIGHT_SUFFIXES, Row, read_file, suffix
+from alignctl.data.files import FILE_SUFFIXES, LIGHT_SUFFIXES, BadFile, Row, errors_told, read_file, suffix, unpacked
 
 BUILTIN_SOURCES = ("builtin:quickstart",)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HELD_OUT = re.compile(r"(test|dev|eval|evaluation|valid|validation|heldout|held_out)([-_.\d].*)?", re.IGNORECASE)
+_OF_DATASETS = (
+    "dataset_dict.json",
+    "dataset_info.json",
+    "state.json",
+)  # beside the .arrow files that the library `datasets` saves
 _PEEK_ROWS = 20
+_CHUNK = 2**20  # bytes
 
 
 def is_hub_id(path: str) -> bool:
@@ -25,10 +34,114 @@ def is_hub_id(path: str) -> bool:
     )
 
 
-def digest(file: Path) -> str:
-    """SHA-256 of what a file holds."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def is_on_this_machine(path: str | list[str]) -> bool:
+    """Whether files are meant, and no world and no data set on the Hub."""
+    return not isinstance(path, str) or not (path.startswith("builtin:") or is_hub_id(path))
+
+
+def shown(path: str | list[str]) -> str:
+    """What people are told of a path, or of several."""
+    return path if isinstance(path, str) else ", ".join(path)
+
+
+def files_of(path: str | list[str]) -> list[Path]:
+    """The files that are meant, in the order in which they are read: those of each of several paths; of a folder those
+    in it and below it, and of a pattern (`*`, `?`, `[...]`, `**`) those that match, by name.
+
+    Raises:
+        BadFile: There are none, or there is no telling which ones are meant.
+    """
+    if not isinstance(path, str):
+        files = [file for one in path for file in files_of(one)]
+        if (twice := next((file for file in files if files.count(file) > 1), None)) is not None:
+            raise BadFile(f"{twice} is named twice", "to repeat rows: `data.mix_stopping_strategy=all_exhausted`")
+        if not files:
+            raise BadFile("no file is named")
+        return files
+    place = Path(path).expanduser()
+    if place.is_file():
+        _check_suffix(place)
+        return [place]
+    if place.is_dir():
+        return _in_folder(place)
+    if not glob.has_magic(path):
+        raise BadFile("there is no such file", "a Hub id has the form `owner/name`")
+    files = sorted(Path(found) for found in glob.glob(str(place), recursive=True) if Path(found).is_file())
+    if not files:
+        raise BadFile("no file matches this pattern")
+    for file in files:
+        _check_suffix(file)
+    return files
+
+
+def files_by_key(key: str, path: str | list[str] | None) -> dict[str, str]:
+    """A path by the key that names it; files by that and their number, where it names several."""
+    if not path:
+        return {}
+    try:
+        files = files_of(path) if is_on_this_machine(path) else []
+    except BadFile:
+        files = []
+    if len(files) > 1:
+        return {f"{key}.{number}": str(file) for number, file in enumerate(files)}
+    return {key: str(files[0]) if files else shown(path)}
+
+
+def _check_suffix(file: Path) -> None:
+    if suffix(file) not in FILE_SUFFIXES:
+        raise BadFile(f"cannot read `{file.suffix or file.name}`", f"use {', '.join(FILE_SUFFIXES)}")
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The files of rows in a folder: of one kind, and not those to train on beside those to hold out."""
+    found = [file for file in sorted(folder.rglob("*")) if file.is_file() and suffix(file) in FILE_SUFFIXES]
+    hidden = [file for file in found if any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    saved = any(file.name in _OF_DATASETS for file in found)
+    files = [file for file in found if file not in hidden and not (saved and file.name in _OF_DATASETS)]
+    if not files:
+        raise BadFile("there is no file of rows in this folder", f"rows are in files {', '.join(FILE_SUFFIXES)}")
+    kinds = sorted({suffix(file) for file in files})
+    if len(kinds) > 1:
+        raise BadFile(f"the folder has files of several kinds: {', '.join(kinds)}", f"name one: `{folder}/*{kinds[0]}`")
+    parts = {file: file.relative_to(folder).parts for file in files}
+    held_out = [file for file in files if any(map(_HELD_OUT.fullmatch, parts[file]))]
+    if held_out and len(held_out) < len(files):
+        one, other = (
+            Path(*parts[file]) for file in (held_out[0], next(file for file in files if file not in held_out))
+        )
+        raise BadFile(
+            f"the folder has {one} beside {other}: are both to be read?",
+            f"name the folder or the files that are: `{folder / other.parent}/*{kinds[0]}`, `{folder / other}`",
+        )
+    return files
+
+
+def digest(*files: Path) -> str:
+    """SHA-256 of what a file holds; of several, of theirs."""
+    digests = []
+    for file in files:
+        with file.open("rb") as content:
+            digests.append(hashlib.file_digest(content, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def same_content(file: Path, other: Path) -> bool:
+    """Whether two files of the same kind hold the same, whichever of them is compressed; those of .zst are compared as
+    they are, for it takes a library to unpack them.
+
+    Raises:
+        BadFile: One cannot be read.
+    """
+    if suffix(file) != suffix(other):
+        return False
+    if file.suffix == other.suffix == suffix(file) and file.stat().st_size != other.stat().st_size:
+        return False
+    opens = partial(Path.open, mode="rb") if ".zst" in (file.suffix, other.suffix) else unpacked
+    with errors_told(), opens(file) as one, opens(other) as another:
+        while (chunk := one.read(_CHUNK)) == another.read(_CHUNK):
+            if not chunk:
+                return True
+    return False
 
 
 def peek_rows(file: Path) -> list[Row]:
@@ -41,5 +154,5 @@ def peek_rows(file: Path) -> list[Row]:
         return []
     rows = list(islice(read_file(file), _PEEK_ROWS))
     if not rows:
-        raise ValueError("the file has no rows")
+        raise BadFile("the file has no rows")
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 import shlex
@@ -264,6 +265,12 @@ def _absolute_function(entry: Any) -> Any:
 
 
 def _absolute(value: Any) -> Any:
-    if isinstance(value, str) and Path(value).expanduser().exists():
-        return str(Path(value).expanduser().resolve())
-    return value
+    """A path, or each of several, or a pattern of paths."""
+    if isinstance(value, list):
+        return [_absolute(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    place = Path(value).expanduser()
+    if place.exists():
+        return str(place.resolve())
+    return str(place.absolute()) if glob.has_magic(value) and glob.glob(str(place), recursive=True) else value

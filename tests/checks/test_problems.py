@@ -1,5 +1,6 @@
 """Wrong requests: exit code 2, the key named, a hint; several mistakes together."""
 
+import gzip
 import json
 
 import pytest
@@ -557,12 +558,15 @@ def test_packages_of_a_container_are_not_looked_for_here():
     assert not any("needs the package" in one for one in said)
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "./rows.jsonl", "link.jsonl", "copy.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "./rows.jsonl", "link.jsonl", "copy.jsonl", "packed.jsonl.gz", "[copy.jsonl]", "*.jsonl.gz"]
+)
 def test_rows_that_are_trained_on_are_not_held_out(tmp_path, monkeypatch, name):
     """However the file is called, and whichever copy of it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR))
     (tmp_path / "copy.jsonl").write_text(json.dumps(PAIR))
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(json.dumps(PAIR).encode()))
     (tmp_path / "link.jsonl").symlink_to("rows.jsonl")
     config, _ = compose(read_request([LOCAL, "model.path=a/b", "data.path=rows.jsonl", f"data.eval_path={name}"]))
     (problem,) = find_problems(config)

@@ -84,6 +84,19 @@ def test_real_sets_of_other_formats(shared_data):
         assert train.ledger.kept >= 0.98 * train.ledger.read, path
 
 
+def test_files_are_read_as_if_they_were_one(tmp_path):
+    """Each row knows its own file, and a file that cannot be read is named."""
+    write(tmp_path / "b.jsonl", [*PAIRS[4:], {"prompt": "p", "chosen": "a", "rejected": "a"}])
+    write(tmp_path / "a.jsonl", PAIRS[:4])
+    train, _ = read(tmp_path, eval_rows=0)
+    assert list(train.dataset) == PAIRS
+    assert list(train.ledger.skipped) == [11]
+    assert train.places.of(11) == (str(tmp_path / "b.jsonl"), 7)
+    (tmp_path / "c.jsonl").write_text("{")
+    with pytest.raises(RequestError, match="c.jsonl: line 1 is not JSON"):
+        read(tmp_path)
+
+
 def test_rows_that_differ_are_counted_and_named(tmp_path):
     rows = [*PAIRS[:3], {"prompt": "p", "chosen": "same", "rejected": "same"}, {"prompt": "p", "chosen": "a"}]
     train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0)
