@@ -135,6 +135,12 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
         )
     if "eval_rows" in data and (data.get("eval_path") or data.get("eval_split") or data.get("path") in BUILTIN_SOURCES):
         yield Problem(f"`{where}.eval_rows` would have no effect: held-out rows are given", f"set `{where}.eval_limit`")
+    eval_rows = data.get("eval_rows")
+    if isinstance(eval_rows, float) and eval_rows >= 1:
+        yield Problem(
+            f"`{where}.eval_rows={eval_rows}` must be a whole number, or a share below 1",
+            f"set `{where}.eval_rows={round(eval_rows)}`",
+        )
     row_format = data.get("format", "auto")
     if problems := list(check_choice(f"{where}.format", row_format, ["auto", *FORMATS])):
         yield from problems

@@ -119,6 +119,8 @@ def _held_out(data: DataSettings) -> str:
         return shown(data.eval_path or data.eval_split or "")
     if data.path in BUILTIN_SOURCES:
         return "prompts of its own"
+    if 0 < data.eval_rows < 1:
+        return f"{data.eval_rows:.3g} of its rows"
     return f"up to {data.eval_rows} of its rows" if data.eval_rows else "none"
 
 

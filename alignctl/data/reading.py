@@ -12,11 +12,11 @@ import numpy as np
 
 from alignctl.data.converting import MARGIN, Beside, convert, places_beside, rows_of
 from alignctl.data.formats import FORMATS, imitating_chosen
+from alignctl.data.holding_out import held_out, rows_wanted, shared_prompts
 from alignctl.data.kept import kept, write_some
 from alignctl.data.mapping import how_to_read
 from alignctl.data.raw import RawRows, Source, check_unchanged, load_raw
 from alignctl.data.rows import Ledger, Rows
-from alignctl.data.scanning import prompt_keys
 from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES, shown
 from alignctl.errors import RequestError
@@ -62,18 +62,21 @@ def read_split(
             return
         # `data.margin` is said of the training rows; others are measured without margins.
         others = tuple(column for column in columns if column.name != MARGIN)
-        held_out = _read(raw[1], settings, kind, others, named, folder / f"eval{_ROWS}", count)
+        held = _read(raw[1], settings, kind, others, named, folder / f"eval{_ROWS}", count)
         for rows in raw:
             check_unchanged(rows)
         for column in others:
-            if column in train.columns and column not in held_out.columns:
+            if column in train.columns and column not in held.columns:
                 raise RequestError(
                     f"the training rows have the column `{column.name}`, and the held-out rows of {sources[1].path} "
                     "do not",
                     "add it, or take it out of both",
                 )
         _describe(train, folder, "train", of="train")
-        _describe(held_out, folder, "eval", of="eval")
+        if settings.path not in BUILTIN_SOURCES:
+            shared = shared_prompts([train.dataset], held.dataset)
+            held = replace(held, ledger=replace(held.ledger, shared_prompts=shared))
+        _describe(held, folder, "eval", of="eval")
 
     folder = kept(["rows", kind, seed, *told, [rows.content for rows in raw]], make)
     return _described(folder, "train"), _described(folder, "eval")
@@ -153,24 +156,13 @@ def describe_skipped(rows: Rows) -> str:
 
 
 def _hold_out(rows: Rows, settings: DataSettings, seed: int, folder: Path) -> None:
-    """Splits off up to `eval_rows` rows, the same ones for the same seed, whatever the order of the rows; writes and
-    describes both parts."""
-    wanted = min(settings.eval_rows, len(rows.dataset) // 5)  # never more than a fifth
-    by_prompt: dict[bytes, list[int]] = {}
-    if wanted:
-        for index, key in enumerate(prompt_keys(rows.dataset, seed)):
-            by_prompt.setdefault(key, []).append(index)
-    held: list[int] = []
-    for key in sorted(by_prompt):
-        if len(held) + len(by_prompt[key]) <= wanted:
-            held += by_prompt[key]
+    """Splits off the rows that are held out; writes and describes both parts."""
+    (is_held,) = held_out([rows.dataset], [rows_wanted(settings.eval_rows, len(rows.dataset))], seed)
     file = folder / f"read{_ROWS}"
-    if not held:
+    if not is_held.any():
         file.rename(folder / f"train{_ROWS}")
         _describe(rows, folder, "train", of="read")
         return
-    is_held = np.zeros(len(rows.dataset), bool)
-    is_held[held] = True
     numbers = np.asarray(rows.numbers)
     left, out = np.unique(numbers[~is_held]), np.unique(numbers[is_held])
     ledgers = {

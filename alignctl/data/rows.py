@@ -26,6 +26,8 @@ class Ledger:
     """Columns that rows have and nothing looks at."""
     held_out: int = 0
     """Rows that were taken out to measure on."""
+    shared_prompts: int = 0
+    """Of held-out rows, those whose prompt training rows have, too."""
     partly: dict[int, str] = field(default_factory=dict)
     """Of the rows that are kept, those that give several of which some cannot be used, and why."""
 
@@ -34,6 +36,14 @@ def said_of(ledger: Ledger) -> str:
     """Names the format of rows, and what of them is not used."""
     unused = ", ".join(f"`{name}`" for name in ledger.unused)
     return f"{ledger.source}: rows of the format `{ledger.format}`" + (f"; not used: {unused}" if unused else "")
+
+
+def shared_said(ledger: Ledger) -> str:
+    """What held-out rows have in common with those that are trained on."""
+    return (
+        f"{ledger.source}: {ledger.shared_prompts:,} of {ledger.kept:,} held-out rows have a prompt that training rows "
+        "have, too: what is measured on them says little about other prompts"
+    )
 
 
 @dataclass(frozen=True)

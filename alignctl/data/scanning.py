@@ -33,13 +33,24 @@ def contents(rows: Dataset, column: str) -> Iterator[bytes]:
 
 
 def prompt_keys(rows: Dataset, seed: int) -> Iterator[bytes]:
-    """A hash of each row's prompt, which puts prompts into an order that depends on nothing but the seed. What is no
-    prompt and completion is known by its text, or by all of its messages but the last."""
+    """A hash of each row's prompt, which puts prompts into an order that depends on nothing but the seed."""
+    for prompt in _prompts(rows):
+        yield hashlib.sha256(f"{seed}|{json.dumps(prompt)}".encode()).digest()
+
+
+def plain_prompts(rows: Dataset) -> Iterator[bytes]:
+    """A hash of each row's prompt, the same where white space, capital letters and roles are all that differs."""
+    for prompt in _prompts(rows):
+        texts = [prompt] if isinstance(prompt, str) else [message["content"] or "" for message in prompt]
+        yield hashlib.sha256("\n".join("".join(text.lower().split()) for text in texts).encode()).digest()
+
+
+def _prompts(rows: Dataset) -> Iterator[str | list[dict[str, str]]]:
+    """What is no prompt and completion is known by its text, or by all of its messages but the last."""
     column = next(name for name in ("prompt", "text", "messages") if name in rows.column_names)
     for batch in rows.select_columns([column]).iter(_AT_ONCE):
         for value in batch[column]:
-            prompt = value[:-1] if column == "messages" else value
-            yield hashlib.sha256(f"{seed}|{json.dumps(prompt)}".encode()).digest()
+            yield value[:-1] if column == "messages" else value
 
 
 def _summed(rows: Dataset, count: Callable[[pa.Array], np.ndarray]) -> np.ndarray:

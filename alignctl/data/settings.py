@@ -27,9 +27,9 @@ class DataSettings:
     """Held-out rows: as `path`."""
     eval_split: str | None = None
     """Held-out split of the Hub data set in `path`."""
-    eval_rows: int = 256
-    """Rows to hold out of `path`, whole prompts at a time, when no held-out rows are named, at most a fifth of
-    them; 0 for none."""
+    eval_rows: float = 256
+    """Rows to hold out of `path`, whole prompts at a time, when no held-out rows are named: so many, but at most a
+    fifth of them; or below 1 that share of them, `0.05`; 0 for none."""
     limit: int | None = None
     """Train on the first rows only, at most this many."""
     eval_limit: int | None = None

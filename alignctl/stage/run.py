@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from alignctl.config.stages import StageConfig
 from alignctl.data.reading import read_split
-from alignctl.data.rows import said_of
+from alignctl.data.rows import said_of, shared_said
 from alignctl.errors import LaunchError, Stopped
 from alignctl.methods.registry import methods
 from alignctl.models.loading import load_tokenizer
@@ -74,6 +74,8 @@ def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: 
         stage.data, method.data_kind, stage.seed, method.row_columns, partial(progress.count, "rows")
     )
     progress.notice(said_of(rows.ledger))
+    if held_rows is not None and held_rows.ledger.shared_prompts:
+        progress.notice(shared_said(held_rows.ledger))
     progress.phase("loading model")
     start = weights[method.trained]
     tokenizer, new_tokens = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))

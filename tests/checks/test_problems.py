@@ -213,6 +213,7 @@ BAD = [
     (["recipe=mine.yml"], ["`recipe=mine.yml`", "mine.yaml"]),
     (["quickstart"], ["`quickstart` is not an override", "write `recipe=quickstart`"]),
     ([DPO, "dpo.data.path=~/p(1).csv"], ["cannot read the override", """'dpo.data.path="~/p(1).csv"'"""]),
+    ([LOCAL, "model.path=a/b", "data.path=x/y", "data.eval_rows=1.5"], ["`data.eval_rows=1.5` must be a whole", "=2`"]),
     (["recipe=quickstart", "data.eval_rows=32"], ["`data.eval_rows` would have no effect"]),
     (
         [LOCAL, "model.path=a/b", "data.path=x/y", "data.eval_path=x/y"],

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from alignctl.data.reading import read_split
 from alignctl.data.recast import as_kind, as_plain_text
+from alignctl.data.rows import shared_said
 from alignctl.data.settings import DataSettings
 from alignctl.errors import RequestError
 from alignctl.methods.registry import EVERY_OTHER_COLUMN, RowColumn
@@ -125,6 +126,27 @@ def test_limits_take_the_first_rows(tmp_path):
     train, held_out = read(path, eval_path=path, limit=4, eval_limit=2)
     assert list(train.dataset) == PAIRS[:4]
     assert list(held_out.dataset) == PAIRS[:2]
+
+
+def test_prompts_that_look_alike_are_on_one_side(tmp_path):
+    rows = [
+        {"prompt": ("What is {}?", "what  is {} ?")[i % 2].format(i // 2), "chosen": f"good {i}", "rejected": "bad"}
+        for i in range(40)
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    train, held = read(path, eval_rows=0.25)
+    assert len(held.dataset) == 10
+    asked = [{"".join(prompt.lower().split()) for prompt in part.dataset["prompt"]} for part in (train, held)]
+    assert [len(prompts) for prompts in asked] == [15, 5]
+    assert not asked[0] & asked[1]
+
+
+def test_prompts_that_are_on_both_sides_are_counted(tmp_path):
+    given = [{"prompt": prompt, "chosen": "good", "rejected": "bad"} for prompt in ("P 1", "p  2", "p10", "other")]
+    path = write(tmp_path / "held.jsonl", given)
+    _, held = read(write(tmp_path / "rows.jsonl", PAIRS), eval_path=path)
+    assert held.ledger.shared_prompts == 2
+    assert "held.jsonl: 2 of 4 held-out rows have a prompt that training rows have, too" in shared_said(held.ledger)
 
 
 def test_held_out_rows_share_no_prompt(tmp_path):

@@ -6,7 +6,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from alignctl.data.scanning import characters, contents, lengths, prompt_keys
+from alignctl.data.scanning import characters, contents, lengths, plain_prompts, prompt_keys
 
 pytestmark = pytest.mark.train  # the datasets library takes seconds to import
 
@@ -35,6 +35,14 @@ def test_prompts_are_known_as_ever():
     ):
         [key] = prompt_keys(Dataset.from_list([row]), seed=3)
         assert key.hex() == hashlib.sha256(f"3|{json.dumps(prompt)}".encode()).hexdigest()
+
+
+def test_prompts_that_look_alike():
+    texts = [[{"prompt": text}] for text in ("Is it so?", "is  it SO ?", "is it so!")]
+    [[one], [alike], [other]] = (list(plain_prompts(Dataset.from_list(rows))) for rows in texts)
+    assert one == alike != other
+    [asked] = plain_prompts(Dataset.from_list([{"messages": [message("Is it\nso?"), message("No")]}]))
+    assert asked == one
 
 
 def test_lists_of_numbers():
