@@ -5,6 +5,7 @@ Torch-free.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ SETTINGS = {
     "data.max_pairs": _AT_LEAST_1,
     "data.eval_rows": NOT_NEGATIVE,
     "data.limit": _AT_LEAST_1,
+    "mix.limit": _AT_LEAST_1,
+    "mix.weight": POSITIVE,
     "data.eval_limit": _AT_LEAST_1,
     "peft.r": _AT_LEAST_1,
     "peft.lora_alpha": Bound(above=0, hint="the adapter is scaled by it"),
@@ -65,7 +68,7 @@ TRAINER = dict.fromkeys(
 
 def check_setting(where: str, value: Any) -> Iterator[Problem]:
     """Whether a setting of a run lies where it may, a stage's or a machine's own too: `launcher.stages.dpo.nodes`."""
-    *before, key = where.split(".")
+    *before, key = re.sub(r"\[\d+\]", "", where).split(".")
     section = "launcher" if before[:1] == ["launcher"] else ".".join(before[-1:])
     if bound := SETTINGS.get(f"{section}.{key}".lstrip(".")):
         yield from _check(where, value, bound)

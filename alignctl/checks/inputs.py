@@ -14,6 +14,7 @@ from alignctl.checks.checkpoints import (
     check_tokenizer_packages,
     check_trained_weights,
 )
+from alignctl.checks.mixtures import check_mix, entries_of
 from alignctl.checks.values import check_choice, check_value, method_of
 from alignctl.config.schema import MISSING, QUANTIZED
 from alignctl.config.stages import first_stage, merged_section, names_rows
@@ -122,7 +123,8 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     data = merged_section(config, name, "data")
     own = config[name].get("data")
     where = f"{name}.data" if isinstance(own, Mapping) and names_rows(own) else "data"
-    if data.get("path", MISSING) in (MISSING, None) and data.get("from") is None:
+    yield from check_mix(config, name, where)
+    if data.get("path", MISSING) in (MISSING, None) and data.get("from") is None and data.get("mix") is None:
         yield Problem(f"`{where}.path` must be given: a file or a Hub id", f"add `{where}.path=...`")
     if data.get("eval_path") and data.get("eval_split"):
         yield Problem(f"`{where}.eval_path` and `{where}.eval_split` exclude each other")
@@ -163,6 +165,13 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     for key in ("path", "eval_path"):
         if data.get(key) != MISSING and _is_path(data.get(key)):
             yield from _rows(f"{where}.{key}", data[key], data, method, template)
+    for number, entry in enumerate(entries_of(data)):
+        of = f"{where}.mix[{number}]"
+        if _is_path(entry.get("path")):
+            problems = list(check_choice(f"{of}.format", entry.get("format", "auto"), ["auto", *FORMATS]))
+            yield from problems or _rows(f"{of}.path", entry["path"], data | entry, method, template)
+        if data.get("eval_path") and (same := _same_rows(entry.get("path"), data["eval_path"])):
+            yield Problem(f"`{where}.eval_path` is {same}", f"leave it out: rows of `{where}.mix` are held out")
     if data.get("eval_split") and _is_path(data.get("path")) and is_on_this_machine(data["path"]):
         yield Problem(f"`{where}.eval_split` is for Hub data sets", f"give the held-out file as `{where}.eval_path`")
 

@@ -110,8 +110,16 @@ def _state(paths: StagePaths) -> str:
 
 
 def _data(data: DataSettings, holds_out: bool) -> str:
-    path = f"{data.path} (made by {data.rows_from})" if data.rows_from else shown(data.path)
+    if data.mix:
+        path = f"a mixture of {', '.join(map(_entry, data.mix))}"
+    else:
+        path = f"{data.path} (made by {data.rows_from})" if data.rows_from else shown(data.path)
     return f"{path}, held out: {_held_out(data)}" if holds_out else path
+
+
+def _entry(entry: dict[str, Any]) -> str:
+    weight = entry.get("weight")
+    return shown(entry["path"]) if weight is None else f"{shown(entry['path'])} ({weight:g})"
 
 
 def _held_out(data: DataSettings) -> str:
@@ -153,7 +161,7 @@ def _row_counts(ledger: dict[str, Any]) -> dict[str, Any]:
     return {name: ledger[name] for name in counts} | {
         "skipped": ledger["num_skipped"],
         "skipped_rows": list(map(int, ledger["skipped"])),
-    }
+    } | ({"parts": ledger["parts"]} if ledger.get("parts") else {})
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -175,11 +183,20 @@ def print_summary(summary: dict[str, Any]) -> None:
         for part, rows in other["rows"].items():
             for line in _not_as_they_are(part, rows):
                 console.print(f"{stage_name}: {line}", markup=False)
+            for source in rows.get("parts", []):
+                console.print(f"{stage_name}: {_share(part, source)}", markup=False)
         if "made" in other:
             made = other["made"]
             console.print(f"{stage_name}: made {made['count']:,} rows ({made['kind']}): {made['folder']}", markup=False)
     for key in whole:
         console.print(f"{key}: {stage[key]}", markup=False)
+
+
+def _share(part: str, source: dict[str, Any]) -> str:
+    """What one of several sources has of all rows, or of their tokens."""
+    rows, tokens = f"{source['rows']:,} {part} rows of {source['source']}", source["tokens"]
+    share = f"{source['share']:.1%} of all"
+    return f"{rows}, {share}" if tokens is None else f"{rows}, {tokens:,} tokens, {share}"
 
 
 def print_comparison(points: list[tuple[str, dict[str, Any]]]) -> None:

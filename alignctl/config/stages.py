@@ -73,6 +73,8 @@ class StageConfig:
             given["model.chat_template"] = str(template_file(template) or "")  # a text is no file
         if self.start_from:
             del given["model.path"], given["model.merge_into"]
+        for number, entry in enumerate(self.data.mix or []):
+            given |= files_by_key(f"data.mix.{number}", entry["path"])
         if self.data.rows_from:
             given = {key: path for key, path in given.items() if not key.startswith("data.path")}
         given |= self.role_paths
@@ -120,7 +122,8 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
 # Keys that say which data set it is and what its columns mean: a stage that has a `path` or `from` of its own takes
 # none of them from the run.
 _DATA_IDENTITY = (
-    "path", "from", "name", "split", "eval_path", "eval_split", "holds", "format", "columns", "template", "use",
+    "path", "from", "mix", "mix_by", "mix_stopping_strategy", "name", "split", "eval_path", "eval_split", "holds",
+    "format", "columns", "template", "use",
 )  # fmt: skip
 
 
@@ -141,7 +144,7 @@ def merged_section(config: Mapping[str, Any], stage: str, section: str) -> dict[
 
 def names_rows(data: Mapping[str, Any]) -> bool:
     """Whether a section `data` says which rows are read."""
-    return "path" in data or data.get("from") is not None
+    return "path" in data or any(data.get(key) is not None for key in ("from", "mix"))
 
 
 def stage_launcher(config: Mapping[str, Any], stage: str) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from datasets import Features, List, Value
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
 
 from alignctl.data.converters import BEFORE
 from alignctl.data.files import Row
@@ -201,10 +203,25 @@ def rows_of(
         files: Of the source.
         places: Where rows stand in them.
     """
+    dataset, numbers = read_numbered(file)
+    return Rows(dataset, row_format, ledger, numbers, columns, read_places(places, files))
+
+
+def write_numbered(rows: Dataset, numbers: np.ndarray, chosen: np.ndarray, file: Path) -> None:
+    """Writes some rows with their numbers, int64 `[rows]`, in the order of their indices, as a file that
+    `read_numbered` takes."""
+    with ArrowWriter(features=Features(rows.features | {_NUMBER: Value("int64")}), path=str(file)) as writer:
+        for start in range(0, len(chosen), AT_ONCE):
+            indices = chosen[start : start + AT_ONCE]
+            table = rows.select(indices).with_format("arrow")[:]
+            writer.write_table(table.append_column(_NUMBER, pa.array(numbers[indices])))
+        writer.finalize()
+
+
+def read_numbered(file: Path) -> tuple[Dataset, list[int]]:
+    """Rows of a file, and their numbers."""
     dataset = read_rows(file)
-    numbers = dataset.data.column(_NUMBER).to_pylist()
-    found = read_places(places, files)
-    return Rows(dataset.remove_columns(_NUMBER), row_format, ledger, numbers, columns, found)
+    return dataset.remove_columns(_NUMBER), dataset.data.column(_NUMBER).to_pylist()
 
 
 def _feature(kind: pa.DataType) -> Any:

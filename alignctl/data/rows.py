@@ -12,8 +12,28 @@ from alignctl.methods.registry import RowColumn
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one of several sources has of all rows."""
+
+    source: str
+    format: str
+    read: int
+    """Rows of the source."""
+    rows: int = 0
+    """Rows among those that are trained on or measured on; one that is there twice counts twice."""
+    tokens: int | None = None
+    """Of those, where a mixture is by tokens."""
+    share: float = 0.0
+    """Of all of them, in rows or in tokens."""
+    weight: float | None = None
+    """What its share was to be, as a part of the sum of all weights."""
+    name: str | None = None
+    """Of rows that are measured on by name."""
+
+
+@dataclass(frozen=True)
 class Ledger:
-    """What became of the rows of one source: those kept, skipped and held out are all that were read."""
+    """What became of the rows of a source: those kept, skipped, held out and left over are all that were read."""
 
     source: str
     format: str
@@ -26,6 +46,10 @@ class Ledger:
     """Columns that rows have and nothing looks at."""
     held_out: int = 0
     """Rows that were taken out to measure on."""
+    left_over: int = 0
+    """Rows that the weights of a mixture leave no room for."""
+    parts: list[Part] = field(default_factory=list)
+    """Of several sources, what each has."""
     shared_prompts: int = 0
     """Of held-out rows, those whose prompt training rows have, too."""
     partly: dict[int, str] = field(default_factory=dict)
@@ -35,7 +59,14 @@ class Ledger:
 def said_of(ledger: Ledger) -> str:
     """Names the format of rows, and what of them is not used."""
     unused = ", ".join(f"`{name}`" for name in ledger.unused)
-    return f"{ledger.source}: rows of the format `{ledger.format}`" + (f"; not used: {unused}" if unused else "")
+    said = f"{ledger.source}: rows of the format `{ledger.format}`" + (f"; not used: {unused}" if unused else "")
+    return said + (f"; a mixture: {shares_said(ledger)}" if ledger.parts else "")
+
+
+def shares_said(ledger: Ledger) -> str:
+    """What each of several sources has."""
+    what = "rows" if ledger.parts[0].tokens is None else "tokens"
+    return ", ".join(f"{part.source} {part.share:.1%} of the {what} ({part.rows:,} rows)" for part in ledger.parts)
 
 
 def shared_said(ledger: Ledger) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,27 @@ def plain_prompts(rows: Dataset) -> Iterator[bytes]:
     for prompt in _prompts(rows):
         texts = [prompt] if isinstance(prompt, str) else [message["content"] or "" for message in prompt]
         yield hashlib.sha256("\n".join("".join(text.lower().split()) for text in texts).encode()).digest()
+
+
+def row_tokens(rows: Dataset, columns: Sequence[str], count: Callable[[list[str]], list[int]]) -> np.ndarray:
+    """Tokens of all texts of each row, int64 `[rows]`: without those of a template, and before anything is cut.
+
+    Args:
+        columns: Those of texts.
+        count: Tokens of each of many texts.
+    """
+    sums = [np.zeros(0, np.int64)]
+    for batch in rows.select_columns([name for name in columns if name in rows.column_names]).iter(_AT_ONCE):
+        each = [
+            (number, text)
+            for values in batch.values()
+            for number, value in enumerate(values)
+            for text in ([value] if isinstance(value, str) else [message["content"] or "" for message in value])
+        ]
+        own = np.zeros(len(next(iter(batch.values()))), np.int64)
+        np.add.at(own, [number for number, _ in each], count([text for _, text in each]))
+        sums.append(own)
+    return np.concatenate(sums)
 
 
 def _prompts(rows: Dataset) -> Iterator[str | list[dict[str, str]]]:

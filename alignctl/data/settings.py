@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 RENAMED = {"max_too_long": "max_lost"}
 """Former names of these settings, which are still taken, and their names."""
 
 
 @dataclass
+class MixedSource:
+    """An entry of `data.mix`. What it does not say is as in `data`, but for its limit."""
+
+    path: str | list[str]
+    """As `data.path`."""
+    weight: float | None = None
+    """Its share of the mixture, as a part of the sum of all weights; all entries have one, or none."""
+    name: str | None = None
+    """Configuration of a Hub data set that has several."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    limit: int | None = None
+    """Take the first rows only, at most this many."""
+    format: str = "auto"
+    """Name of a row format."""
+    columns: dict[str, str] | None = None
+    """Which column of the file is meant."""
+    template: str | None = None
+    """Jinja that makes the prompt of a row's columns."""
+    use: Literal["chosen"] | None = None
+    """`chosen`: of preferences, imitate the chosen completions."""
+
+
+@dataclass
 class DataSettings:
     """Section `data`: rows to train on and rows held out."""
 
-    path: str | list[str] = "???"  # OmegaConf's word for what the user has to give
+    path: str | list[str] | None = "???"  # OmegaConf's word for what the user has to give
     """A .jsonl, .json, .csv, .tsv, .txt, .parquet or .arrow file, a folder of such files, a pattern (`rows/*.jsonl`) or
     a list of them, a Hub id `owner/name`, or `builtin:quickstart`. Files but .parquet and .arrow may be compressed:
     .gz, .xz, .zst."""
     rows_from: str | None = field(default=None, metadata={"key": "from"})
     """A stage before this one that makes rows, in place of `path`: they are trained on."""
+    mix: list[dict[str, Any]] | None = None
+    """Several sources in place of `path`: `[{path: a.jsonl, weight: 0.7}, {path: b.jsonl, weight: 0.3}]`. Each may have
+    its own name, split, limit, format, columns, template and use. Without weights all rows of all of them, once."""
+    mix_by: Literal["rows", "tokens"] = "rows"
+    """What weights are shares of: rows, or the tokens of their texts."""
+    mix_stopping_strategy: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    """`first_exhausted`: no row is there twice, so that the source that is the first to run out ends the mixture;
+    `all_exhausted`: every row is there, and sources that run out begin anew."""
     name: str | None = None
     """Configuration of a Hub data set that has several."""
     split: str = "train"

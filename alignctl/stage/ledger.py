@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
+from alignctl.data.joining import counted
 from alignctl.data.lengths import RowLengths, table
 from alignctl.data.places import Places
-from alignctl.data.rows import Rows
+from alignctl.data.rows import Ledger, Rows
+from alignctl.data.scanning import lengths as lengths_of_rows
 from alignctl.models.loading import longest_seen
 from alignctl.run.files import write_json
 from alignctl.stage.job import Job
 from alignctl.stage.lengths import check_lengths, said_of_cut
+from alignctl.trainers.base.columns import ROW_NUMBER
 from alignctl.trainers.base.managed import StageTrainer
 
 _ROWS = 100  # that are named of each reason
@@ -26,9 +31,13 @@ def write_ledgers(job: Job, trainer: StageTrainer, rows: Rows, held_rows: Rows |
     Raises:
         RequestError: Too many of the training rows are lost, or cut.
     """
-    parts = {"train": rows, "eval": held_rows}
+    parts = {"train": (rows, trainer.train_dataset), "eval": (held_rows, trainer.eval_dataset)}
     if trainer.is_world_process_zero():
-        ledgers = {part: ledger(some, trainer.lengths_of.get(part)) for part, some in parts.items() if some is not None}
+        ledgers = {
+            part: ledger(some, trainer.lengths_of.get(part)) | _shares(some.ledger, used)
+            for part, (some, used) in parts.items()
+            if some is not None
+        }
         write_json(job.paths.data, ledgers)
     args, lengths = trainer.args, trainer.lengths_of["train"]
     field = "max_length" if hasattr(args, "max_length") else "max_prompt_length"
@@ -77,6 +86,18 @@ def ledger(rows: Rows, lengths: RowLengths | None) -> dict[str, Any]:
         "unused": rows.ledger.unused,
         "reasons": reasons,
     }
+
+
+def _shares(ledger: Ledger, used: Dataset | None) -> dict[str, Any]:
+    """What each of several sources has of the rows that are trained on, in tokens too where shares are of tokens."""
+    if not ledger.parts:
+        return {}
+    if used is not None and ROW_NUMBER in used.column_names:
+        ids = [name for name in used.column_names if name.endswith("_ids")]
+        by_tokens = ids and ledger.parts[0].tokens is not None
+        tokens = lengths_of_rows(used.select_columns(ids)) if by_tokens else None
+        ledger = counted(ledger, np.asarray(used[ROW_NUMBER]), tokens)
+    return {"parts": [asdict(part) for part in ledger.parts], "left_over": ledger.left_over}
 
 
 def _reasons(what: str, why: Mapping[int, str], places: Places) -> list[dict[str, Any]]:

@@ -9,20 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from alignctl.config.schema import ModelSettings
 from alignctl.config.stages import StageConfig
-from alignctl.data.converting import MESSAGES
 from alignctl.data.encoding import encodes_batches, tokenizer_key
+from alignctl.data.joining import form_of
 from alignctl.data.kept import kept
 from alignctl.data.messages import is_messages
 from alignctl.data.reading import describe_skipped
 from alignctl.data.recast import as_plain_text
 from alignctl.data.rendering import Reader, Said, check_has_end, check_rows
 from alignctl.data.rows import Rows
+from alignctl.data.scanning import row_tokens
 from alignctl.data.token_columns import TEXTS
 from alignctl.errors import RequestError
+from alignctl.models.loading import load_own_tokenizer
 from alignctl.monitor.callbacks import ProgressFile
 from alignctl.run.files import read_json, write_json
 
@@ -35,6 +39,21 @@ def texts_of(dataset: Dataset) -> Iterator[str]:
                 yield value
             elif is_messages(value):
                 yield from (message["content"] for message in value)
+
+
+def tokens_of(source: str, settings: ModelSettings, rows: Dataset) -> np.ndarray:
+    """Tokens of all texts of each row, int64 `[rows]`, by the tokenizer of a folder or Hub id."""
+    tokenizer = load_own_tokenizer(source, settings)
+
+    def count(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+    def make(folder: Path) -> None:
+        np.save(folder / "tokens.npy", row_tokens(rows, TEXTS, count))
+
+    if not encodes_batches(tokenizer):  # there is no telling whether two of them are the same
+        return row_tokens(rows, TEXTS, count)
+    return np.load(kept(["tokens of rows", rows._fingerprint, tokenizer_key(tokenizer)], make) / "tokens.npy")
 
 
 def as_written(
@@ -123,7 +142,7 @@ def check_form(rows: Rows, held_rows: Rows | None, stage: StageConfig) -> None:
         )
     if held_rows is None or held_rows.format.kind != rows.format.kind:
         return
-    form, held_form = map(_form, (rows, held_rows))
+    form, held_form = map(form_of, (rows, held_rows))
     if form != held_form:
         raise RequestError(
             f"the held-out rows of {held_rows.ledger.source} have another form ({', '.join(sorted(held_form))}) than "
@@ -132,7 +151,3 @@ def check_form(rows: Rows, held_rows: Rows | None, stage: StageConfig) -> None:
         )
 
 
-def _form(rows: Rows) -> set[str]:
-    """The columns of texts, with those that are messages though they might be text."""
-    kinds = {name: kind for name, kind in rows.dataset.features.items() if name in TEXTS}
-    return {f"{name} as messages" if kind == MESSAGES and name != "messages" else name for name, kind in kinds.items()}

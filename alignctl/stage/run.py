@@ -10,8 +10,8 @@ from typing import Any
 from accelerate import PartialState
 
 from alignctl.config.stages import StageConfig
-from alignctl.data.reading import read_split
 from alignctl.data.rows import said_of, shared_said
+from alignctl.data.section import read_section
 from alignctl.errors import LaunchError, Stopped
 from alignctl.methods.registry import methods
 from alignctl.models.loading import load_tokenizer
@@ -25,7 +25,7 @@ from alignctl.stage.job import Job, Weights, rank
 from alignctl.stage.ledger import write_ledgers
 from alignctl.stage.measure import measured, random_state_kept
 from alignctl.stage.rehearsal import Rehearsal, found_before, longest, rehearsed, scratch, wants_rehearsal
-from alignctl.stage.rows import as_written, check_form, check_skipped, texts_of
+from alignctl.stage.rows import as_written, check_form, check_skipped, texts_of, tokens_of
 from alignctl.stage.save import save
 from alignctl.stage.training import check_room, check_warm_up, full_disk_explained, out_of_memory_explained, train
 from alignctl.trainers.base.managed import StageTrainer
@@ -70,14 +70,19 @@ def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: 
     method = methods()[stage.method]
     progress = ProgressFile(paths, method.key_metrics, heartbeat, is_first=rank() == 0)
     progress.phase("reading data")
-    rows, held_rows = read_split(
-        stage.data, method.data_kind, stage.seed, method.row_columns, partial(progress.count, "rows")
+    start = weights[method.trained]
+    rows, held_rows = read_section(
+        stage.data,
+        method.data_kind,
+        stage.seed,
+        method.row_columns,
+        partial(progress.count, "rows"),
+        partial(tokens_of, stage.model.tokenizer or start, stage.model),
     )
     progress.notice(said_of(rows.ledger))
     if held_rows is not None and held_rows.ledger.shared_prompts:
         progress.notice(shared_said(held_rows.ledger))
     progress.phase("loading model")
-    start = weights[method.trained]
     tokenizer, new_tokens = load_tokenizer(stage.model, start, texts=lambda: texts_of(rows.dataset))
     check_form(rows, held_rows, stage)
     rows, held_rows = (part and as_written(part, tokenizer, start, stage, progress) for part in (rows, held_rows))

@@ -178,7 +178,7 @@ def _not_finite(job: Job, trainer: StageTrainer, error: NotFinite) -> AlignctlEr
         content = {
             "what": error.what,
             "step": error.step,
-            "data": stage.data.path,
+            "data": stage.data.mix or stage.data.path,
             "batches": [
                 {key: str(value) if isinstance(value, float) else value for key, value in asdict(one).items()}
                 for one in error.troubles
