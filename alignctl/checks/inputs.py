@@ -26,9 +26,11 @@ from alignctl.data.messages import BadRow, is_messages
 from alignctl.data.settings import DataSettings
 from alignctl.data.sources import (
     BUILTIN_SOURCES,
+    check_url,
     files_of,
     is_hub_id,
     is_on_this_machine,
+    is_url,
     peek_rows,
     same_content,
     shown,
@@ -232,6 +234,12 @@ def _rows(
     where: str, path: str | list[str], data: Mapping[str, Any], method: Method, has_template: bool
 ) -> Iterator[Problem]:
     """Whether a source of rows exists, its first row suits the method, and the tokenizer can write it."""
+    if is_url(path):
+        try:
+            check_url(path)
+        except BadFile as error:
+            yield Problem(f"`{where}={path}`: {error}", error.hint)
+        return
     if not is_on_this_machine(path):
         if path not in BUILTIN_SOURCES and not is_hub_id(path):
             yield Problem(f"unknown `{where}={path}`", did_you_mean(path, BUILTIN_SOURCES))

@@ -13,10 +13,11 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
 
 from alignctl.data import quickstart
+from alignctl.data.fetching import fetch
 from alignctl.data.files import BadFile, Row, class_name, read_placed
 from alignctl.data.places import Place
 from alignctl.data.settings import DataSettings
-from alignctl.data.sources import BUILTIN_SOURCES, digest, files_of, is_on_this_machine
+from alignctl.data.sources import BUILTIN_SOURCES, digest, files_of, is_on_this_machine, is_url
 from alignctl.errors import AlignctlError, RequestError
 
 _AT_ONCE = 1_000  # rows
@@ -101,9 +102,9 @@ def load_raw(settings: DataSettings, source: Source, kind: str) -> RawRows:
     if source.given in BUILTIN_SOURCES:
         make = quickstart.demonstrations if kind == "demonstrations" else quickstart.preferences
         return RawRows(source, f"{path} {source.part}", lambda: ((None, row) for row in make(source.part)))
-    if is_on_this_machine(source.given):
+    if is_url(source.given) or is_on_this_machine(source.given):
         try:
-            files = files_of(source.given)
+            files = fetch(source.given) if is_url(source.given) else files_of(source.given)
             return RawRows(source, digest(*files), partial(_each_of_files, files), files)
         except BadFile as error:
             raise RequestError(f"{path}: {error}", error.hint) from error

@@ -39,8 +39,8 @@ class DataSettings:
 
     path: str | list[str] | None = "???"  # OmegaConf's word for what the user has to give
     """A .jsonl, .json, .csv, .tsv, .txt, .parquet or .arrow file, a folder of such files, a pattern (`rows/*.jsonl`) or
-    a list of them, a Hub id `owner/name`, or `builtin:quickstart`. Files but .parquet and .arrow may be compressed:
-    .gz, .xz, .zst."""
+    a list of them, an address (`https://...`, `s3://...`), a Hub id `owner/name`, or `builtin:quickstart`. Files but
+    .parquet and .arrow may be compressed: .gz, .xz, .zst."""
     rows_from: str | None = field(default=None, metadata={"key": "from"})
     """A stage before this one that makes rows, in place of `path`: they are trained on."""
     mix: list[dict[str, Any]] | None = None

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import importlib.util
 import re
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from alignctl.data.files import FILE_SUFFIXES, LIGHT_SUFFIXES, BadFile, Row, errors_told, read_file, suffix, unpacked
 
 BUILTIN_SOURCES = ("builtin:quickstart",)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HELD_OUT = re.compile(r"(test|dev|eval|evaluation|valid|validation|heldout|held_out)([-_.\d].*)?", re.IGNORECASE)
 _OF_DATASETS = (
     "dataset_dict.json",
@@ -34,9 +37,37 @@ def is_hub_id(path: str) -> bool:
     )
 
 
+def is_url(path: str | list[str]) -> bool:
+    """Whether a file at an address is meant: `https://...`, `s3://...`."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def check_url(url: str) -> None:
+    """Whether what is at an address can be read here.
+
+    Raises:
+        BadFile: It is no kind of file, or there is no driver for such addresses.
+    """
+    parts = urlsplit(url)
+    _check_suffix(Path(parts.path))
+    if parts.scheme in ("http", "https"):
+        if parts.password:
+            raise BadFile("the address has a password in it, which would be written into the run's folder")
+        return
+    from fsspec.registry import known_implementations
+
+    if parts.scheme not in known_implementations:
+        raise BadFile(
+            f"there is no way to read from `{parts.scheme}://`", "use https://, s3://, gs://, abfs:// or a file"
+        )
+    package = known_implementations[parts.scheme]["class"].partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise BadFile(f"`{parts.scheme}://` needs the package `{package}`", f"pip install {package}")
+
+
 def is_on_this_machine(path: str | list[str]) -> bool:
-    """Whether files are meant, and no world and no data set on the Hub."""
-    return not isinstance(path, str) or not (path.startswith("builtin:") or is_hub_id(path))
+    """Whether files are meant, and no world, no address and no data set on the Hub."""
+    return not isinstance(path, str) or not (path.startswith("builtin:") or is_url(path) or is_hub_id(path))
 
 
 def shown(path: str | list[str]) -> str:
@@ -52,6 +83,8 @@ def files_of(path: str | list[str]) -> list[Path]:
         BadFile: There are none, or there is no telling which ones are meant.
     """
     if not isinstance(path, str):
+        if (url := next(filter(is_url, path), None)) is not None:
+            raise BadFile(f"{url} is an address, and stands by itself", "name several as entries of `data.mix`")
         files = [file for one in path for file in files_of(one)]
         if (twice := next((file for file in files if files.count(file) > 1), None)) is not None:
             raise BadFile(f"{twice} is named twice", "to repeat rows: `data.mix_stopping_strategy=all_exhausted`")

@@ -223,6 +223,13 @@ BAD = [
     ([LOCAL, "model.path=a/b", "data.mix=[{path: no.jsonl}]"], ["`data.mix[0].path=no.jsonl`", "no such file"]),
     ([LOCAL, "model.path=a/b", "data.mix=[{path: x/y, format: hh}]"], ["`data.mix[0].format=hh`", "hh_rlhf"]),
     (["recipe=quickstart", "data.path=null", "data.mix=[{path: x/y}]", "data.mix_by=tokens"], ["needs a tokenizer"]),
+    (
+        [LOCAL, "model.path=a/b", "data.path=s3://b/rows.jsonl"],
+        ["`s3://` needs the package `s3fs`", "pip install s3fs"],
+    ),
+    ([LOCAL, "model.path=a/b", "data.path=http://h/rows.doc"], ["cannot read `.doc`"]),
+    ([LOCAL, "model.path=a/b", "data.path=htp://h/rows.jsonl"], ["no way to read from `htp://`"]),
+    ([LOCAL, "model.path=a/b", "data.path=https://me:key@h/a.csv"], ["a password in it"]),
     (["recipe=quickstart", "data.eval_rows=32"], ["`data.eval_rows` would have no effect"]),
     (
         [LOCAL, "model.path=a/b", "data.path=x/y", "data.eval_path=x/y"],
