@@ -35,6 +35,7 @@ from alignctl.data.sources import (
     same_content,
     shown,
 )
+from alignctl.data.splits import overlap
 from alignctl.data.templates import TEMPLATES, template_file
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method
@@ -137,6 +138,12 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
             f"`{where}.eval_split={data['eval_split']}` is the split that is trained on",
             f"leave it out: rows of `{where}.split` are held out",
         )
+    elif _overlap(split := data.get("split", DataSettings.split), held := data.get("eval_split")):
+        yield Problem(
+            f"`{where}.eval_split={held}` has rows of `{where}.split={split}`, which is trained on",
+            "take parts that have no row in common: "
+            f"""`'{where}.split="train[:90%]"' '{where}.eval_split="train[90%:]"'`""",
+        )
     if "eval_rows" in data and (data.get("eval_path") or data.get("eval_split") or data.get("path") in BUILTIN_SOURCES):
         yield Problem(f"`{where}.eval_rows` would have no effect: held-out rows are given", f"set `{where}.eval_limit`")
     eval_rows = data.get("eval_rows")
@@ -176,6 +183,11 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
             yield Problem(f"`{where}.eval_path` is {same}", f"leave it out: rows of `{where}.mix` are held out")
     if data.get("eval_split") and _is_path(data.get("path")) and is_on_this_machine(data["path"]):
         yield Problem(f"`{where}.eval_split` is for Hub data sets", f"give the held-out file as `{where}.eval_path`")
+
+
+def _overlap(split: Any, other: Any) -> bool:
+    """Whether splits have rows in common; what is no text is reported with its type."""
+    return _is_text(split) and _is_text(other) and overlap(split, other)
 
 
 def _is_path(value: Any) -> bool:

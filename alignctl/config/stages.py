@@ -122,8 +122,8 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
 # Keys that say which data set it is and what its columns mean: a stage that has a `path` or `from` of its own takes
 # none of them from the run.
 _DATA_IDENTITY = (
-    "path", "from", "mix", "mix_by", "mix_stopping_strategy", "name", "split", "eval_path", "eval_split", "holds",
-    "format", "columns", "template", "use",
+    "path", "from", "mix", "mix_by", "mix_stopping_strategy", "name", "revision", "split", "eval_path", "eval_split",
+    "holds", "format", "columns", "template", "use",
 )  # fmt: skip
 
 

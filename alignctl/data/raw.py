@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
 from alignctl.data import quickstart
 from alignctl.data.fetching import fetch
 from alignctl.data.files import BadFile, Row, class_name, read_placed
+from alignctl.data.hub import hub_files, rows_of
 from alignctl.data.places import Place
 from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES, digest, files_of, is_on_this_machine, is_url
@@ -111,7 +112,12 @@ def load_raw(settings: DataSettings, source: Source, kind: str) -> RawRows:
         except OSError as error:
             raise RequestError(f"{path}: cannot be read: {error}") from error
     try:
-        loaded = load_dataset(path, name=settings.name, split=source.split)
+        parts = hub_files(path, settings.name, source.split, settings.revision)
+        if parts is not None:
+            files = [file for own in parts.values() for file in own]
+            content = f"{source.split} {digest(*files)}"
+            return RawRows(source, content, partial(rows_of, parts, source.split))
+        loaded = load_dataset(path, name=settings.name, split=source.split, revision=settings.revision)
     except Exception as error:  # the library raises dozens of kinds; each means that the rows could not be had
         raise _not_loaded(path, error) from error
     assert not isinstance(loaded, DatasetDict)

@@ -19,6 +19,8 @@ class MixedSource:
     """Its share of the mixture, as a part of the sum of all weights; all entries have one, or none."""
     name: str | None = None
     """Configuration of a Hub data set that has several."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub data set."""
     split: str = "train"
     """Split of a Hub data set."""
     limit: int | None = None
@@ -53,8 +55,11 @@ class DataSettings:
     `all_exhausted`: every row is there, and sources that run out begin anew."""
     name: str | None = None
     """Configuration of a Hub data set that has several."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub data set."""
     split: str = "train"
-    """Split of a Hub data set to train on."""
+    """Split of a Hub data set to train on, or a part of one, which a command line has in quotes:
+    `'data.split="train[:5%]"'`."""
     eval_path: str | list[str] | None = None
     """Held-out rows: as `path`."""
     eval_split: str | None = None

@@ -227,6 +227,10 @@ BAD = [
         [LOCAL, "model.path=a/b", "data.path=s3://b/rows.jsonl"],
         ["`s3://` needs the package `s3fs`", "pip install s3fs"],
     ),
+    (
+        [LOCAL, "model.path=a/b", "data.path=x/y", 'data.split="train[:90%]"', "data.eval_split=train"],
+        ["`data.eval_split=train` has rows of `data.split=train[:90%]`", """'data.eval_split="train[90%:]"'"""],
+    ),
     ([LOCAL, "model.path=a/b", "data.path=http://h/rows.doc"], ["cannot read `.doc`"]),
     ([LOCAL, "model.path=a/b", "data.path=htp://h/rows.jsonl"], ["no way to read from `htp://`"]),
     ([LOCAL, "model.path=a/b", "data.path=https://me:key@h/a.csv"], ["a password in it"]),
