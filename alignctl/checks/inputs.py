@@ -144,7 +144,16 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
             "take parts that have no row in common: "
             f"""`'{where}.split="train[:90%]"' '{where}.eval_split="train[90%:]"'`""",
         )
-    if "eval_rows" in data and (data.get("eval_path") or data.get("eval_split") or data.get("path") in BUILTIN_SOURCES):
+    if sets := data.get("eval"):
+        for key in ("eval_path", "eval_split", "eval_rows"):
+            if data.get(key):
+                yield Problem(f"`{where}.eval` and `{where}.{key}` exclude each other", "take one of them out")
+        for named in sets if isinstance(sets, Mapping) else ():
+            if not str(named).isidentifier():
+                yield Problem(f"`{where}.eval`: `{named}` cannot be the name of a set", "use letters, digits and `_`")
+    elif "eval_rows" in data and (
+        data.get("eval_path") or data.get("eval_split") or data.get("path") in BUILTIN_SOURCES
+    ):
         yield Problem(f"`{where}.eval_rows` would have no effect: held-out rows are given", f"set `{where}.eval_limit`")
     eval_rows = data.get("eval_rows")
     if isinstance(eval_rows, float) and eval_rows >= 1:
@@ -174,6 +183,11 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     for key in ("path", "eval_path"):
         if data.get(key) != MISSING and _is_path(data.get(key)):
             yield from _rows(f"{where}.{key}", data[key], data, method, template)
+    for named, path in data["eval"].items() if isinstance(data.get("eval"), Mapping) else ():
+        if _is_path(path):
+            yield from _rows(f"{where}.eval.{named}", path, data, method, template)
+            if same := _same_rows(data.get("path"), path):
+                yield Problem(f"`{where}.eval.{named}` is {same}", "leave it out")
     for number, entry in enumerate(entries_of(data)):
         of = f"{where}.mix[{number}]"
         if _is_path(entry.get("path")):

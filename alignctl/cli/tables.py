@@ -123,6 +123,8 @@ def _entry(entry: dict[str, Any]) -> str:
 
 
 def _held_out(data: DataSettings) -> str:
+    if data.eval:
+        return ", ".join(f"{name}: {shown(path)}" for name, path in data.eval.items())
     if data.eval_path or data.eval_split:
         return shown(data.eval_path or data.eval_split or "")
     if data.path in BUILTIN_SOURCES:
@@ -176,6 +178,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     for metric in METRICS:
         if metric.key in after:
             table.add_row(metric.title, *([metric.text(before)] if before else []), metric.text(after))
+    for key in (key for key in after if key.endswith("_loss")):  # of held-out sets
+        metric = Metric(key, f"held-out loss, {key.removesuffix('_loss')}", key, False)
+        table.add_row(metric.title, *([metric.text(before)] if before else []), metric.text(after))
     whole = [key for key in ("model", "adapter") if key in stage]
     if whole or after:
         console.print(table if after else f"stage {name}: no held-out rows, so nothing was measured")

@@ -73,6 +73,8 @@ class StageConfig:
             given["model.chat_template"] = str(template_file(template) or "")  # a text is no file
         if self.start_from:
             del given["model.path"], given["model.merge_into"]
+        for name, path in (self.data.eval or {}).items():
+            given |= files_by_key(f"data.eval.{name}", path)
         for number, entry in enumerate(self.data.mix or []):
             given |= files_by_key(f"data.mix.{number}", entry["path"])
         if self.data.rows_from:
@@ -123,7 +125,7 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
 # none of them from the run.
 _DATA_IDENTITY = (
     "path", "from", "mix", "mix_by", "mix_stopping_strategy", "name", "revision", "split", "eval_path", "eval_split",
-    "holds", "format", "columns", "template", "use",
+    "eval", "holds", "format", "columns", "template", "use",
 )  # fmt: skip
 
 

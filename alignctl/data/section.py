@@ -24,8 +24,8 @@ from alignctl.errors import RequestError
 from alignctl.methods.registry import RowColumn
 
 _OF_ONE = {
-    "mix": None, "mix_by": "rows", "mix_stopping_strategy": "first_exhausted", "eval_path": None, "eval_split": None,
-    "eval_rows": 0, "eval_limit": None,
+    "mix": None, "mix_by": "rows", "mix_stopping_strategy": "first_exhausted", "eval": None, "eval_path": None,
+    "eval_split": None, "eval_rows": 0, "eval_limit": None,
 }  # fmt: skip
 """What is said of a source that is read by itself, so that others who read it find what was made."""
 
@@ -42,34 +42,53 @@ def read_section(
     count_tokens: CountTokens | None = None,
 ) -> tuple[Rows, Rows | None]:
     """As `read_split`, of a mixture too: its held-out rows are of all its sources, by their weights, and none of their
-    prompts is in any of them.
+    prompts is in any of them. Named sets of held-out rows are one behind another.
 
     Args:
         count_tokens: Is asked where a mixture is by tokens.
     """
-    if settings.mix is None:
+    if settings.mix is None and settings.eval is None:
         return read_split(settings, kind, seed, columns, count)
 
     def read(beside: tuple[RowColumn, ...], **own: Any) -> Rows:
         return read_split(replace(settings, **_OF_ONE | own), kind, seed, beside, count)[0]
 
+    given = None
+    others = tuple(column for column in columns if column.name != MARGIN)
+    if settings.eval:
+        sets = [read(others, path=path, split="train", limit=settings.eval_limit) for path in settings.eval.values()]
+        given = join(sets, kind, list(settings.eval), None)
+    elif settings.eval_path:
+        given = read(others, path=settings.eval_path, split="train", limit=settings.eval_limit)
+    if settings.mix is None:
+        train = read(columns)
+        return train, _looked_at(given, train)
     sources = [
         read(columns, **{"limit": None} | {key: value for key, value in entry.items() if key != "weight"})
         for entry in settings.mix
     ]
     weights = [entry.get("weight") for entry in settings.mix]
     joined = join(sources, kind, [None] * len(sources), None if None in weights else weights)
-    given = None
-    if settings.eval_path:
-        others = tuple(column for column in columns if column.name != MARGIN)
-        given = read(others, path=settings.eval_path, split="train", limit=settings.eval_limit)
-    return _mixed(joined, settings, seed, given, count_tokens)
+    train, held = _mixed(joined, settings, seed, given is None, count_tokens)
+    return train, held if given is None else _looked_at(given, train)
+
+
+def _looked_at(held: Rows, train: Rows) -> Rows:
+    """Held-out rows that are given, with how many of them have a prompt that is trained on."""
+
+    def make(folder: Path) -> None:
+        shared = shared_prompts([train.dataset], held.dataset)
+        (folder / "shared.json").write_text(json.dumps(shared), encoding="utf-8")
+
+    folder = kept(["shared prompts", train.dataset._fingerprint, held.dataset._fingerprint], make)
+    shared = json.loads((folder / "shared.json").read_text(encoding="utf-8"))
+    return replace(held, ledger=replace(held.ledger, shared_prompts=shared))
 
 
 def _mixed(
-    joined: Rows, settings: DataSettings, seed: int, given: Rows | None, count_tokens: CountTokens | None
+    joined: Rows, settings: DataSettings, seed: int, holds_out: bool, count_tokens: CountTokens | None
 ) -> tuple[Rows, Rows | None]:
-    """A mixture of joined rows, and the rows held out of it or given.
+    """A mixture of joined rows, and the rows held out of it.
 
     Raises:
         RequestError: All rows of a source are held out.
@@ -84,7 +103,7 @@ def _mixed(
         part = part_of(joined.ledger, numbers)
         own = [np.flatnonzero(part == i) for i in range(len(parts))]
         held = [np.zeros(len(rows), bool) for rows in own]
-        if given is None:
+        if holds_out:
             sources = [joined.dataset.select(range(rows[0], rows[-1] + 1)) for rows in own]
             shares = np.array([len(rows) for rows in own] if weights is None else weights, float)
             whole = rows_wanted(settings.eval_rows, len(numbers)) * shares / shares.sum()
@@ -106,14 +125,12 @@ def _mixed(
         facts = {"held_out": len(set(numbers[out].tolist()))}
         if tokens is not None:
             np.save(folder / "tokens.npy", tokens[chosen])
-        if given is not None:
-            facts["shared_prompts"] = shared_prompts([joined.dataset.select(chosen)], given.dataset)
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
     told = [weights, settings.mix_by, settings.mix_stopping_strategy, settings.limit, settings.eval_rows, seed]
     told += [
         joined.dataset._fingerprint,
-        given and given.dataset._fingerprint,
+        holds_out,
         tokens is not None and hashlib.sha256(tokens.tobytes()).hexdigest(),
     ]
     folder = kept(["mixed", *told], make)
@@ -122,8 +139,6 @@ def _mixed(
     train = _numbered(joined, folder / "train.arrow", sizes)
     left_over = joined.ledger.kept - train.ledger.kept - facts["held_out"]
     train = replace(train, ledger=replace(train.ledger, held_out=facts["held_out"], left_over=left_over))
-    if given is not None:
-        return train, replace(given, ledger=replace(given.ledger, shared_prompts=facts["shared_prompts"]))
     if not (folder / "eval.arrow").exists():
         return train, None
     held = _numbered(joined, folder / "eval.arrow", None)

@@ -62,6 +62,9 @@ class DataSettings:
     `'data.split="train[:5%]"'`."""
     eval_path: str | list[str] | None = None
     """Held-out rows: as `path`."""
+    eval: dict[str, str | list[str]] | None = None
+    """Held-out rows of several sets, each as `path`, and measured under its name: `{maths: a.jsonl, chat: b.jsonl}`
+    gives `eval_maths_loss`."""
     eval_split: str | None = None
     """Held-out split of the Hub data set in `path`."""
     eval_rows: float = 256

@@ -47,6 +47,8 @@ def absolute_paths(config: Mapping[str, Any], stages: Sequence[str] = ()) -> dic
             names = [name for name in PATHS[key] if name in node and not _is_template(name, node[name])]
             paths = {name: _absolute(node[name]) for name in names}
             absolute[key] = dict(node) | paths
+            if isinstance(node.get("eval"), Mapping):
+                absolute[key]["eval"] = {name: _absolute(path) for name, path in node["eval"].items()}
             if isinstance(node.get("mix"), list):
                 absolute[key]["mix"] = [
                     dict(one) | {"path": _absolute(one.get("path"))} if isinstance(one, Mapping) else one

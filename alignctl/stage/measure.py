@@ -99,8 +99,8 @@ class Measuring(TrainerCallback):
                 evaluation = evaluator.measure(trainer.trained_model, reference)
             else:
                 evaluation = evaluator.measure_reward_model(trainer.model)
-            if trainer.eval_dataset and self.held_out.pairs is None:
-                evaluation.metrics["loss"] = trainer.held_out_loss()
+            if trainer.eval_dataset and (self.held_out.pairs is None or trainer.held_out_sets):
+                evaluation.metrics |= trainer.held_out_losses()
         for name, value in evaluation.metrics.items():
             check_finite([value], f"values of `{name}`")
         return evaluation

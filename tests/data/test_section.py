@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from alignctl.data.joining import part_of
 from alignctl.data.section import read_section
 from alignctl.data.settings import DataSettings
 from alignctl.errors import RequestError
@@ -110,6 +111,21 @@ def test_given_rows_are_held_out_and_looked_at(sources, tmp_path):
     train, held = read([sources[0]], eval_path=str(file))
     assert len(train.dataset) == 60
     assert (held.ledger.kept, held.ledger.shared_prompts) == (1, 1)
+
+
+def test_named_sets_lie_one_behind_another(sources, tmp_path):
+    files = {}
+    for name, prompts in (("maths", ["x", "A 3"]), ("chat", ["y"])):
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        rows = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in prompts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for given in ({"mix": sources}, {"path": sources[0]["path"]}):
+        train, held = read_section(DataSettings(**given, eval=files), "preferences", seed=0)
+        assert held.dataset["prompt"] == ["x", "A 3", "y"]
+        assert [(part.name, part.rows) for part in held.ledger.parts] == [("maths", 2), ("chat", 1)]
+        assert part_of(held.ledger, np.asarray(held.numbers)).tolist() == [0, 0, 1]
+        assert held.ledger.shared_prompts == 1
+        assert train.ledger.held_out == 0
 
 
 def test_text_and_messages_are_no_mixture(sources, tmp_path):

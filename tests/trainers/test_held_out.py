@@ -65,6 +65,31 @@ def test_held_out_loss_is_that_of_one_step(small, case, engine):
                 assert found[1][metric] == pytest.approx(found[3][metric], abs=1e-6), metric
 
 
+@pytest.mark.parametrize("name", ["dpo", "sft"])
+def test_sets_are_measured_by_name_in_the_same_pass(small, name):
+    """Each as if it were there alone, and all of them as ever."""
+    rows = small.rows(methods()[name].data_kind, COUNT)
+    trainer = small.trainer(name, rows=rows, held=rows, per_device_eval_batch_size=2, save_strategy="no")
+    if trainer.ref_model is not None:  # else all log-ratios are 0
+        for parameter in trainer.ref_model.parameters():
+            parameter.data.mul_(1.2)
+    whole = trainer.evaluate()
+    sets = {"maths": [4, 1, 0], "chat": [2, 3, 5, 6], "none": []}
+    alone = {of: trainer.evaluate(trainer.eval_dataset.select(own)) for of, own in sets.items() if own}
+    trainer.held_out_sets = sets
+    found = trainer.evaluate()
+    assert found["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-6)
+    assert alone["maths"]["eval_loss"] != pytest.approx(alone["chat"]["eval_loss"], rel=1e-3)
+    metric = {"dpo": "logps/chosen", "sft": "entropy"}[name]
+    _, *logged, named = (row for row in trainer.state.log_history if "eval_loss" in row)
+    for of, row in zip(alone, logged, strict=True):
+        assert found[f"eval_{of}_loss"] == pytest.approx(alone[of]["eval_loss"], rel=1e-6)
+        assert named[f"eval_{of}_{metric}"] == pytest.approx(row[f"eval_{metric}"], rel=1e-6)
+    assert "eval_none_loss" not in found
+    losses = trainer.held_out_losses()
+    assert losses == pytest.approx({key: found[f"eval_{key}"] for key in ("loss", "maths_loss", "chat_loss")})
+
+
 @pytest.mark.slow
 def test_processes_measure_the_same(tmp_path, shared_data):
     """7 held-out rows, by two processes in batches of 2: none is counted twice."""

@@ -8,9 +8,11 @@ mean over, and a row counts once.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
@@ -26,11 +28,19 @@ from alignctl.trainers.base.tally import ROWS, Tally, metrics_apart, metrics_of
 
 Part = tuple[Tensor, int | Tensor]
 """Of a batch's loss: a scalar, and how many rows or tokens it is a mean over."""
+_OF_SET = "of set "
 _SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 class HeldOutLoss:
-    """Mixin before DividesSteps and one of TRL's trainers. Metrics count as the loss does."""
+    """Mixin before DividesSteps and one of TRL's trainers. Metrics count as the loss does.
+
+    Of held-out rows that are several sets, each has a loss and metrics under its name besides, `eval_maths_loss`, as in
+    transformers; they come of the same pass.
+    """
+
+    held_out_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
+    """Names of sets of the held-out rows, and which rows each has; together they are all."""
 
     def held_out_parts(self, model: nn.Module, loss: Tensor, inputs: dict[str, Any]) -> list[Part]:
         """What the loss of a batch is the sum of. A mean over rows, unless a trainer says otherwise."""
@@ -39,12 +49,18 @@ class HeldOutLoss:
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """As many batches for each process, of the same sizes: what a loss gathers has the same shape everywhere."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        args = self.args
+        args, place = self.args, place_among_rows(self.accelerator.unwrap_model(self.model))
         order = list(self._get_eval_sampler(rows) or range(len(rows)))
+        sets = (rows is self.eval_dataset and self.held_out_sets) or {"": order}
+        members = {name: set(own) for name, own in sets.items()}
         return DataLoader(
             self._remove_unused_columns(rows, "Evaluation"),
-            batch_sampler=Share(
-                order, args.eval_batch_size, *place_among_rows(self.accelerator.unwrap_model(self.model))
+            batch_sampler=Shares(
+                {
+                    name: Share([i for i in order if i in own], args.eval_batch_size, *place)
+                    for name, own in members.items()
+                    if own
+                }
             ),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
@@ -58,12 +74,14 @@ class HeldOutLoss:
         if not self._held_out:
             self.before_evaluation(model, self._batches)
         counts = self.counts(inputs)
-        if len(self._held_out) == len(self._batches) - 1 and self._batches.batch_sampler.repeats:
+        batches, number = self._batches.batch_sampler, len(self._held_out)
+        if number in batches.repeated:
             counts = dict.fromkeys(counts, 0)
         with metrics_apart(self, "eval") as metrics:
             found = super().prediction_step(model, inputs, *args, **kwargs)
             parts = self.held_out_parts(model, found[0], inputs)
         self._of_batches.add(metrics, counts)
+        self._of_sets[batches.sets[number]].add(metrics, counts)
         weighed = counts[ROWS] > 0
         self._held_out.append([(float(value), float(count) * weighed) for value, count in parts])
         return found
@@ -73,27 +91,38 @@ class HeldOutLoss:
     ) -> EvalLoopOutput:
         self._held_out: list[list[tuple[float, float]]] = []
         self._batches, self._of_batches = dataloader, Tally(self.means)
+        sets = dataloader.batch_sampler.sets
+        self._of_sets = {name: Tally(self.means) for name in sets}
         with _no_dataloader(self.accelerator):
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        numbers = self._of_batches.numbers()
-        parts = list(zip(*self._held_out, strict=True))  # [parts][batches]
-        for number, batches in enumerate(parts):
-            numbers[f"part {number}"] = sum(value * count if count else 0.0 for value, count in batches)
-            numbers[f"part {number} of"] = sum(count for _, count in batches)
+        numbers = self._of_batches.numbers() | _summed(self._held_out)
+        for name in filter(None, self._of_sets):
+            own = [batch for batch, of in zip(self._held_out, sets, strict=True) if of == name]
+            own_numbers = self._of_sets[name].numbers() | _summed(own)
+            numbers |= {f"{_OF_SET}{name} {key}": value for key, value in own_numbers.items()}
         everyone = from_all(self.accelerator, numbers)
-        sums = [[float(everyone[f"part {n}{of}"].sum()) for of in ("", " of")] for n in range(len(parts))]
-        output.metrics[f"{metric_key_prefix}_loss"] = sum(value / max(count, 1.0) for value, count in sums)
+        output.metrics[f"{metric_key_prefix}_loss"] = _loss(everyone)
         for name, value in metrics_of(everyone).items():
             self._metrics["eval"][name] = [value]
+        for name in filter(None, self._of_sets):
+            start = f"{_OF_SET}{name} "
+            own = {key.removeprefix(start): values for key, values in everyone.items() if key.startswith(start)}
+            output.metrics[f"{metric_key_prefix}_{name}_loss"] = _loss(own)
+            for metric, value in metrics_of(own).items():
+                self._metrics["eval"][f"{name}_{metric}"] = [value]
         self._metrics["eval"]["num_tokens"] = [self._total_train_tokens]
         return output
 
-    def held_out_loss(self) -> float:
-        """The loss by itself: nothing is logged, and nobody is told, as of an evaluation while training."""
+    def held_out_losses(self) -> dict[str, float]:
+        """`loss`, and that of each set by its name, `maths_loss`: nothing is logged, and nobody is told, as of an
+        evaluation while training."""
         logged = getattr(self, "_metrics", {}).get("eval", {})
         output = self.evaluation_loop(self.get_eval_dataloader(), "held-out loss", prediction_loss_only=True)
         logged.clear()
-        return output.metrics["eval_loss"]
+        losses = {key.removeprefix("eval_"): value for key, value in output.metrics.items()}
+        return {
+            key: value for key, value in losses.items() if key == "loss" or key.removesuffix("_loss") in self._of_sets
+        }
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As transformers does, with a loss that is a number.
@@ -136,6 +165,39 @@ class Share:
 
     def __len__(self) -> int:
         return len(self._batches)
+
+
+class Shares:
+    """The batches of one of several processes, of one set of rows after another."""
+
+    def __init__(self, shares: Mapping[str, Share]):
+        self._batches = [batch for share in shares.values() for batch in share]
+        self.sets = [name for name, share in shares.items() for _ in range(len(share))]
+        """Which set each batch is of."""
+        ends = itertools.accumulate(map(len, shares.values()))
+        self.repeated = {end - 1 for share, end in zip(shares.values(), ends, strict=True) if share.repeats}
+        """Batches that count for nothing."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+def _summed(held_out: list[list[tuple[float, float]]]) -> dict[str, float]:
+    """What a process found in batches, `[batches][parts]`, added up."""
+    numbers = {}
+    for number, batches in enumerate(zip(*held_out, strict=True)):
+        numbers[f"part {number}"] = sum(value * count if count else 0.0 for value, count in batches)
+        numbers[f"part {number} of"] = sum(count for _, count in batches)
+    return numbers
+
+
+def _loss(everyone: Mapping[str, Tensor]) -> float:
+    """The sum of the parts of a loss, each a mean over all that it is a mean over."""
+    sums = {key: float(values.sum()) for key, values in everyone.items() if key.startswith("part ")}
+    return sum(value / max(sums[f"{key} of"], 1.0) for key, value in sums.items() if not key.endswith(" of"))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,6 +58,8 @@ class StageTrainer(Protocol):
     train_dataset: Dataset
     """Rows as they are trained on."""
     eval_dataset: Dataset | None
+    held_out_sets: Mapping[str, Sequence[int]]
+    """Names of sets of the held-out rows, where they are several, and which rows each has."""
     processing_class: PreTrainedTokenizerBase
     is_deepspeed_enabled: bool
     is_fsdp_enabled: bool
@@ -90,7 +92,7 @@ class StageTrainer(Protocol):
 
     def train(self, resume_from_checkpoint: str | None = None) -> Any: ...
 
-    def held_out_loss(self) -> float: ...
+    def held_out_losses(self) -> dict[str, float]: ...
 
     def checkpoint_kind(self) -> dict[str, Any]: ...
 

@@ -82,8 +82,8 @@ class KTOTrainer(Managed, CachedReferenceLogps, OnEngine, TokenisesRows, trl.KTO
         if not self.calculate_KL:
             return
         divergences = [self._divergence(model, batch) for batch in batches]
-        if batches.batch_sampler.repeats:
-            divergences[-1] = divergences[-1][:0]
+        for number in batches.batch_sampler.repeated:
+            divergences[number] = divergences[number][:0]
         found = torch.cat(divergences)
         everyone = from_all(self.accelerator, {_KL: float(found.double().sum()), ROWS: len(found)})
         self.totals = {name: float(values.sum()) for name, values in everyone.items()}
