@@ -65,13 +65,7 @@ def read_split(
         held = _read(raw[1], settings, kind, others, named, folder / f"eval{_ROWS}", count)
         for rows in raw:
             check_unchanged(rows)
-        for column in others:
-            if column in train.columns and column not in held.columns:
-                raise RequestError(
-                    f"the training rows have the column `{column.name}`, and the held-out rows of {sources[1].path} "
-                    "do not",
-                    "add it, or take it out of both",
-                )
+        check_columns(train, held, others)
         _describe(train, folder, "train", of="train")
         if settings.path not in BUILTIN_SOURCES:
             shared = shared_prompts([train.dataset], held.dataset)
@@ -80,6 +74,20 @@ def read_split(
 
     folder = kept(["rows", kind, seed, *told, [rows.content for rows in raw]], make)
     return _described(folder, "train"), _described(folder, "eval")
+
+
+def check_columns(train: Rows, held: Rows, columns: tuple[RowColumn, ...]) -> None:
+    """
+    Raises:
+        RequestError: Held-out rows lack a column of training rows that a method looks at in both.
+    """
+    for column in columns:
+        if column in train.columns and column not in held.columns:
+            raise RequestError(
+                f"the training rows have the column `{column.name}`, and the held-out rows of {held.ledger.source} "
+                "do not",
+                "add it, or take it out of both",
+            )
 
 
 def _read(

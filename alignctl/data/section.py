@@ -17,7 +17,7 @@ from alignctl.data.holding_out import held_out, rows_wanted, shared_prompts
 from alignctl.data.joining import counted, join, part_of
 from alignctl.data.kept import kept
 from alignctl.data.mixing import mixture
-from alignctl.data.reading import read_split
+from alignctl.data.reading import check_columns, read_split
 from alignctl.data.rows import Rows
 from alignctl.data.settings import DataSettings
 from alignctl.errors import RequestError
@@ -62,7 +62,7 @@ def read_section(
         given = read(others, path=settings.eval_path, split="train", limit=settings.eval_limit)
     if settings.mix is None:
         train = read(columns)
-        return train, _looked_at(given, train)
+        return train, _looked_at(given, train, others)
     sources = [
         read(columns, **{"limit": None} | {key: value for key, value in entry.items() if key != "weight"})
         for entry in settings.mix
@@ -70,11 +70,16 @@ def read_section(
     weights = [entry.get("weight") for entry in settings.mix]
     joined = join(sources, kind, [None] * len(sources), None if None in weights else weights)
     train, held = _mixed(joined, settings, seed, given is None, count_tokens)
-    return train, held if given is None else _looked_at(given, train)
+    return train, held if given is None else _looked_at(given, train, others)
 
 
-def _looked_at(held: Rows, train: Rows) -> Rows:
-    """Held-out rows that are given, with how many of them have a prompt that is trained on."""
+def _looked_at(held: Rows, train: Rows, columns: tuple[RowColumn, ...]) -> Rows:
+    """Held-out rows that are given, with how many of them have a prompt that is trained on.
+
+    Args:
+        columns: What a method looks at in both.
+    """
+    check_columns(train, held, columns)
 
     def make(folder: Path) -> None:
         shared = shared_prompts([train.dataset], held.dataset)
