@@ -1,8 +1,14 @@
-"""Where what runs share is kept. Torch-free."""
+"""Where what runs share is kept, what lies there, and how it is removed. Torch-free, and light."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from alignctl.errors import RequestError
@@ -14,6 +20,11 @@ PARTS = {
     "chat": "answers of models that judge",
 }
 """Folders of the cache, and what is in each."""
+
+LOCK = ".lock"
+"""Ends the name of the file that is locked while what is named like it is made."""
+
+_MADE_OF = "made_of.json"
 
 
 def cache_dir() -> Path:
@@ -40,3 +51,82 @@ def private_dir(part: str) -> Path:
     if folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o077:
         folder.chmod(0o700)
     return folder
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that is kept: a file or a folder, found again by its name."""
+
+    part: str
+    path: Path
+    bytes: int
+    used: float
+    """When it was made or taken last, in seconds since 1970."""
+    made_of: str | None
+    """The source of rows that it was made of, where that is known."""
+
+
+def entries(part: str) -> list[Entry]:
+    """What lies in a folder of the cache, that included which was never finished."""
+    folder = cache_dir() / part
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix != LOCK:
+            with suppress(FileNotFoundError):  # somebody else removed it just now
+                stats = [file.stat() for file in (path, *path.rglob("*"))]
+                size, used = sum(one.st_size for one in stats), max(one.st_mtime for one in stats)
+                found.append(Entry(part, path, size, used, source_of(path)))
+    return found
+
+
+def remove(entry: Entry) -> bool:
+    """Removes what is kept; whether it could, for what is being made is left to whoever makes it. What a process has
+    open stays readable to it on a disk of its own machine."""
+    name = entry.path.name.split(".")[1] if entry.path.name.startswith(".") else entry.path.name
+    with _unlocked(entry.path.with_name(f"{name}{LOCK}")) as free:
+        if free and entry.path.is_dir():
+            gone = entry.path.with_name(f".{name}.removed.{os.getpid()}")
+            entry.path.rename(gone)  # a folder that has its name is whole
+            shutil.rmtree(gone, ignore_errors=True)
+        elif free:
+            entry.path.unlink(missing_ok=True)
+    return free
+
+
+def note_source(folder: Path, source: str) -> None:
+    """Writes down of which rows something is made: a file, a Hub id, or another folder of the cache."""
+    (folder / _MADE_OF).write_text(json.dumps(source), encoding="utf-8")
+
+
+def note_use(path: Path) -> None:
+    """Writes down that something was taken, by the time of its last change."""
+    with suppress(OSError):  # it is there to be read, which is what matters
+        os.utime(path)
+
+
+def source_of(path: Path) -> str | None:
+    """The rows that an entry is made of, through those that it was made of in between."""
+    with suppress(OSError, ValueError):
+        source = json.loads((path / _MADE_OF).read_text(encoding="utf-8"))
+        above = path.parent / source
+        return source_of(above) if source and "/" not in source and above.is_dir() else source or None
+    return None
+
+
+@contextmanager
+def _unlocked(lock: Path) -> Iterator[bool]:
+    """Whether nobody holds a lock, and holds it then; without the file of one, or where the file system has no locks,
+    nobody does."""
+    if not lock.exists():
+        yield True
+        return
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+        lock.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignctl.cache import cache_dir
+from alignctl.cache import private_dir
 from alignctl.config.schema import wants_bitsandbytes
 from alignctl.config.stages import StageConfig
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
@@ -52,7 +52,8 @@ def main(run_dir: str, stage_name: str) -> int:
             sys.modules["bitsandbytes"] = None  # Python's way of saying that there is none
 
         # What torch compiles is kept for later runs; /tmp, where it would lie, is emptied.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_dir("inductor"))
         gc.disable()  # half a million objects that stay: not looked through while they are made, nor ever again
         run_stage = resolve(methods()[stage.method].stage_function)  # imports torch: after the signals are ours
         gc.freeze()

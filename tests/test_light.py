@@ -43,6 +43,7 @@ print("HEAVY", [m for m in {heavy!r} if m in sys.modules], "CODE", code, file=sy
         (["submit", "recipe=sft_dpo_llama3", "--dry-run"], 0),
         (["rehearse", "recipe=dpo_llama3", "--as", "3/2"], 2),
         (["status", "--all"], 0),
+        (["cache", "list"], 0),
     ],
     ids=str,
 )
@@ -124,7 +125,7 @@ ALLOWED = {
     "alone": {"config", "data", "errors", "methods", "models", "monitor", "run", "stage", "trainers"},
     # worker: of stage only what the table of methods names
     "worker": {"cache", "config", "errors", "methods", "monitor", "run"},
-    "cli": {"checks", "config", "data", "errors", "launch", "methods", "plan", "run"},
+    "cli": {"cache", "checks", "config", "data", "errors", "launch", "methods", "plan", "run"},
     "__main__": {"cli"},
 }
 

@@ -190,6 +190,34 @@ def templates(name: str | None, as_json: bool) -> None:
         click.echo(render_templates(name), nl=False)
 
 
+@cli.group()
+def cache() -> None:
+    """Say what runs share lies on this machine, or remove it: `alignctl cache list`, `alignctl cache clear`."""
+
+
+@cache.command("list")
+@_json
+def cache_list(as_json: bool) -> None:
+    """List what is kept: how much of each kind, of which rows, and when it was taken last."""
+    from alignctl.cli.cache import describe_cache, print_cache
+
+    if as_json:
+        click.echo(json.dumps(describe_cache(), indent=2, ensure_ascii=False))
+    else:
+        print_cache()
+
+
+@cache.command("clear")
+@click.argument("kind", required=False)
+@click.option("--older-than", metavar="AGE", help="Only what was not taken for so long: `30d`, `12h`, `45m`.")
+@_json
+def cache_clear(kind: str | None, older_than: str | None, as_json: bool) -> None:
+    """Remove what is kept, all of it or one KIND; runs make it again when they need it."""
+    from alignctl.cli.cache import clear_command
+
+    clear_command(kind, older_than, as_json)
+
+
 @cli.command()
 @_overrides
 @_recipe_dir

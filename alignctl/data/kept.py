@@ -26,13 +26,13 @@ from datasets import Dataset, Features, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 
 import alignctl
-from alignctl.cache import private_dir
+from alignctl.cache import LOCK, note_source, note_use, private_dir
 
 _LOOK_EVERY_S = 0.1
 _MADE_BY = ("datasets", "pyarrow")
 
 
-def kept(made_of: Sequence[Any], make: Callable[[Path], None]) -> Path:
+def kept(made_of: Sequence[Any], make: Callable[[Path], None], source: str | Dataset) -> Path:
     """The folder of what is made of something: found, or made now, while others who want the same wait.
 
     They wait for a lock, which the system opens when whoever holds it ends, however it ends, and look again. A folder
@@ -41,14 +41,16 @@ def kept(made_of: Sequence[Any], make: Callable[[Path], None]) -> Path:
     Args:
         made_of: All that it depends on beside the code of this package, as JSON takes it.
         make: Fills an empty folder.
+        source: The file, Hub id or rows that it is made of, for people who look into the cache.
     """
     content = json.dumps([_code(), [version(package) for package in _MADE_BY], *made_of], sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
     folder = private_dir("rows") / name
     if not folder.exists():
-        with _alone(folder.with_suffix(".lock")):
+        with _alone(folder.with_suffix(LOCK)):
             if not folder.exists():
-                _make(folder, make)
+                _make(folder, make, source if isinstance(source, str) else _origin(source))
+    note_use(folder)
     return folder
 
 
@@ -76,7 +78,12 @@ def read_rows(*files: Path) -> Dataset:
     return rows.select(range(len(rows)), new_fingerprint=f"{files[0].parent.name}{files[0].stem}")
 
 
-def _make(folder: Path, make: Callable[[Path], None]) -> None:
+def _origin(rows: Dataset) -> str:
+    """The folder that rows are mapped from; nothing of rows that are in memory."""
+    return next((Path(file["filename"]).parent.name for file in rows.cache_files), "")
+
+
+def _make(folder: Path, make: Callable[[Path], None], source: str) -> None:
     ours = f".{folder.name}.{socket.gethostname()}."
     for left in folder.parent.glob(f"{ours}*"):  # by one that was killed: we hold the lock
         shutil.rmtree(left, ignore_errors=True)
@@ -84,6 +91,7 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
     staged.mkdir()
     try:
         make(staged)
+        note_source(staged, source)
         try:
             staged.rename(folder)
         except OSError:

@@ -44,7 +44,7 @@ def _unpaired(rows: Rows) -> Rows:
         batches = (_unpair_batch(batch, own) for batch in pairs.iter(AT_ONCE))
         write_rows(folder / "single.arrow", Features(features), batches)
 
-    folder = kept(["unpaired", pairs._fingerprint, own], make)
+    folder = kept(["unpaired", pairs._fingerprint, own], make, pairs)
     numbers = [number for number in rows.numbers for _ in range(2)]
     return replace(rows, dataset=read_rows(folder / "single.arrow"), numbers=numbers)
 
@@ -76,7 +76,7 @@ def as_plain_text(rows: Rows, where: str) -> Rows:
         batches = (_plain_text_batch(batch, rows.format.as_text) for batch in messages.iter(AT_ONCE))
         write_rows(folder / "plain.arrow", Features(features), batches)
 
-    folder = kept(["plain text", messages._fingerprint, rows.format.name], make)
+    folder = kept(["plain text", messages._fingerprint, rows.format.name], make, messages)
     return replace(rows, dataset=read_rows(folder / "plain.arrow"))
 
 

@@ -102,7 +102,7 @@ def _checked(reader: Reader, rows: Rows, progress: ProgressFile) -> Said:
     if not encodes_batches(reader.tokenizer):  # there is no telling whether two of them are the same
         return check()
     told = [source, rows.dataset._fingerprint, tokenizer_key(reader.tokenizer), reader.assistant_only]
-    said = read_json(kept(["checked", *told], make) / "said.json")
+    said = read_json(kept(["checked", *told], make, rows.dataset) / "said.json")
     return Said({int(position): reason for position, reason in said["left_out"].items()}, said["notices"])
 
 

@@ -107,14 +107,14 @@ def test_what_a_killed_process_had_begun_is_made_by_one_that_waits(tmp_path):
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    killed = FORK.Process(target=kept, args=(["it"], die))
+    killed = FORK.Process(target=kept, args=(["it"], die, "it"))
     killed.start()
     while not begun.exists():
         time.sleep(0.01)
-    folder = kept(["it"], lambda folder: (folder / "whole").write_text("of it"))
+    folder = kept(["it"], lambda folder: (folder / "whole").write_text("of it"), "it")
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    assert [file.name for file in folder.iterdir()] == ["whole"]
+    assert sorted(file.name for file in folder.iterdir()) == ["made_of.json", "whole"]
     assert sorted(file.name for file in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
 
 
@@ -124,5 +124,5 @@ def test_what_failed_is_not_kept(tmp_path):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        kept(["it"], fail)
+        kept(["it"], fail, "it")
     assert [file.suffix for file in (tmp_path / "cache" / "rows").iterdir()] == [".lock"]

@@ -120,7 +120,7 @@ def tokenised(
         np.save(folder / _LENGTHS, _leave_out_lost(_files(folder), columns))
 
     said = [type(columns).__name__, asdict(columns), template, [version(package) for package in _MADE_BY]]
-    folder = kept(["token ids", rows._fingerprint, tokenizer_key(tokenizer), *said], make)
+    folder = kept(["token ids", rows._fingerprint, tokenizer_key(tokenizer), *said], make, rows)
     lengths = RowLengths.of(columns.max_length, np.load(folder / _LENGTHS), columns.why_lost)
     return Tokenised(read_rows(*_files(folder)).remove_columns(list(_NEEDED)), lengths)
 
@@ -174,7 +174,7 @@ def with_others_answers(rows: Dataset, together: int) -> Dataset:
         features = Features(rows.features | {"KL_completion_ids": rows.features["completion_ids"]})
         write_rows(folder / "rows.arrow", features, batches())
 
-    return read_rows(kept(["KL_completion_ids", rows._fingerprint, together], make) / "rows.arrow")
+    return read_rows(kept(["KL_completion_ids", rows._fingerprint, together], make, rows) / "rows.arrow")
 
 
 def _converted(

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from alignctl.cache import private_dir
+from alignctl.cache import note_use, private_dir
 from alignctl.data.scanning import contents
 from alignctl.engine.forward import evaluating
 
@@ -120,6 +120,7 @@ def _read(file: Path, rows: int) -> dict[str, torch.Tensor] | None:
         columns = load_file(file)
     except (OSError, SafetensorError):
         return None
+    note_use(file)
     return columns if all(len(values) == rows for values in columns.values()) else None
 
 
