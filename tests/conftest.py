@@ -18,7 +18,7 @@ SHARED = Path(os.environ.get("ALIGNCTL_SHARED", ROOT.parent / "shared")).resolve
 
 
 # Folders whose tests all train something: their imports alone take longer than the fast tests may.
-HEAVY = ("alone", "engine", "evaluate", "models", "stage", "trainers")
+HEAVY = ("alone", "beforehand", "engine", "evaluate", "models", "stage", "trainers")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

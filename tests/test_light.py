@@ -113,7 +113,8 @@ ALLOWED = {
     "run": {"config", "data", "errors"},
     "plan": {"config", "data", "errors", "methods", "run"},
     # launch: of monitor only what knows no torch
-    "launch": {"config", "errors", "monitor", "plan", "run"},
+    # and of methods the fields that say how long a stage takes
+    "launch": {"config", "errors", "methods", "monitor", "plan", "run"},
     "agent": {"errors", "monitor", "run"},
     "monitor": {"run"},
     "models": {"config", "data", "engine", "errors", "methods", "run"},
@@ -122,6 +123,7 @@ ALLOWED = {
     # trainers: of monitor the table of common names
     "trainers": {"cache", "data", "engine", "errors", "models", "monitor", "rollout", "run"},
     "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
+    "beforehand": {"config", "data", "errors", "methods", "models", "monitor", "run", "stage", "trainers"},
     "alone": {"config", "data", "errors", "methods", "models", "monitor", "run", "stage", "trainers"},
     # worker: of stage only what the table of methods names
     "worker": {"cache", "config", "errors", "methods", "monitor", "run"},

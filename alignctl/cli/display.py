@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.console import Console, Group
@@ -11,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from alignctl.plan.plan import StagePlan
+
+_COUNTED_EVERY_S = 30  # plain lines about how far a phase is
 
 
 class Display:
@@ -25,6 +28,7 @@ class Display:
         self._phase: str | None = None
         self._step_said = 0
         self._notices_said = 0
+        self._counted_s = 0.0
 
     def __enter__(self) -> Display:
         if self._live:
@@ -61,9 +65,15 @@ class Display:
         training = progress if "step" in progress else progress.get("trained")
         if training:
             self._say_step(name, training)
-        if "step" not in progress and progress["phase"] != self._phase:
-            self._phase = progress["phase"]
+        if "step" in progress:
+            return
+        counted = _counted(progress)
+        if progress["phase"] != self._phase:
+            self._phase, self._counted_s = progress["phase"], time.monotonic()
             self.say(f"{name}: {self._phase}")
+        elif counted and time.monotonic() > self._counted_s + _COUNTED_EVERY_S:
+            self._counted_s = time.monotonic()
+            self.say(f"{name}: {self._phase}: {counted}")
 
     def _say_step(self, name: str, training: dict[str, Any]) -> None:
         """A plain line at the start, every so many steps, and at the last."""
@@ -77,7 +87,7 @@ class Display:
 def _live_row(name: str, progress: dict[str, Any]) -> Table:
     row = Table.grid(padding=(0, 1))
     if "step" not in progress:
-        row.add_row(Text(name, style="bold"), f"{progress['phase']} ...")
+        row.add_row(Text(name, style="bold"), f"{progress['phase']} ... {_counted(progress)}")
         return row
     step, steps = progress["step"], progress["max_steps"]
     row.add_row(
@@ -86,6 +96,12 @@ def _live_row(name: str, progress: dict[str, Any]) -> Table:
         f"{step}/{steps}{_facts(progress)}",
     )
     return row
+
+
+def _counted(progress: dict[str, Any]) -> str:
+    """How many rows a phase has gone through."""
+    rows = progress.get("counts", {}).get("rows")
+    return f"{rows:,} rows" if rows else ""
 
 
 def _sample_line(sample: dict[str, Any], width: int) -> Text:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from alignctl.cli.display import Display
 from alignctl.config.schema import RunSettings
+from alignctl.launch.beforehand import look_beforehand, wait_until_looked
 from alignctl.launch.local import part_of_job, run_stage
 from alignctl.plan.freeze import read_plan, refuse_other_version
 from alignctl.run.paths import RunPaths
@@ -29,6 +30,10 @@ def node_command(run_dir: Path, stage_name: str, meet: str) -> None:
         refuse_other_version(plan.paths)  # the code may have been replaced while the job waited
         every = OmegaConf.load(plan.paths.config).get("log_every", RunSettings.log_every)
         with Display(every, quiet=machine > 0) as display:
+            if machine == 0:
+                look_beforehand(plan, display)
+            elif not wait_until_looked(plan, paths):
+                return
             run_stage(plan, stage, display)
     finally:
         ended.parent.mkdir(parents=True, exist_ok=True)

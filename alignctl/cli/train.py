@@ -23,6 +23,7 @@ from alignctl.config.compose import Request, compose, expand_sweep, read_request
 from alignctl.config.schema import RunSettings
 from alignctl.config.secrets import mask, mask_override
 from alignctl.errors import AlignctlError, Interrupted, Problem, RequestError, Stopped
+from alignctl.launch.beforehand import SEEN_ON_SUBMIT, look_beforehand
 from alignctl.launch.local import check_machine, run_plan, wait_for_first
 from alignctl.launch.queue import check_slurm_here
 from alignctl.launch.slurm import refuse_if_queued
@@ -193,6 +194,8 @@ def _submit(prepared: Sequence[Prepared], as_json: bool) -> None:
             locks.enter_context(locked(point.plan.paths))
             freeze(point.plan, point.config, sys.argv)
             link_stages(point.plan, point.shared)
+            with Display(RunSettings.log_every) as display:
+                look_beforehand(point.plan, display, SEEN_ON_SUBMIT)
         if left:
             submit_plans([point.plan for point in left], as_json)
 

@@ -16,9 +16,11 @@ from typing import Any, Protocol
 
 from alignctl.config.schema import QUANTIZED
 from alignctl.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError, LaunchError
+from alignctl.launch.beforehand import is_due, look_beforehand
 from alignctl.launch.environment import own_environment
 from alignctl.launch.failures import ended, failure, not_begun, stuck
 from alignctl.launch.watching import Workers, send
+from alignctl.monitor.heartbeat import read_beats
 from alignctl.monitor.stopping import SAME_REQUEST_S, STOPPING
 from alignctl.plan.freeze import refuse_anothers_stage
 from alignctl.plan.plan import RunPlan, StagePlan, workers_command
@@ -88,28 +90,33 @@ def check_machine(plan: RunPlan) -> None:
 
 
 def wait_for_first(plan: RunPlan) -> None:
-    """Waits until the first of several machines has begun, for one that only helps and so writes nothing.
+    """Waits until the first of several machines has begun and looked at the rows, for one that only helps and so writes
+    nothing.
 
     Raises:
         LaunchError: It has not.
     """
     until = time.monotonic() + _FIRST_S
-    while not plan.paths.plan.exists():
+    while not plan.paths.plan.exists() or is_due(plan):
         if time.monotonic() > until:
             raise LaunchError(
-                f"the machine with `launcher.node_rank=0` has not begun: there is no {plan.paths.plan}",
+                f"the machine with `launcher.node_rank=0` has not begun: {plan.run_dir} has no {plan.paths.plan.name}, "
+                "or the rows are still looked at",
                 "start the same command there, with a `run_dir` that both see",
             )
         time.sleep(_POLL_S)
 
 
 def run_plan(plan: RunPlan, watcher: Watcher) -> None:
-    """Runs every stage that is not done; a stage that was begun continues from its newest complete checkpoint.
+    """Looks at the rows of all stages, and runs every stage that is not done; one that was begun continues from its
+    newest complete checkpoint.
 
     Raises:
         Stopped, Interrupted: A stop was requested (a signal of `STOPPING` to this process).
         AlignctlError: A stage failed.
     """
+    if all(stage.config.launcher.node_rank == 0 for stage in plan.stages):
+        look_beforehand(plan, watcher)
     for stage in plan.stages:
         if not is_done(plan.paths.stage(stage.config.name)):
             refuse_anothers_stage(plan, stage.config.name)
@@ -236,6 +243,9 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
 def _show(stage: StagePlan, paths: StagePaths, watcher: Watcher, seen: Any) -> Any:
     """Shows what the stage is doing now if that is not what was seen before; returns it."""
     progress = read_json(paths.progress)
+    if progress and "step" not in progress:
+        beats = read_beats(paths.beats(stage.config.launcher.node_rank))
+        progress["counts"] = beats[0]["counts"] if beats else {}
     if progress and progress != seen:
         watcher.progress(stage, progress)
     return progress or seen

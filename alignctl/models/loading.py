@@ -81,6 +81,15 @@ def load_tokenizer(
     return tokenizer, new
 
 
+def load_config(source: str, settings: ModelSettings) -> PretrainedConfig:
+    """What a checkpoint says of itself, from its folder or Hub id.
+
+    Raises:
+        AlignctlError: It cannot be had.
+    """
+    return _from_pretrained(AutoConfig, source, settings)
+
+
 def load_own_tokenizer(source: str, settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of a reward model or a reference, from its own folder or Hub id."""
     tokenizer = _tokenizer_of(source, settings)

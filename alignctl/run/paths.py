@@ -224,6 +224,11 @@ class RunPaths:
         return self.root / "status.json"
 
     @property
+    def beforehand(self) -> Path:
+        """Stages whose rows were looked at before the first of them trained, by their fingerprints."""
+        return self.root / "beforehand.json"
+
+    @property
     def lock(self) -> Path:
         return self.root / ".lock"
 

@@ -1,0 +1,110 @@
+"""Makes the rows of a run's stages ready before the first of them trains, and finds what a stage would refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from alignctl.beforehand.standing_in import config_of, trainer_of, without_models
+from alignctl.config.stages import StageConfig
+from alignctl.data.raw import Source, load_raw
+from alignctl.data.rows import Rows
+from alignctl.data.sources import BUILTIN_SOURCES
+from alignctl.errors import AlignctlError, Problem
+from alignctl.methods.registry import Role, methods
+from alignctl.monitor.heartbeat import Heartbeat
+from alignctl.monitor.stopping import StopSignal
+from alignctl.run.frozen import read_stage
+from alignctl.run.paths import RunPaths, StagePaths
+from alignctl.stage.build import rows_to_train_on
+from alignctl.stage.job import Job, rank
+from alignctl.stage.rows import write_ledgers
+from alignctl.stage.run import prepare
+from alignctl.trainers.base.managed import StageTrainer
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A stage whose rows are as it trains on them."""
+
+    job: Job
+    trainer: StageTrainer
+    rows: Rows
+    held_rows: Rows | None
+
+
+@dataclass
+class Line:
+    """Stages one after the other, and what each leaves for those that start from it."""
+
+    paths: RunPaths
+    """A folder with the plan, where what is made for the moment lies."""
+    stop: StopSignal
+    _tokenizers: dict[str, str] = field(default_factory=dict)
+    _configs: dict[str, PretrainedConfig] = field(default_factory=dict)
+
+    def ready(self, name: str, **trainer: object) -> Ready | None:
+        """The next stage with its rows; None where they, or the tokenizer, are not there yet.
+
+        Args:
+            trainer: Fields of the trainer in place of the stage's.
+
+        Raises:
+            AlignctlError: The stage would be refused.
+        """
+        stage, weights = read_stage(self.paths, name)
+        method, before = methods()[stage.method], stage.start_from
+        start = weights.get(method.trained)
+        is_new = before is not None and not (start and Path(start).exists())
+        if method.product == "rows" or stage.data.rows_from or (is_new and before not in self._tokenizers):
+            return None
+        folders = self.paths.stage(name)
+        config = self._configs[before] if is_new else config_of(stage, start)
+        stage = without_models(stage, self._tokenizers[before] if is_new else None)
+        stage.trainer.update(trainer)
+        job = prepare(stage, weights, folders, Heartbeat(folders, rank()), self.stop)
+        self._leaves(name, job, folders, config)
+        job.progress.phase("tokenising")
+        rows, held_rows = rows_to_train_on(job)
+        return Ready(job, trainer_of(job, rows, held_rows, config), rows, held_rows)
+
+    def _leaves(self, name: str, job: Job, folders: StagePaths, config: PretrainedConfig) -> None:
+        self._tokenizers[name] = str(folders.root / "tokenizer")
+        self._configs[name] = config
+        job.tokenizer.save_pretrained(self._tokenizers[name])
+
+
+def look(paths: RunPaths, names: Sequence[str], stop: StopSignal) -> list[tuple[Problem, int]]:
+    """Makes the rows of stages ready, as far as they are there. What the stages would refuse, with its exit code."""
+    line, found = Line(paths, stop), []
+    for name in names:
+        try:
+            ready = line.ready(name)
+            if ready is not None:
+                write_ledgers(ready.job, ready.trainer, ready.rows, ready.held_rows)
+        except AlignctlError as error:
+            found += [(Problem(f"stage `{name}`: {one.message}", one.hint), error.exit_code) for one in error.problems]
+    return found
+
+
+def has_more(paths: RunPaths, names: Sequence[str], most: int) -> bool:
+    """Whether the files of some stages have more rows than so many."""
+    files: Mapping[str, tuple[StageConfig, Role]] = {}
+    for name in names:
+        stage, _ = read_stage(paths, name)
+        files |= {path: stage for path in _files(stage)}
+    return any(_has_more(stage, path, most) for path, stage in files.items())
+
+
+def _files(stage: StageConfig) -> Iterator[str]:
+    given = (stage.data.path, stage.data.eval_path) if not stage.data.rows_from else (stage.data.eval_path,)
+    return (path for path in given if path and path not in BUILTIN_SOURCES and Path(path).is_file())
+
+
+def _has_more(stage: StageConfig, path: str, most: int) -> bool:
+    rows = load_raw(stage.data, Source(path, stage.data.split, "train", None), methods()[stage.method].data_kind)
+    return sum(1 for _ in islice(rows, most + 1)) > most

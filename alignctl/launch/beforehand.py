@@ -1,0 +1,194 @@
+"""Has a child look at the rows of all stages before the first of them trains (beforehand/). Torch-free.
+
+A pipeline is then not refused at its reward model after hours of SFT. One stage alone reads its rows first anyway, and
+where all but the last are short nothing is lost by waiting.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from alignctl.config.secrets import mask
+from alignctl.config.trl_fields import config_fields
+from alignctl.errors import AlignctlError, Problem, RequestError
+from alignctl.launch.environment import own_environment
+from alignctl.methods.registry import methods
+from alignctl.monitor.heartbeat import read_beats
+from alignctl.monitor.stopping import STOPPING
+from alignctl.plan.plan import RunPlan, StagePlan
+from alignctl.run.files import read_json, write_json
+from alignctl.run.paths import RunPaths, StagePaths
+from alignctl.run.process import PARENT
+from alignctl.run.state import is_done, read_status, write_stage_state
+
+SEEN_ON_SUBMIT = 100_000
+"""Rows in a file up to which the command that submits looks at them; of more, the first job does."""
+_LEAST_STEPS = 20  # of the stages before the last: as few as a stage takes without a rehearsal
+_POLL_S = 0.2
+_WAIT_POLL_S = 2.0  # of a file system that many machines share
+_SAID = 2000  # characters of what a process said last
+
+
+class Watcher(Protocol):
+    """Whoever shows what happens."""
+
+    def say(self, text: str) -> None:
+        """Something people should know."""
+
+    def progress(self, stage: StagePlan, progress: dict[str, Any]) -> None:
+        """What is done for a stage now."""
+
+
+def is_due(plan: RunPlan) -> bool:
+    """Whether rows of a run are still to be looked at, before anything trains."""
+    left = _left(plan)
+    return (
+        len(left) > 1
+        and left[0].config.rehearse
+        and sum(map(_steps_at_most, left[:-1])) >= _LEAST_STEPS
+        and read_json(plan.paths.beforehand) != _known_by(plan)
+    )
+
+
+def look_beforehand(plan: RunPlan, watcher: Watcher, most: int = 0) -> None:
+    """Lets a process without a GPU read and tokenise the rows of all stages that are left, as far as they are there.
+    What it made is found by the stages.
+
+    Args:
+        plan: Of a run that is frozen.
+        most: With files of more rows nothing is done; 0 for any number.
+
+    Raises:
+        RequestError: Stages would refuse their rows.
+        AlignctlError: Rows cannot be had.
+    """
+    if not is_due(plan):
+        return
+    watcher.say("before the first stage, the rows of all stages are looked at")
+    with tempfile.TemporaryDirectory(prefix="alignctl-rows-") as folder:
+        found = _looked(plan, RunPaths(Path(folder)), watcher, most)
+    if found.get("too_many"):
+        watcher.say(f"a file has more than {most:,} rows: the first job looks at them")
+        return
+    if found["problems"]:
+        raise _refused(plan, found["problems"])
+    for name, before in read_status(plan.paths)["stages"].items():
+        if before["state"] == "failed" and not before.get("attempts"):  # it was refused here, and is not any more
+            write_stage_state(plan.paths, name, "waiting", error=None)
+    write_json(plan.paths.beforehand, _known_by(plan))
+
+
+def wait_until_looked(plan: RunPlan, paths: StagePaths) -> bool:
+    """Waits on another machine of a job until the first has looked; whether it goes on, and did not end by itself."""
+    while is_due(plan):
+        if paths.ended(0).exists():
+            return False
+        time.sleep(_WAIT_POLL_S)
+    return True
+
+
+def _looked(plan: RunPlan, scratch: RunPaths, watcher: Watcher, most: int) -> dict[str, Any]:
+    """What the child found. One that fails for another reason than the rows holds up no run."""
+    write_json(scratch.plan, mask(plan.to_dict()))
+    file, log = scratch.root / "found.json", scratch.root / "log"
+    names = [stage.config.name for stage in _left(plan)]
+    environment = own_environment(os.environ, in_job=False) | plan.stages[0].environment
+    if not all("HF_HUB_OFFLINE" in stage.environment for stage in plan.stages):
+        environment.pop("HF_HUB_OFFLINE", None)
+    environment |= {PARENT: str(os.getpid()), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-P", "-m", "alignctl.beforehand", str(scratch.root), str(file), str(most), *names]
+    with log.open("wb") as output, _interrupted():
+        child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            seen: Any = None
+            while child.poll() is None:
+                seen = _show(plan, scratch, watcher, seen)
+                time.sleep(_POLL_S)
+        finally:
+            child.kill()
+            child.wait()
+    found = read_json(file)
+    if found is None:
+        said = log.read_text(encoding="utf-8", errors="replace").strip()[-_SAID:]
+        last = said.splitlines()[-1] if said else f"exit code {child.returncode}"
+        watcher.say(f"the rows could not be looked at before the first stage, so each stage looks at its own: {last}")
+        return {"problems": []}
+    return found
+
+
+def _show(plan: RunPlan, scratch: RunPaths, watcher: Watcher, seen: Any) -> Any:
+    """Shows what the child does now if that is not what was seen before; returns it."""
+    for stage in reversed(_left(plan)):
+        folders = scratch.stage(stage.config.name)
+        if progress := read_json(folders.progress):
+            counts = next((beat["counts"] for beat in read_beats(folders.beats(0))), {})
+            now = {"phase": f"before training: {progress['phase']}", "counts": counts}
+            if now != seen:
+                watcher.progress(stage, now)
+            return now
+    return seen
+
+
+def _refused(plan: RunPlan, problems: Sequence[dict[str, Any]]) -> AlignctlError:
+    """What to raise; the stages of which it is said have failed."""
+    names = [stage.config.name for stage in plan.stages]
+    for name in names:
+        own = [problem["message"] for problem in problems if problem["message"].startswith(f"stage `{name}`: ")]
+        if own:
+            write_stage_state(plan.paths, name, "failed", error="\n".join(own))
+    kind = RequestError if all(one["exit_code"] == RequestError.exit_code for one in problems) else AlignctlError
+    error = kind(problems[0]["message"], problems[0]["hint"])
+    error.problems = tuple(Problem(one["message"], one["hint"]) for one in problems)
+    return error
+
+
+@contextmanager
+def _interrupted() -> Iterator[None]:
+    """Requests to stop end it at once: there is nothing to save."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _left(plan: RunPlan) -> list[StagePlan]:
+    """Stages that this run is still to do."""
+    folders = {stage.config.name: plan.paths.stage(stage.config.name) for stage in plan.stages}
+    return [
+        stage
+        for stage in plan.stages
+        if not is_done(folders[stage.config.name]) and not folders[stage.config.name].root.is_symlink()
+    ]
+
+
+def _steps_at_most(stage: StagePlan) -> float:
+    """Optimizer steps of a stage, as far as they are known without its rows."""
+    given, fields = stage.config.trainer, config_fields(methods()[stage.config.method].config_class)
+    steps, epochs = (
+        float(given.get(key, fields[key].default if key in fields else missing) or 0)
+        for key, missing in (("max_steps", 0), ("num_train_epochs", 1))
+    )
+    if steps > 0:
+        return steps
+    limit = stage.config.data.limit
+    return math.inf if limit is None else limit * epochs / stage.global_batch_size
+
+
+def _known_by(plan: RunPlan) -> dict[str, str]:
+    return {stage.config.name: stage.fingerprint for stage in plan.stages}
