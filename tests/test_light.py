@@ -44,6 +44,7 @@ print("HEAVY", [m for m in {heavy!r} if m in sys.modules], "CODE", code, file=sy
         (["rehearse", "recipe=dpo_llama3", "--as", "3/2"], 2),
         (["status", "--all"], 0),
         (["cache", "list"], 0),
+        (["data", "preview", "rows.jsonl"], 2),
     ],
     ids=str,
 )

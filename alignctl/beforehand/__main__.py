@@ -1,39 +1,56 @@
 """Entry of the process that looks at the rows of stages before any is trained:
-`python -m alignctl.beforehand FOLDER FILE MOST STAGE...`.
+`python -m alignctl.beforehand FOLDER FILE ASKED`.
 
-FOLDER has the plan of the run. What was found is written to FILE as JSON: the problems, or that a file has more than
-MOST rows (0 for any number), so that nothing was looked at.
+FOLDER has the plan of a run; ASKED is what is wanted, as JSON: `{"stages": [...], "most": N}` to make the rows of
+stages ready unless a file has more than N (0 for any number), or `{"stages": [...], "row": ..., "worst": ..., "count":
+...}` to show some rows of the last of them. What was found is written to FILE as JSON, problems that a user can mend,
+too.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from alignctl.errors import AlignctlError
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.files import write_json
 from alignctl.run.paths import RunPaths
 from alignctl.run.process import die_with_parent
 
 
-def main(folder: str, file: str, most: str, *names: str) -> int:
-    """Looks at the rows of stages. Returns the exit code: 0, whatever is found."""
+def main(folder: str, file: str, asked: str) -> int:
+    """Does what is asked. Returns the exit code: 0, whatever is found."""
     die_with_parent()
     stop = StopSignal()
     import datasets
 
-    from alignctl.beforehand.looking import has_more, look
-
     datasets.disable_progress_bars()
-    paths = RunPaths(Path(folder))
-    if int(most) and has_more(paths, names, int(most)):
-        write_json(Path(file), {"too_many": True, "problems": []})
-        return 0
-    problems = [asdict(problem) | {"exit_code": code} for problem, code in look(paths, names, stop)]
-    write_json(Path(file), {"too_many": False, "problems": problems})
+    write_json(Path(file), _answer(RunPaths(Path(folder)), stop, **json.loads(asked)))
     return 0
+
+
+def _answer(paths: RunPaths, stop: StopSignal, stages: list[str], **asked: Any) -> dict[str, Any]:
+    from alignctl.beforehand.looking import Line, has_more, look
+    from alignctl.beforehand.shown import Asked, preview
+
+    if "most" in asked:
+        if asked["most"] and has_more(paths, stages, asked["most"]):
+            return {"too_many": True, "problems": []}
+        found = look(paths, stages, stop)
+        return {"problems": [asdict(problem) | {"exit_code": code} for problem, code in found]}
+    *before, name = stages
+    line = Line(paths, stop)
+    try:
+        for other in before:
+            line.ready(other)
+        return preview(line, name, Asked(**asked)) | {"problems": []}
+    except AlignctlError as error:
+        return {"problems": [asdict(one) | {"exit_code": error.exit_code} for one in error.problems]}
 
 
 if __name__ == "__main__":

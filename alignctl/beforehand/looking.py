@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from alignctl.beforehand.standing_in import config_of, trainer_of, without_models
 from alignctl.config.stages import StageConfig
+from alignctl.config.trl_fields import config_fields
 from alignctl.data.raw import Source, load_raw
 from alignctl.data.rows import Rows
 from alignctl.data.sources import BUILTIN_SOURCES
@@ -51,7 +52,7 @@ class Line:
         """The next stage with its rows; None where they, or the tokenizer, are not there yet.
 
         Args:
-            trainer: Fields of the trainer in place of the stage's.
+            trainer: Fields of the trainer in place of the stage's, as far as it has them.
 
         Raises:
             AlignctlError: The stage would be refused.
@@ -65,7 +66,8 @@ class Line:
         folders = self.paths.stage(name)
         config = self._configs[before] if is_new else config_of(stage, start)
         stage = without_models(stage, self._tokenizers[before] if is_new else None)
-        stage.trainer.update(trainer)
+        known = config_fields(method.config_class)
+        stage.trainer.update({key: value for key, value in trainer.items() if key in known})
         job = prepare(stage, weights, folders, Heartbeat(folders, rank()), self.stop)
         self._leaves(name, job, folders, config)
         job.progress.phase("tokenising")

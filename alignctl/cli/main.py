@@ -191,6 +191,33 @@ def templates(name: str | None, as_json: bool) -> None:
 
 
 @cli.group()
+def data() -> None:
+    """Look at rows: `alignctl data preview`."""
+
+
+@data.command()
+@click.argument("source")
+@_overrides
+@_recipe_dir
+@click.option("--for", "method", metavar="METHOD", help="What the rows are for: a method of `alignctl methods`.")
+@click.option("--model", metavar="MODEL", help="Folder or Hub id of the model, for its tokenizer.")
+@click.option("--stage", help="Of a run: this stage; else the first.")
+@click.option("--row", type=click.IntRange(min=1), help="This row of the data, counted from 1.")
+@click.option("--worst", type=click.Choice(["length", "margin"]), help="The longest, or those with the least margin.")
+@click.option("--rows", "count", type=click.IntRange(min=1), default=3, help="At most so many; 3 if not said.")
+@_json
+def preview(source: str, **asked: Any) -> None:
+    """Show rows as the trainer sees them: `data preview FILE --for dpo --model MODEL [key=value ...]`, or `data preview
+    RUN`.
+
+    Text and token ids, with what is trained on, what is context, and what is cut. No weights are loaded.
+    """
+    from alignctl.cli.preview import preview_command
+
+    preview_command(source, **asked)
+
+
+@cli.group()
 def cache() -> None:
     """Say what runs share lies on this machine, or remove it: `alignctl cache list`, `alignctl cache clear`."""
 

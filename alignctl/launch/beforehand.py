@@ -6,6 +6,7 @@ where all but the last are short nothing is lost by waiting.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -36,7 +37,11 @@ SEEN_ON_SUBMIT = 100_000
 _LEAST_STEPS = 20  # of the stages before the last: as few as a stage takes without a rehearsal
 _POLL_S = 0.2
 _WAIT_POLL_S = 2.0  # of a file system that many machines share
-_SAID = 2000  # characters of what a process said last
+_SAID = 400  # characters of what a process said last
+
+
+class ChildFailed(Exception):
+    """The process ended without a word about the rows; the message is what it said last."""
 
 
 class Watcher(Protocol):
@@ -75,8 +80,12 @@ def look_beforehand(plan: RunPlan, watcher: Watcher, most: int = 0) -> None:
     if not is_due(plan):
         return
     watcher.say("before the first stage, the rows of all stages are looked at")
-    with tempfile.TemporaryDirectory(prefix="alignctl-rows-") as folder:
-        found = _looked(plan, RunPaths(Path(folder)), watcher, most)
+    names = [stage.config.name for stage in _left(plan)]
+    try:
+        found = _answer(plan, {"stages": names, "most": most}, watcher)
+    except ChildFailed as error:  # for another reason than the rows, which holds up no run
+        watcher.say(f"the rows could not be looked at before the first stage, so each stage looks at its own: {error}")
+        found = {"problems": []}
     if found.get("too_many"):
         watcher.say(f"a file has more than {most:,} rows: the first job looks at them")
         return
@@ -88,6 +97,26 @@ def look_beforehand(plan: RunPlan, watcher: Watcher, most: int = 0) -> None:
     write_json(plan.paths.beforehand, _known_by(plan))
 
 
+def preview_rows(plan: RunPlan, stages: Sequence[str], asked: dict[str, Any], watcher: Watcher) -> dict[str, Any]:
+    """Rows of a stage as its trainer sees them (beforehand/shown.py).
+
+    Args:
+        stages: The stage, and before it those that it starts from, as far as they are not done.
+        asked: Which rows: `row`, `worst`, `count`.
+
+    Raises:
+        RequestError: The stage would refuse its rows, or there are none like that.
+        AlignctlError: They cannot be had.
+    """
+    try:
+        found = _answer(plan, {"stages": list(stages), **asked}, watcher)
+    except ChildFailed as error:
+        raise AlignctlError(f"the process that reads the rows failed: {error}") from error
+    if problems := found.pop("problems"):
+        raise _as_error(problems)
+    return found
+
+
 def wait_until_looked(plan: RunPlan, paths: StagePaths) -> bool:
     """Waits on another machine of a job until the first has looked; whether it goes on, and did not end by itself."""
     while is_due(plan):
@@ -97,38 +126,47 @@ def wait_until_looked(plan: RunPlan, paths: StagePaths) -> bool:
     return True
 
 
-def _looked(plan: RunPlan, scratch: RunPaths, watcher: Watcher, most: int) -> dict[str, Any]:
-    """What the child found. One that fails for another reason than the rows holds up no run."""
-    write_json(scratch.plan, mask(plan.to_dict()))
-    file, log = scratch.root / "found.json", scratch.root / "log"
-    names = [stage.config.name for stage in _left(plan)]
-    environment = own_environment(os.environ, in_job=False) | plan.stages[0].environment
-    if not all("HF_HUB_OFFLINE" in stage.environment for stage in plan.stages):
-        environment.pop("HF_HUB_OFFLINE", None)
-    environment |= {PARENT: str(os.getpid()), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-P", "-m", "alignctl.beforehand", str(scratch.root), str(file), str(most), *names]
-    with log.open("wb") as output, _interrupted():
-        child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+def _answer(plan: RunPlan, asked: dict[str, Any], watcher: Watcher) -> dict[str, Any]:
+    """What the child found.
+
+    Raises:
+        ChildFailed: It found nothing.
+    """
+    with tempfile.TemporaryDirectory(prefix="alignctl-rows-") as folder, _interrupted():
+        scratch = RunPaths(Path(folder))
+        write_json(scratch.plan, mask(plan.to_dict()))
+        file, log = scratch.root / "found.json", scratch.root / "log"
+        command = [sys.executable, "-P", "-m", "alignctl.beforehand", folder, str(file), json.dumps(asked)]
+        with log.open("wb") as output:
+            child = subprocess.Popen(
+                command, env=_environment(plan), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
         try:
             seen: Any = None
             while child.poll() is None:
-                seen = _show(plan, scratch, watcher, seen)
+                seen = _show(plan, asked["stages"], scratch, watcher, seen)
                 time.sleep(_POLL_S)
         finally:
             child.kill()
             child.wait()
-    found = read_json(file)
-    if found is None:
-        said = log.read_text(encoding="utf-8", errors="replace").strip()[-_SAID:]
-        last = said.splitlines()[-1] if said else f"exit code {child.returncode}"
-        watcher.say(f"the rows could not be looked at before the first stage, so each stage looks at its own: {last}")
-        return {"problems": []}
+        found = read_json(file)
+        if found is None:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise ChildFailed(lines[-1][-_SAID:] if lines else f"it ended with code {child.returncode}")
     return found
 
 
-def _show(plan: RunPlan, scratch: RunPaths, watcher: Watcher, seen: Any) -> Any:
+def _environment(plan: RunPlan) -> dict[str, str]:
+    """That of the workers, without their GPUs; the Hub is reached where any of them may."""
+    environment = own_environment(os.environ, in_job=False) | plan.stages[0].environment
+    if not all("HF_HUB_OFFLINE" in stage.environment for stage in plan.stages):
+        environment.pop("HF_HUB_OFFLINE", None)
+    return environment | {PARENT: str(os.getpid()), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
+def _show(plan: RunPlan, names: Sequence[str], scratch: RunPaths, watcher: Watcher, seen: Any) -> Any:
     """Shows what the child does now if that is not what was seen before; returns it."""
-    for stage in reversed(_left(plan)):
+    for stage in reversed([stage for stage in plan.stages if stage.config.name in names]):
         folders = scratch.stage(stage.config.name)
         if progress := read_json(folders.progress):
             counts = next((beat["counts"] for beat in read_beats(folders.beats(0))), {})
@@ -146,6 +184,10 @@ def _refused(plan: RunPlan, problems: Sequence[dict[str, Any]]) -> AlignctlError
         own = [problem["message"] for problem in problems if problem["message"].startswith(f"stage `{name}`: ")]
         if own:
             write_stage_state(plan.paths, name, "failed", error="\n".join(own))
+    return _as_error(problems)
+
+
+def _as_error(problems: Sequence[dict[str, Any]]) -> AlignctlError:
     kind = RequestError if all(one["exit_code"] == RequestError.exit_code for one in problems) else AlignctlError
     error = kind(problems[0]["message"], problems[0]["hint"])
     error.problems = tuple(Problem(one["message"], one["hint"]) for one in problems)

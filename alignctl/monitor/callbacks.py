@@ -95,6 +95,11 @@ class ProgressFile(TrainerCallback):
             self._notices.append(text)
             self.phase(self._phase)
 
+    @property
+    def notices(self) -> list[str]:
+        """What people were told."""
+        return list(self._notices)
+
     def count(self, what: str, more: int = 1) -> None:
         """Says that the process goes on with what it does; see `Heartbeat.count`."""
         self._heartbeat.count(what, more)

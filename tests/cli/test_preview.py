@@ -1,0 +1,48 @@
+"""`alignctl data preview`: what it refuses before anything is read, and how rows are written without colours."""
+
+from __future__ import annotations
+
+import pytest
+
+from alignctl.cli.preview import _print
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("rows.jsonl",), "say what the rows are for"),
+        (("rows.jsonl", "--for", "dop"), "no recipe for rows of one's own"),
+        (("rows.jsonl", "--for", "dpo", "--row", "1", "--worst", "length"), "exclude each other"),
+        (("rows.jsonl", "--for", "dpo", "--model", "owner/name"), "there is no such file"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(alignctl, arguments, said):
+    done = alignctl("data", "preview", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+def test_a_run_has_its_own_settings(alignctl, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plan.json").write_text("{}")
+    done = alignctl("data", "preview", "run", "--for", "dpo")
+    assert done.code == 2
+    assert "is a run, which has its method" in done.err
+
+
+def test_marks_stand_in_for_colours(capsys):
+    parts = [
+        {"state": "cut", "text": "Once", "ids": [4]},
+        {"state": "context", "text": " upon [b]", "ids": [5]},
+        {"state": "trained", "text": " a time", "ids": [6, 7]},
+    ]
+    one = {"name": "chosen", "cut": 1, "context": 1, "trained": 2, "parts": parts}
+    rows = {"read": 1, "skipped": 0, "lost": 0, "trained_on": 1}
+    _print(
+        {"source": "a.jsonl", "format": "preference", "rows": rows, "notices": ["told"]}
+        | {"shown": [{"row": 7, "sequences": [one], "margin": -0.5}]}
+    )
+    said = capsys.readouterr().out
+    assert "row 7, chosen: 2 trained, 1 context, 1 cut; margin -0.5\n[-Once-] upon [b]{+ a time+}\n" in said
+    assert "  trained: 6 7\n" in said
+    assert "notice: told\n" in said
