@@ -61,7 +61,8 @@ class Line:
         method, before = methods()[stage.method], stage.start_from
         start = weights.get(method.trained)
         is_new = before is not None and not (start and Path(start).exists())
-        if method.product == "rows" or stage.data.rows_from or (is_new and before not in self._tokenizers):
+        made_later = stage.data.rows_from and not Path(stage.data.path).exists()
+        if method.product == "rows" or made_later or (is_new and before not in self._tokenizers):
             return None
         folders = self.paths.stage(name)
         config = self._configs[before] if is_new else config_of(stage, start)
