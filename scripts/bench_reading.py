@@ -53,7 +53,7 @@ def main() -> None:
     grown = found[-1]["peak_mb"] - found[0]["peak_mb"]
     print(f"from a quarter to all of it, the peak grows by {grown:,.0f} MB")
     if given.json:
-        given.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+        given.json.write_text(json.dumps({"results": found}, indent=2), encoding="utf-8")
 
 
 def write_rows(file: Path, size: int) -> int:

@@ -45,3 +45,13 @@ def test_plain_lines_show_no_samples(capsys):
     written = shown(capsys)
     assert "step 3/9" in written
     assert "How are you?" not in written
+
+
+def test_how_many_rows_a_phase_went_through_is_said_now_and_then(capsys):
+    reading = {"phase": "reading data", "counts": {"rows": 12_000}}
+    with Display(every=1) as display:
+        display.progress(STAGE, reading)
+        display.progress(STAGE, reading)
+        display._counted_s = -1e9  # long ago
+        display.progress(STAGE, reading)
+    assert capsys.readouterr().err.splitlines() == ["ppo: reading data", "ppo: reading data: 12,000 rows"]
