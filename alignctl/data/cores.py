@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -98,6 +99,7 @@ class _Others:
         return [share for share, process in zip(self._shares, self._running, strict=True) if process.exitcode]
 
     def _run(self, write: Callable[..., None], share: Any, place: int, parent: int) -> None:
+        gc.freeze()  # what was imported before is not looked through for garbage, which would copy all of it
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)  # the process that waits for this one decides whether to go on
 
