@@ -23,7 +23,7 @@ from alignctl.run.frozen import read_stage
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.stage.build import rows_to_train_on
 from alignctl.stage.job import Job, rank
-from alignctl.stage.rows import write_ledgers
+from alignctl.stage.ledger import write_ledgers
 from alignctl.stage.run import prepare
 from alignctl.trainers.base.managed import StageTrainer
 

@@ -160,10 +160,14 @@ def _made(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
 
 def _row_counts(ledger: dict[str, Any]) -> dict[str, Any]:
     counts = ("source", "read", "kept", "held_out", "lost", "partly", "cut", "lengths", "reasons")
-    return {name: ledger[name] for name in counts} | {
-        "skipped": ledger["num_skipped"],
-        "skipped_rows": list(map(int, ledger["skipped"])),
-    } | ({"parts": ledger["parts"]} if ledger.get("parts") else {})
+    return (
+        {name: ledger[name] for name in counts}
+        | {
+            "skipped": ledger["num_skipped"],
+            "skipped_rows": list(map(int, ledger["skipped"])),
+        }
+        | ({"parts": ledger["parts"]} if ledger.get("parts") else {})
+    )
 
 
 def print_summary(summary: dict[str, Any]) -> None:

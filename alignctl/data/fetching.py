@@ -52,7 +52,7 @@ def _fetched(url: str) -> Path:
             while chunk := there.read(_CHUNK):
                 here.write(chunk)
 
-    return kept(["fetched", url, _version(url) or _digest(url)], make) / name
+    return kept(["fetched", url, _version(url) or _digest(url)], make, url) / name
 
 
 def _version(url: str) -> str | None:

@@ -85,7 +85,7 @@ def _looked_at(held: Rows, train: Rows, columns: tuple[RowColumn, ...]) -> Rows:
         shared = shared_prompts([train.dataset], held.dataset)
         (folder / "shared.json").write_text(json.dumps(shared), encoding="utf-8")
 
-    folder = kept(["shared prompts", train.dataset._fingerprint, held.dataset._fingerprint], make)
+    folder = kept(["shared prompts", train.dataset._fingerprint, held.dataset._fingerprint], make, held.dataset)
     shared = json.loads((folder / "shared.json").read_text(encoding="utf-8"))
     return replace(held, ledger=replace(held.ledger, shared_prompts=shared))
 
@@ -138,7 +138,7 @@ def _mixed(
         holds_out,
         tokens is not None and hashlib.sha256(tokens.tobytes()).hexdigest(),
     ]
-    folder = kept(["mixed", *told], make)
+    folder = kept(["mixed", *told], make, joined.ledger.source)
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     sizes = np.load(folder / "tokens.npy") if tokens is not None else None
     train = _numbered(joined, folder / "train.arrow", sizes)

@@ -53,7 +53,7 @@ def tokens_of(source: str, settings: ModelSettings, rows: Dataset) -> np.ndarray
 
     if not encodes_batches(tokenizer):  # there is no telling whether two of them are the same
         return row_tokens(rows, TEXTS, count)
-    return np.load(kept(["tokens of rows", rows._fingerprint, tokenizer_key(tokenizer)], make) / "tokens.npy")
+    return np.load(kept(["tokens of rows", rows._fingerprint, tokenizer_key(tokenizer)], make, rows) / "tokens.npy")
 
 
 def as_written(
@@ -149,5 +149,3 @@ def check_form(rows: Rows, held_rows: Rows | None, stage: StageConfig) -> None:
             f"the training rows ({', '.join(sorted(form))}): losses of other tokens would be compared",
             "give held-out rows of the same form, or hold out some of the training rows",
         )
-
-
