@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,10 @@ from alignctl.config.stages import StageConfig
 from alignctl.config.trl_fields import config_fields
 from alignctl.data.raw import Source, load_raw
 from alignctl.data.rows import Rows
-from alignctl.data.sources import BUILTIN_SOURCES
+from alignctl.data.settings import DataSettings
+from alignctl.data.sources import is_on_this_machine, shown
 from alignctl.errors import AlignctlError, Problem
-from alignctl.methods.registry import Role, methods
+from alignctl.methods.registry import methods
 from alignctl.monitor.heartbeat import Heartbeat
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.frozen import read_stage
@@ -96,18 +97,19 @@ def look(paths: RunPaths, names: Sequence[str], stop: StopSignal) -> list[tuple[
 
 def has_more(paths: RunPaths, names: Sequence[str], most: int) -> bool:
     """Whether the files of some stages have more rows than so many."""
-    files: Mapping[str, tuple[StageConfig, Role]] = {}
-    for name in names:
-        stage, _ = read_stage(paths, name)
-        files |= {path: stage for path in _files(stage)}
-    return any(_has_more(stage, path, most) for path, stage in files.items())
+    stages = [read_stage(paths, name)[0] for name in names]
+    files = {shown(path): (stage, path) for stage in stages for path in _files(stage.data)}
+    return any(_has_more(stage, path, most) for stage, path in files.values())
 
 
-def _files(stage: StageConfig) -> Iterator[str]:
-    given = (stage.data.path, stage.data.eval_path) if not stage.data.rows_from else (stage.data.eval_path,)
-    return (path for path in given if path and path not in BUILTIN_SOURCES and Path(path).is_file())
+def _files(data: DataSettings) -> list[str | list[str]]:
+    """Those that rows are read from here, each as it is given."""
+    given = [entry.get("path") for entry in data.mix or ()] + [*(data.eval or {}).values(), data.eval_path]
+    if not data.rows_from:
+        given.append(data.path)
+    return [path for path in given if path and is_on_this_machine(path)]
 
 
-def _has_more(stage: StageConfig, path: str, most: int) -> bool:
-    rows = load_raw(stage.data, Source(path, stage.data.split, "train", None), methods()[stage.method].data_kind)
-    return sum(1 for _ in islice(rows, most + 1)) > most
+def _has_more(stage: StageConfig, path: str | list[str], most: int) -> bool:
+    source = Source(shown(path), path, "train", "train", None)
+    return sum(1 for _ in islice(load_raw(stage.data, source, methods()[stage.method].data_kind), most + 1)) > most

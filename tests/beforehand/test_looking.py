@@ -69,7 +69,7 @@ def test_what_a_later_stage_would_refuse_is_refused_now(tmp_path):
         look_beforehand(plan, heard)
     (problem,) = refused.value.problems
     assert problem.message.startswith("stage `rm`: 32 of 32 training rows (100 %) are lost: with `rm.max_length=4`")
-    assert problem.hint.startswith("raise `rm.max_length`")
+    assert problem.hint.startswith("set `rm.max_length=")
     assert ("rm", "before training: reading data") in heard.phases
     assert read_status(plan.paths)["stages"]["rm"]["state"] == "failed"
     assert not plan.paths.beforehand.exists()

@@ -92,7 +92,7 @@ def test_too_many_lost_rows_are_refused_with_what_would_do():
     check_lengths(LONG, stage(max_lost=0.06), "max_length", seen=None)
     with pytest.raises(RequestError) as refused:
         check_lengths(LONG, stage(), "max_length", seen=200)
-    assert "the model sees only 200 tokens" in refused.value.problems[0].hint
+    assert "the model can see only 200 tokens" in refused.value.problems[0].hint
 
 
 def test_cut_rows_are_told_and_refused_where_that_is_asked_for():
