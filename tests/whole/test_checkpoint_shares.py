@@ -5,23 +5,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 from support.cells import job
+from support.daily import of_today
 from support.files import read
 from support.many import RUN_MANY, outcome, run_many
 
 from alignctl.run.checkpoints import MANIFEST, complete_checkpoints
 
-pytestmark = [pytest.mark.train, pytest.mark.slow]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
 
 PROCESSES = 2
 # DeepSpeed's last: where it has been, FSDP cannot begin.
-DAY = [("sft", "none", "fsdp2"), ("sft", "none", "zero3")]
 KINDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-NIGHT = [(*what, how) for how in KINDS for what in (("dpo", "lora"), ("sft", "none")) if (*what, how) not in DAY]
-LANES = {"day": DAY, "night": NIGHT}
+CELLS = of_today([(*what, how) for what in (("dpo", "lora"), ("sft", "none")) for how in KINDS], 2)
 WATCHED = f"""
 import os
 import runpy
@@ -42,36 +40,25 @@ runpy.run_path({str(RUN_MANY)!r}, run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def lanes(tmp_path_factory, shared_data):
-    """Gives the folder of a lane, with the runs of its cells, undisturbed and continued."""
-    made: dict[str, Path] = {}
-
-    def of(lane: str) -> Path:
-        if lane not in made:
-            folder = made[lane] = tmp_path_factory.mktemp(lane)
-            (folder / "watched.py").write_text(WATCHED)
-            jobs = []
-            for name, peft, how in LANES[lane]:
-                one = job(folder, shared_data, (name, peft, "auto"), (2, 1, how))
-                whole = {"run_dir": str(folder / f"{name}-{peft}-{how}"), "arguments": one["arguments"]}
-                jobs += [whole, whole | {"run_dir": whole["run_dir"] + "-again", "continues": whole["run_dir"]}]
-            run_many(folder, jobs, PROCESSES, folder / "watched.py")
-        return made[lane]
-
-    return of
+def folder(tmp_path_factory, shared_data):
+    """With the runs of all cells, undisturbed and continued."""
+    folder = tmp_path_factory.mktemp("shares")
+    (folder / "watched.py").write_text(WATCHED)
+    jobs = []
+    for name, peft, how in CELLS:
+        one = job(folder, shared_data, (name, peft, "auto"), (2, 1, how))
+        whole = {"run_dir": str(folder / f"{name}-{peft}-{how}"), "arguments": one["arguments"]}
+        jobs += [whole, whole | {"run_dir": whole["run_dir"] + "-again", "continues": whole["run_dir"]}]
+    run_many(folder, jobs, PROCESSES, folder / "watched.py")
+    return folder
 
 
-def cells() -> list:
-    marks = {"day": [], "night": [pytest.mark.night]}
-    return [pytest.param(lane, cell, marks=marks[lane], id="-".join(cell)) for lane in LANES for cell in LANES[lane]]
-
-
-@pytest.mark.parametrize(("lane", "cell"), cells())
-def test_each_process_writes_and_reads_its_own(lanes, lane, cell):
-    run = lanes(lane) / "-".join(cell)
+@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+def test_each_process_writes_and_reads_its_own(folder, cell):
+    run = folder / "-".join(cell)
     opened = defaultdict(set)
     for rank in range(PROCESSES):
-        file = lanes(lane) / f"read_{rank}"
+        file = folder / f"read_{rank}"
         for line in file.read_text().splitlines() if file.exists() else ():
             opened[rank].add(line.replace("/.staging", ""))
     checkpoints = complete_checkpoints(run / "cell" / "checkpoints")
@@ -89,9 +76,9 @@ def test_each_process_writes_and_reads_its_own(lanes, lane, cell):
         assert large == ({0} if cell[-1] == "ddp" else {0, 1})
 
 
-@pytest.mark.parametrize(("lane", "cell"), cells())
-def test_a_run_that_is_continued_is_the_same(lanes, lane, cell):
-    run = str(lanes(lane) / "-".join(cell))
+@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+def test_a_run_that_is_continued_is_the_same(folder, cell):
+    run = str(folder / "-".join(cell))
     (losses, weights), (again, weights_again) = outcome(run), outcome(f"{run}-again")
     assert again == losses
     assert (weights == weights_again).all()

@@ -1,4 +1,4 @@
-"""The compatibility table is as it says: a part of it, another one each day; at night all of it.
+"""The compatibility table is as it says: a part of it, another one each night.
 
 `scripts/compat.py` writes it.
 """
@@ -9,10 +9,10 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from support.daily import of_today
 from support.methods import METHODS
 from support.processes import HANG_S
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.train, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
 CELLS = [line for line in PAGE.splitlines() if line.startswith(tuple(f"| {name} |" for name in METHODS))]
-TODAY = f"{int(time.strftime('%j')) % 20 + 1}/20"
+PARTS = of_today([f"{number}/10" for number in range(1, 11)], 10)
 
 
 def test_every_method_is_in_the_table():
@@ -29,7 +29,8 @@ def test_every_method_is_in_the_table():
     assert {line.split(" | ")[0].removeprefix("| ") for line in CELLS} == set(METHODS)
 
 
-@pytest.mark.parametrize("part", [TODAY, *(pytest.param(half, marks=pytest.mark.night) for half in ("1/2", "2/2"))])
+@pytest.mark.night
+@pytest.mark.parametrize("part", PARTS)
 def test_a_part_of_the_table_is_as_it_says(tmp_path, part):
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "compat.py", "--part", part],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.cells import CASES as METHODS
 from support.cells import STEPS, job
+from support.daily import of_today
 from support.many import RUN_MANY, differ, outcome, run_many
 
 WATCHED = f"""
@@ -38,7 +39,7 @@ runpy.run_path({str(RUN_MANY)!r}, run_name="__main__")
 """
 """Notes after each backward pass of the first process how large its gradients are, as a part of its weights."""
 
-pytestmark = [pytest.mark.train, pytest.mark.slow]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
 
 PRECOMPUTED = "precomputed"
 EVERY = [(name, peft) for name in METHODS for peft in ("none", "lora")]
@@ -111,15 +112,14 @@ def test_in_mixed_precision_a_float32_model_is_saved(daily):
     assert differ(weights, expected) < 2e-2
 
 
-@pytest.mark.night
 def test_every_method_trains_as_under_ddp(tmp_path, shared_data):
-    outcomes = run(tmp_path, shared_data, EVERY)
-    for case in EVERY:
+    today = of_today(EVERY, 4)
+    outcomes = run(tmp_path, shared_data, today)
+    for case in today:
         assert_same(outcomes, case)
 
 
-@pytest.mark.night
-@pytest.mark.parametrize("peft", ["none", "lora"])
+@pytest.mark.parametrize("peft", of_today(["none", "lora"], 2))
 def test_other_numbers_of_processes_continue(tmp_path, shared_data, peft):
     """From 2 to 4 and back, halfway; to the weights of a run whose processes were always as many."""
 

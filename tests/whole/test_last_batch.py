@@ -12,13 +12,13 @@ from support.files import metrics
 from support.many import run_many
 from support.methods import METHODS
 
-pytestmark = [pytest.mark.train, pytest.mark.slow]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
 
 GLOBAL_BATCH = 8
 # Rows: trained on, held out; and numbers of processes, each with an equal part of a batch. Pairs of KTO are two rows.
 LANES = {
-    "day": (19, 5, (1, 4), ["sft", "kto", "dpo and sft", "reward"]),
-    "night": (203, 13, (1, 2, 4, 8), of_today([case for case in CASES if METHODS[CASES[case][0]].local], 3)),
+    "few": (19, 5, (1, 4), of_today(["sft", "kto", "dpo and sft", "reward"], 2)),
+    "many": (203, 13, (1, 2, 4, 8), of_today([case for case in CASES if METHODS[CASES[case][0]].local], 4)),
 }
 SPEED = ("epoch", "runtime", "per_second", "per_s/")
 
@@ -44,7 +44,7 @@ def jobs(folder: Path, shared_data: Path, lane: str) -> dict[int, list[dict]]:
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory, shared_data):
-    """Gives, for the cases of a lane, what was logged on each number of processes."""
+    """Gives, for the cases with few rows or with many, what was logged on each number of processes."""
     made: dict[str, dict] = {}
 
     def of(lane: str) -> dict[str, dict[int, list[dict]]]:
@@ -62,15 +62,10 @@ def logs(tmp_path_factory, shared_data):
     return of
 
 
-def params() -> list:
-    return [
-        pytest.param(lane, case, marks=[pytest.mark.night] if lane == "night" else [], id=f"{lane}-{case}")
-        for lane, (*_, cases) in LANES.items()
-        for case in cases
-    ]
+PARAMS = [(lane, case) for lane, (*_, cases) in LANES.items() for case in cases]
 
 
-@pytest.mark.parametrize(("lane", "case"), params())
+@pytest.mark.parametrize(("lane", "case"), PARAMS, ids="-".join)
 def test_all_that_is_logged_is_the_same(logs, lane, case):
     alone, *others = logs(lane)[case].values()
     assert all({"num_tokens", "eval_num_tokens"} & row.keys() for row in alone)

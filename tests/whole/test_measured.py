@@ -6,7 +6,7 @@ import pytest
 from support.files import read
 from support.processes import finish, start
 
-pytestmark = [pytest.mark.train, pytest.mark.slow]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
 
 
 def test_a_reference_that_was_not_held_is_loaded_to_measure(tmp_path, shared_data):

@@ -14,7 +14,7 @@ from support.daily import of_today
 from support.files import read
 from support.many import outcome, run_many
 
-pytestmark = [pytest.mark.train, pytest.mark.slow]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
 
 PROCESSES = 4
 DIVIDED = ("fsdp2", "zero3")
@@ -27,27 +27,18 @@ KEEPS_NOTHING = tuple(
 CELLS = [(name, peft) for name in ("sft", "dpo", "kto", "reward", "ppo") for peft in ("none", "lora")]
 MATRICES = "fsdp2 with matrices"
 """Of each layer divided between two processes, and between two and two of those."""
-DAY = [("dpo", "lora", "fsdp2"), ("dpo", "none", MATRICES)]
-REST = [(*cell, how) for how in DIVIDED for cell in CELLS if (*cell, how) not in DAY] + [("sft", "none", MATRICES)]
-NIGHT = of_today(REST, 3)
-LANES = {"day": DAY, "night": NIGHT}
+ALL = [(*cell, how) for how in DIVIDED for cell in CELLS] + [(name, "none", MATRICES) for name in ("dpo", "sft")]
+TODAY = of_today(ALL, 3)
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory, shared_data):
-    """Gives the run directories of the cells of a lane, divided and under DDP."""
-    made: dict[str, dict] = {}
-
-    def of(lane: str) -> dict:
-        if lane not in made:
-            folder = tmp_path_factory.mktemp(lane)
-            wanted = [*dict.fromkeys((*cell[:2], "ddp") for cell in LANES[lane]), *LANES[lane]]
-            jobs = {cell: four(folder, shared_data, *cell) for cell in wanted}
-            run_many(folder, list(jobs.values()), PROCESSES, HELD)
-            made[lane] = {cell: one["run_dir"] for cell, one in jobs.items()}
-        return made[lane]
-
-    return of
+    """The run directories of the cells, divided and under DDP."""
+    folder = tmp_path_factory.mktemp("whole")
+    wanted = [*dict.fromkeys((*cell[:2], "ddp") for cell in TODAY), *TODAY]
+    jobs = {cell: four(folder, shared_data, *cell) for cell in wanted}
+    run_many(folder, list(jobs.values()), PROCESSES, HELD)
+    return {cell: one["run_dir"] for cell, one in jobs.items()}
 
 
 def four(folder: Path, shared_data: Path, name: str, peft: str, how: str) -> dict:
@@ -63,14 +54,9 @@ def four(folder: Path, shared_data: Path, name: str, peft: str, how: str) -> dic
     return made | {"arguments": arguments + list(KEEPS_NOTHING if how == "zero3" else ())}
 
 
-def cells() -> list:
-    marks = {"day": [], "night": [pytest.mark.night]}
-    return [pytest.param(lane, cell, marks=marks[lane], id="-".join(cell)) for lane in LANES for cell in LANES[lane]]
-
-
-@pytest.mark.parametrize(("lane", "cell"), cells())
-def test_a_process_holds_its_share_and_a_layer(outcomes, lane, cell):
-    stage = Path(outcomes(lane)[cell], "cell")
+@pytest.mark.parametrize("cell", TODAY, ids="-".join)
+def test_a_process_holds_its_share_and_a_layer(outcomes, cell):
+    stage = Path(outcomes[cell], "cell")
     for rank in range(PROCESSES):
         held = json.loads((stage / f"held_{rank}.json").read_text())
         # DeepSpeed lets go of embeddings when the backward pass ends, for they are given nothing that has a gradient:
@@ -79,9 +65,9 @@ def test_a_process_holds_its_share_and_a_layer(outcomes, lane, cell):
         assert held["peak"] <= held["all"] / PROCESSES + 1.2 * layer, held["where"]
 
 
-@pytest.mark.parametrize(("lane", "cell"), cells())
-def test_all_numbers_are_those_of_processes_that_hold_everything(outcomes, lane, cell):
-    divided, whole = outcomes(lane)[cell], outcomes(lane)[*cell[:2], "ddp"]
+@pytest.mark.parametrize("cell", TODAY, ids="-".join)
+def test_all_numbers_are_those_of_processes_that_hold_everything(outcomes, cell):
+    divided, whole = outcomes[cell], outcomes[*cell[:2], "ddp"]
     found, expected = (read(Path(one, "cell", "result.json")) for one in (divided, whole))
     assert found["before"] == pytest.approx(expected["before"], rel=1e-5, abs=1e-5)
     assert found["after"] == pytest.approx(expected["after"], rel=1e-5, abs=1e-5)

@@ -44,8 +44,8 @@ def pairs() -> list[tuple[tuple, tuple]]:
     return found
 
 
-# Whose gradients once were not averaged, or whose completions were drawn without the adapter, always; of each case one
-# more, another one each day; the rest at night, a part of it each.
+# Whose gradients once were not averaged, or whose completions were drawn without the adapter, always; of a third of
+# the cases one more, another one each day; the rest at night, a part of it each.
 ALWAYS = [
     (("sft", "none", "auto"), DIVIDED[0]),
     (("kto, no estimate", "lora", "auto"), DIVIDED[0]),
@@ -53,7 +53,7 @@ ALWAYS = [
 ]
 ALL = pairs()
 OF_EACH = [[pair for pair in ALL if pair[0][0] == case] for case in CASES]
-DAY = list(dict.fromkeys(ALWAYS + [one[int(time.strftime("%j")) % len(one)] for one in OF_EACH]))
+DAY = list(dict.fromkeys(ALWAYS + of_today([one[int(time.strftime("%j")) % len(one)] for one in OF_EACH], 3)))
 NIGHT = of_today([pair for pair in ALL if pair not in DAY], 4)
 LANES = {"day": DAY, "night": NIGHT}
 CONTINUED = ("sft", "lora", "auto"), (4, 1, "ddp")
