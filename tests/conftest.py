@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.daily import of_today
 from support.processes import HANG_S
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,8 +28,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if heavy and "not train" in config.option.markexpr else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, whole runs before all, so that no core is left with one of them at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of what is spread over several days, that of today. Files with slow tests first, whole runs before all, so that
+    no core is left with one of them at the end."""
+    spread: dict[tuple[Path, int], list[pytest.Item]] = {}
+    for item in items:
+        if mark := item.get_closest_marker("spread"):
+            spread.setdefault((item.path, mark.args[0]), []).append(item)
+    today = {item for (_, days), some in spread.items() for item in of_today(some, days)}
+    others = {item for some in spread.values() for item in some} - today
+    if others and not _named(config):
+        config.hook.pytest_deselected(items=list(others))
+        items[:] = [item for item in items if item not in others]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in slow, item.path.parent != ROOT / "tests" / "whole"))
 
@@ -37,6 +48,11 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: nobody looks through it again, which takes a third of a second each time."""
     gc.collect()
     gc.freeze()
+
+
+def _named(config: pytest.Config) -> bool:
+    """Whether somebody wants tests of single files, all of them."""
+    return bool(config.option.file_or_dir)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import pytest
 from support.hub_server import serve_hub
 
-pytestmark = [pytest.mark.train]
+pytestmark = [pytest.mark.train, pytest.mark.spread(2)]
 
 SHORT = ("data.eval_rows=4", "eval.prompts=2", "eval.max_new_tokens=8", "dpo.max_steps=2", "run_dir=run", "--json")
 

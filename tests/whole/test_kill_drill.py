@@ -111,6 +111,7 @@ def test_killed_at_a_random_moment_and_started_again(tmp_path, undisturbed, name
     assert steps == sorted(set(steps)), "steps twice"
 
 
+@pytest.mark.spread(2)
 def test_killed_inside_every_save(tmp_path, undisturbed):
     """Whenever a checkpoint is being written: killed then, three times in one run."""
     expected, _ = undisturbed("sft")

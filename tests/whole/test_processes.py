@@ -14,7 +14,7 @@ from support.files import outcome
 from support.models import TINY
 from support.processes import HANG_S, beat, finish, start, wait_for_step, wait_until, wait_until_gone, workers
 
-pytestmark = [pytest.mark.train, pytest.mark.slow]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.spread(3)]
 
 SMALL = (
     "recipe=quickstart", "stages=[sft]", "data.limit=96", "data.eval_limit=8", "eval.prompts=0", "log_every=1",

@@ -19,7 +19,7 @@ from support.files import read, weights
 from support.models import TINY
 from support.processes import HANG_S, wait_until, wait_until_gone, workers
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.spread(2)]
 
 METHOD = '''
 """Keeps some pairs."""

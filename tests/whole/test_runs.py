@@ -14,7 +14,7 @@ from support.files import metrics, weights
 from support.models import TINY
 from support.processes import HANG_S, beat, finish, start, wait_for_step, wait_until, wait_until_gone, workers
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.spread(2)]
 
 # A model and a data set so small that a stage is mostly imports.
 SMALL = (

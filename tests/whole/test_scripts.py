@@ -18,6 +18,7 @@ OWN = ("local", "quickstart")
 
 @pytest.mark.slow
 @pytest.mark.train
+@pytest.mark.spread(3)
 def test_preference_benchmark_trains_the_same_rows_with_both(tmp_path, root, shared_data):
     """Once with real rows; once with made ones, adapters, and a trainer that TRL calls experimental."""
     script = [sys.executable, root / "scripts" / "bench_preference.py", "--model=tiny", "--rows=8", "--max-length=128"]
@@ -71,6 +72,7 @@ def results(folder, command):
 
 
 @pytest.mark.train
+@pytest.mark.spread(3)
 def test_how_families_are_computed_is_what_the_page_says(root):
     """For each model that conf/ has, too."""
     command = [sys.executable, root / "scripts" / "families.py"]
@@ -87,6 +89,7 @@ def test_how_families_are_computed_is_what_the_page_says(root):
 
 
 @pytest.mark.train
+@pytest.mark.spread(3)
 def test_generation_benchmark_prints_a_table(root):
     """Without data or a Hub."""
     small = ("--prompts=2", "--length=3", "--turns=2", "--peft=lora")

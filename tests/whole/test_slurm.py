@@ -22,7 +22,7 @@ from support.slurm_cluster import (
     wait_for_state,
 )
 
-pytestmark = [pytest.mark.train, pytest.mark.slow]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.spread(2)]
 
 TWO = (*ONE, "launcher.nodes=2", "distributed=ddp")
 LONG = "sft.max_steps=200000"  # never done before something happens to it
