@@ -147,7 +147,7 @@ def _work_in_small(job: Job, rehearsal: Rehearsal) -> None:
 def _work(job: Job) -> None:
     """The stage on rows as its tokenizer can write them."""
     trainer = _begin(job)
-    check_room(job, trainer, len(trainer.train_dataset))  # before anything is written that other settings would spoil
+    check_room(job, trainer, trainer.num_entries)  # before anything is written that other settings would spoil
     measuring = measured(job, trainer)
     train(job, trainer)
     save(job, trainer, measuring, measuring.after())

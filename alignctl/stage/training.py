@@ -202,7 +202,7 @@ def check_warm_up(job: Job, trainer: StageTrainer) -> None:
     Raises:
         RequestError: It takes as many steps as the training, or more.
     """
-    steps = optimizer_steps(trainer.args, len(trainer.train_dataset))
+    steps = optimizer_steps(trainer.args, trainer.num_entries)
     if problem := warm_up_problem(job.stage.name, job.stage.trainer, steps):
         raise RequestError(problem.message, problem.hint)
 

@@ -11,6 +11,7 @@ from trl.trainer.reward_config import RewardConfig as TRLRewardConfig
 
 from alignctl.data.token_columns import ScoredIds, TokenColumns
 from alignctl.trainers.base.columns import ROW
+from alignctl.trainers.base.entries import KeepsPromptsTogether
 from alignctl.trainers.base.managed import Managed
 from alignctl.trainers.base.on_engine import EngineConfig, OnEngine
 from alignctl.trainers.base.tokenising import TokenisesRows
@@ -21,8 +22,8 @@ class RewardConfig(EngineConfig, TRLRewardConfig):
     """Settings of reward models."""
 
 
-class RewardTrainer(Managed, OnEngine, TokenisesRows, trl.RewardTrainer):
-    """Bradley-Terry reward model."""
+class RewardTrainer(KeepsPromptsTogether, Managed, OnEngine, TokenisesRows, trl.RewardTrainer):
+    """Bradley-Terry reward model; all pairs of a prompt are one entry of a batch."""
 
     blocks = 2
 

@@ -88,6 +88,9 @@ class StageTrainer(Protocol):
     def trained_model(self) -> PreTrainedModel: ...
 
     @property
+    def num_entries(self) -> int: ...
+
+    @property
     def is_divided(self) -> bool: ...
 
     def train(self, resume_from_checkpoint: str | None = None) -> Any: ...
@@ -158,7 +161,7 @@ class Managed(
         return prepared
 
     def get_train_dataloader(self) -> DataLoader:
-        batches, args, count = super().get_train_dataloader(), self.args, len(self.train_dataset)
+        batches, args, count = super().get_train_dataloader(), self.args, self.num_entries
         there = count * getattr(args, "num_generations", 1)
         if there < args.world_size:
             raise RequestError(
@@ -187,6 +190,11 @@ class Managed(
         """Without what processes or a value model have around it."""
         model = self.accelerator.unwrap_model(self.model)
         return getattr(model, "policy", model)
+
+    @property
+    def num_entries(self) -> int:
+        """What batches have so many of in an epoch: rows, or whatever stays together of them."""
+        return len(self.train_dataset)
 
     @property
     def is_divided(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +27,7 @@ from alignctl.models.compiling import compile_layers
 from alignctl.models.dropout import disable_dropout
 from alignctl.models.packing import put_packed_attention_on
 from alignctl.trainers.base.divided import divide_model
+from alignctl.trainers.base.entries import Entries
 from alignctl.trainers.base.heads import check_head_of_trl, put_head_on, put_score_on, why_not_scored_packed
 from alignctl.trainers.base.mixed import mixed_dtype
 from alignctl.trainers.base.passes import DividesSteps
@@ -254,10 +255,9 @@ class OnEngine(DividesSteps):
             return super()._get_eval_sampler(eval_dataset)
         return self._by_length(eval_dataset, self.args.eval_batch_size)
 
-    def _by_length(self, rows: Dataset, batch_size: int, epoch: Callable[[], int] = lambda: 0) -> ByLength:
-        rows = rows.select_columns([name for name in rows.column_names if name not in self.row_columns])
+    def _by_length(self, rows: Dataset | Entries, batch_size: int, epoch: Callable[[], int] = lambda: 0) -> ByLength:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ByLength(rows, batch_size, seed, epoch)
+        return ByLength(_lengths(rows, self.row_columns), batch_size, seed, epoch)
 
 
 @contextmanager
@@ -285,8 +285,9 @@ class ByLength(Sampler):
     state, so that a run that is continued would go on with other batches.
     """
 
-    def __init__(self, rows: Dataset, batch_size: int, seed: int, epoch: Callable[[], int]):
-        self._lengths = _lengths(rows)
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Callable[[], int]):
+        """`lengths` are the tokens of each row."""
+        self._lengths = lengths
         self._batch_size, self._seed, self._epoch = batch_size, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -297,9 +298,15 @@ class ByLength(Sampler):
         return len(self._lengths)
 
 
-def _lengths(rows: Dataset) -> list[int]:
-    """Tokens of each row; of one with several sequences those of all."""
-    columns = [column for column in rows.column_names if column.endswith("_ids")]
+def _lengths(rows: Dataset | Entries, others: Collection[str] = ()) -> list[int]:
+    """Tokens of each row, or of all rows of each entry; of one with several sequences those of all.
+
+    Args:
+        others: Columns that are no token ids, whatever they are called.
+    """
+    if isinstance(rows, Entries):
+        return rows.summed(_lengths(rows.rows, others))
+    columns = [column for column in rows.column_names if column.endswith("_ids") and column not in others]
     return lengths(rows.select_columns(columns)).tolist()
 
 

@@ -83,8 +83,13 @@ class DividesSteps:
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, count = super().get_batch_samples(*args, **kwargs)
         self._step, self._calls = batches, 0
-        self._of_last = own_rows_of_last(self, len(self.train_dataset))
+        self._of_last = self.own_of_last(batches)
         return batches, count
+
+    def own_of_last(self, batches: list[Batch]) -> int | None:
+        """How many rows of the last of some batches are this process's; None for all. May take out of the batches what
+        no pass looks at."""
+        return own_rows_of_last(self, len(self.train_dataset))
 
     def _get_num_items_in_batch(self, batches: list[Batch], device: torch.device) -> Any:
         """Those of this process, where they are added up with what else the processes ask each other."""
