@@ -12,27 +12,24 @@ from itertools import combinations
 from os.path import commonprefix
 from typing import Any
 
+from alignctl.data.cleaning import WEIGHTS, cleaned, from_turns, weight_of
+from alignctl.data.files import Row
 from alignctl.data.labels import label
 from alignctl.data.messages import (
-    WEIGHTS,
     BadRow,
     Messages,
     as_answer,
-    cleaned,
-    content_of,
-    from_turns,
     is_messages,
     is_transcript,
     is_turns,
     read_transcript,
+    says_something,
     text_of,
-    weight_of,
 )
+from alignctl.data.tools import TOOLS
 
-Row = Mapping[str, Any]
-
-BEFORE = ("system", "history")
-"""Columns of what goes before a prompt of messages: an instruction for all, and earlier turns."""
+BEFORE = ("system", "history", *TOOLS)
+"""Columns of what goes before a prompt of messages: an instruction for all, earlier turns, what may be called."""
 
 
 def led(row: Row, messages: Messages) -> Messages:
@@ -91,9 +88,9 @@ def instruction(row: Row) -> Messages:
 def pair(prompt: Any, chosen: Any, rejected: Any) -> dict[str, Any]:
     """A preference row, refused where nothing can be learnt from it."""
     for name, completion in (("chosen", chosen), ("rejected", rejected)):
-        if not content_of(completion).strip():
+        if not says_something(completion):
             raise BadRow(f"the {name} completion is empty")
-    if content_of(chosen) == content_of(rejected):
+    if chosen == rejected:
         raise BadRow("chosen and rejected are the same")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
@@ -213,7 +210,7 @@ def scored(row: Row) -> list[dict[str, Any]]:
     worths = _worths(row, completions)
     if len(worths) != len(answers):
         raise BadRow(f"{len(answers)} completions have {len(worths)} scores")
-    ordered = sorted((i for i, one in enumerate(answers) if content_of(one).strip()), key=lambda i: -worths[i])
+    ordered = sorted((i for i, one in enumerate(answers) if says_something(one)), key=lambda i: -worths[i])
     pairs = sorted(
         ((i, j) for i, j in combinations(ordered, 2) if worths[i] > worths[j] and answers[i] != answers[j]),
         key=lambda both: worths[both[1]] - worths[both[0]],
@@ -255,7 +252,7 @@ def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 def answered(messages: Messages) -> dict[str, Any]:
     """Messages that end with an answer."""
-    if not messages or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+    if not messages or messages[-1]["role"] != "assistant" or not says_something(messages[-1:]):
         raise BadRow("the conversation does not end with an answer")
     return {"messages": messages}
 
@@ -284,7 +281,7 @@ def weighed(row: Row) -> list[dict[str, Any]]:
     answers = [
         (before + messages[:i], messages[i : i + 1])
         for i, message in enumerate(messages)
-        if message["role"] == "assistant" and weights[i] and message["content"].strip()
+        if message["role"] == "assistant" and weights[i] and says_something([message])
     ]
     if not answers or not answers[0][0]:
         raise BadRow("no turn of the assistant after a prompt is to be trained on")
@@ -308,14 +305,14 @@ def completion(row: Row) -> dict[str, Any]:
             prompt, said = _before_answer(prompt, said), said[-1:]
     else:
         said = as_answer(said) if is_messages(prompt) else text_of(said, "`completion`")
-    if not content_of(said).strip():
+    if not says_something(said):
         raise BadRow("the completion is empty")
     return {"prompt": prompt, "completion": said}
 
 
 def instructed(row: Row) -> dict[str, Any]:
     said = as_answer(row["output"])
-    if not content_of(said).strip():
+    if not says_something(said):
         raise BadRow("the completion is empty")
     return {"prompt": instruction(row), "completion": said}
 

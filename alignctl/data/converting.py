@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -12,26 +13,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Json, List, Value
 from datasets.arrow_writer import ArrowWriter
 
+from alignctl.data.cleaning import MESSAGE_KEYS, is_bare
 from alignctl.data.converters import BEFORE
 from alignctl.data.files import Row
 from alignctl.data.formats import Format
 from alignctl.data.kept import read_rows, write_rows
 from alignctl.data.mapping import Reading
-from alignctl.data.messages import MESSAGE_KEYS, BadRow, is_messages, writable
+from alignctl.data.messages import NOTHING, BadRow, is_messages, writable
 from alignctl.data.places import Placing, read_places
 from alignctl.data.raw import RawRows, column_types
 from alignctl.data.rows import Ledger, Rows
 from alignctl.data.settings import DataSettings
+from alignctl.data.tools import TOOLS
 from alignctl.errors import RequestError
 from alignctl.methods.registry import EVERY_OTHER_COLUMN, RowColumn
 
 MARGIN = "margin"
 """The column that `data.margin` says how to make."""
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
-"""Type of columns of messages."""
+"""Type of columns of messages that have nothing else."""
+_RICH_MESSAGES = List(Json())  # each as it is: as a struct, all would have the keys of all
 AT_ONCE = 1_000
 """Rows that are in memory."""
 _NUMBER = "alignctl: number"  # a column of files of rows: which row of the source it was; of a name that no source has
@@ -106,7 +110,7 @@ def convert(
     file: Path,
     count: Callable[[int], None],
 ) -> Rows:
-    """Rows in a trainer's form.
+    """Rows in a trainer's form. Where a row has what those before it have not, all are converted anew.
 
     Args:
         reading: How they are read.
@@ -117,18 +121,63 @@ def convert(
     Raises:
         RequestError: None of them can be used.
     """
+    shape, counted = _Shape(), 0
+
+    def count_new(read: int) -> None:
+        nonlocal counted
+        count(max(read - counted, 0))
+        counted = max(read, counted)
+
+    while True:
+        try:
+            return _convert(raw, reading, beside, settings, kind, file, count_new, shape)
+        except _Wider as wider:
+            shape = wider.shape
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What rows have that makes the form of all of them another."""
+
+    before: frozenset[str] = frozenset()
+    """Columns of what goes before a prompt: then all are messages."""
+    bare: bool = True
+    """Whether messages have nothing but role and content."""
+
+
+class _Wider(Exception):
+    """A row does not have the shape of those before it."""
+
+    def __init__(self, shape: _Shape):
+        super().__init__()
+        self.shape = shape
+
+
+def _convert(
+    raw: RawRows,
+    reading: Reading,
+    beside: Beside,
+    settings: DataSettings,
+    kind: str,
+    file: Path,
+    count: Callable[[int], None],
+    shape: _Shape,
+) -> Rows:
+    """As `convert`, of rows of one shape. `count` is told of the rows read so far.
+
+    Raises:
+        _Wider: There is a row of another one.
+    """
     row_format = reading.format
-    # Where some rows have a column of what goes before a prompt, all are messages: in others it is empty.
-    before = {name: "" for row in islice(raw, AT_ONCE) for name in BEFORE if name in row and name not in reading.hidden}
-    give = partial(_given, reading=reading, most=settings.max_pairs, before=before)
-    texts = _text_columns(raw, reading, give)
+    give = partial(_given, reading=reading, most=settings.max_pairs, shape=shape)
+    texts = _text_columns(raw, reading, give, shape)
     kinds = {
         column.name: Value("float32") if column.number else _feature(beside.types[column.name])
         for column in beside.declared
     }
     others = {name: _feature(kind) for name, kind in beside.others.items() if name not in texts | kinds}
     kept = [*others, *texts, *kinds]
-    messages = {name: kind == MESSAGES for name, kind in texts.items()}
+    messages = {name: holds_messages(kind) for name, kind in texts.items()}
     skipped: dict[int, str] = {}
     read, usable = 0, 0
     seen: set[str] = set()
@@ -152,7 +201,7 @@ def convert(
                 except BadRow as error:
                     skipped[number] = str(error)
             read += len(batch)
-            count(len(batch))
+            count(read)
             yield converted
 
     try:
@@ -228,16 +277,17 @@ def _feature(kind: pa.DataType) -> Any:
     return Features.from_arrow_schema(pa.schema([("it", kind)]))["it"]
 
 
-def _given(row: Row, reading: Reading, most: int, before: Row) -> list[dict[str, Any]]:
+def _given(row: Row, reading: Reading, most: int, shape: _Shape) -> list[dict[str, Any]]:
     """What a widened row of a source gives, as its format has it.
-
-    Args:
-        before: What goes before its prompt where the row has no such column.
 
     Raises:
         BadRow: It cannot be used.
+        _Wider: It has another shape.
     """
-    row = before | reading.seen(row)
+    row = {name: value for name, value in reading.seen(row).items() if name not in TOOLS or value not in NOTHING}
+    if more := {name for name in BEFORE if name in row and name in reading.format.uses} - shape.before:
+        raise _Wider(replace(shape, before=shape.before | more))
+    row = dict.fromkeys(shape.before, "") | row
     if None in row.values():  # an empty cell of what goes before a prompt is still one
         row = {key: "" if value is None else value for key, value in row.items() if value is not None or key in BEFORE}
     try:
@@ -246,13 +296,25 @@ def _given(row: Row, reading: Reading, most: int, before: Row) -> list[dict[str,
         raise BadRow(f"the column {error} is missing or empty") from error
     for one in given:
         for column, value in one.items():
-            texts = [text for one in value for text in one.values()] if is_messages(value) else [value]
-            try:
-                "".join(text for text in texts if isinstance(text, str)).encode()
-            except UnicodeEncodeError as error:
-                half = f"\\u{ord(error.object[error.start]):04x}"
-                raise BadRow(f"`{column}` has half of a character, `{half}`: no text can have that") from error
+            if shape.bare and is_messages(value) and not is_bare(value):
+                raise _Wider(replace(shape, bare=False))
+            _check_characters(column, value)
     return given
+
+
+def _check_characters(column: str, value: Any) -> None:
+    """
+    Raises:
+        BadRow: It cannot be written down.
+    """
+    try:
+        written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+        written.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise BadRow(f"`{column}` has half of a character, `{half}`: no text can have that") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRow(f"`{column}` has what JSON has not: {error}") from error
 
 
 def _checked(
@@ -301,7 +363,7 @@ def _value(row: Row, column: RowColumn, names: list[str]) -> Any:
     return value
 
 
-def _text_columns(raw: RawRows, reading: Reading, give: _Give) -> dict[str, Any]:
+def _text_columns(raw: RawRows, reading: Reading, give: _Give, shape: _Shape) -> dict[str, Any]:
     """Columns of the format's rows and their types, from the first row that can be used."""
     reason, read = "", 0
     for row in raw:
@@ -311,12 +373,21 @@ def _text_columns(raw: RawRows, reading: Reading, give: _Give) -> dict[str, Any]
         except BadRow as error:
             reason = reason or str(error)
             continue
-        return {key: _type(value) for key, value in first.items()}
+        return {key: _type(key, value, shape) for key, value in first.items()}
     raise RequestError(
         f"{raw.source.path}: none of {read:,} rows can be used; row 1: {reason}",
         f"the format `{reading.format.name}` needs {reading.format.columns}",
     )
 
 
-def _type(value: Any) -> Any:
-    return MESSAGES if is_messages(value) else Value("bool" if isinstance(value, bool) else "string")
+def _type(column: str, value: Any, shape: _Shape) -> Any:
+    if column == "tools":
+        return Json()
+    if is_messages(value):
+        return MESSAGES if shape.bare else _RICH_MESSAGES
+    return Value("bool" if isinstance(value, bool) else "string")
+
+
+def holds_messages(kind: Any) -> bool:
+    """Whether a column of this type holds messages."""
+    return kind in (MESSAGES, _RICH_MESSAGES)

@@ -7,7 +7,7 @@ Whatever the source, a row becomes one of four kinds, either as text or as messa
 - feedback: {prompt, completion, label}, where the label says whether the completion is wanted;
 - prompts: {prompt}.
 
-Beside them a row keeps the columns that a method declares, {margin} for example.
+Beside them a row keeps {tools} where its source has some, and the columns that a method declares, {margin} for example.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignctl.data import converters as to
+from alignctl.data.files import Row
 from alignctl.data.labels import LABELS, label_column
-from alignctl.data.messages import BadRow, Messages, is_messages, is_transcript, is_written_out, write_transcript
+from alignctl.data.messages import (
+    NOT_TEXT,
+    NOTHING,
+    BadRow,
+    Messages,
+    is_messages,
+    is_transcript,
+    is_written_out,
+    write_transcript,
+)
+from alignctl.data.tools import TOOLS, tools_of
 from alignctl.methods.registry import methods
-
-Row = Mapping[str, Any]
 
 KINDS = {
     "demonstrations": "answers to imitate",
@@ -66,25 +75,24 @@ class Format:
             KeyError: A column is not there.
         """
         for name in _LOST:
-            if name in row and name not in self.uses and row[name] not in _NOTHING:
+            if row.get(name) not in NOTHING:
                 raise BadRow(f"`{name}` is not supported: {_LOST[name]}")
         for name in to.BEFORE:
-            if name in row and name not in self.uses and row[name] not in _NOTHING:
+            if name not in self.uses and row.get(name) not in NOTHING:
+                if self.kind == "prompts" and name in TOOLS:
+                    raise BadRow(f"`{name}`: completions are drawn to prompts without tools")
                 raise BadRow(f"`{name}` goes before a prompt of messages, and the format `{self.name}` has none")
         if self.kind == "demonstrations" and (name := label_column(row)):
             raise BadRow(f"`{name}` says whether the answer is wanted: it may be one that nobody should imitate")
         made = self.convert(row)
-        return made if isinstance(made, list) else [made]
+        made = made if isinstance(made, list) else [made]
+        return [one | {"tools": tools_of(row)} for one in made] if any(name in row for name in TOOLS) else made
 
 
 _FOR_MESSAGES = ("messages", "conversations", "prompt", "chosen", "rejected")
-_NOTHING = (None, "", "[]", "{}", [], {})
 _LOST = {
-    **dict.fromkeys(("tools", "functions"), "what an answer may call would not be in its prompt"),
     "chat_template_kwargs": "set what the template takes in the template itself",
-    **dict.fromkeys(
-        ("image", "images", "audio", "audios", "video", "videos"), "models of text learn nothing from what is not text"
-    ),
+    **dict.fromkeys(NOT_TEXT, "models of text learn nothing from what is not text"),
 }
 """Columns that say something of a prompt which nothing here would use, and why their rows are refused."""
 
@@ -318,7 +326,7 @@ def _table() -> tuple[Format, ...]:
             name="prompt",
             kind="prompts",
             columns="prompt: text or messages, and no completion",
-            uses=("prompt", *to.BEFORE),
+            uses=("prompt", "system", "history"),
             matches=lambda row: _has("prompt")(row) and not {"chosen", "completion", "completions"} & row.keys(),
             convert=to.prompt,
             as_text=None,

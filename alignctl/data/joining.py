@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
-from alignctl.data.converting import MESSAGES
+from alignctl.data.converting import holds_messages
 from alignctl.data.formats import Format
 from alignctl.data.places import Places
 from alignctl.data.recast import as_kind
@@ -21,7 +21,9 @@ from alignctl.errors import RequestError
 def form_of(rows: Rows) -> set[str]:
     """The columns of texts, with those that are messages though they might be text."""
     kinds = {name: kind for name, kind in rows.dataset.features.items() if name in TEXTS}
-    return {f"{name} as messages" if kind == MESSAGES and name != "messages" else name for name, kind in kinds.items()}
+    return {
+        f"{name} as messages" if holds_messages(kind) and name != "messages" else name for name, kind in kinds.items()
+    }
 
 
 def join(sources: Sequence[Rows], kind: str, names: Sequence[str | None], weights: Sequence[float] | None) -> Rows:

@@ -1,6 +1,6 @@
-"""Messages, `[{"role", "content"}, ...]`: what is one, what of it is used, and how transcripts hold them. Torch-free.
+"""Messages, `[{"role", "content", ...}, ...]`: what is one, and how transcripts hold them. Torch-free.
 
-What rows hold them in which columns is said by formats.py.
+What rows hold them in which columns is said by formats.py; what of a message is used, by cleaning.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 # Messages as text: what a table of text makes of them.
 _WRITTEN_MESSAGES = re.compile(
@@ -20,27 +20,13 @@ _WRITTEN_MESSAGES = re.compile(
     re.DOTALL,
 )
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-_SAYS = {"from", "value", "role"}
-_SPEAKERS = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
-    "model": "assistant", "system": "system",
-}  # fmt: skip
-_USED = {"role", "content"}
-_TOOL_SPEAKERS = ("function_call", "function_response", "observation", "tool")
-_LOST = {
-    "tool_calls": "calls tools",
-    "function_call": "calls tools",
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "thoughts"), "has thoughts beside what it says"),
-    "name": "names who speaks",
-    **dict.fromkeys(("images", "image", "audio", "video", "videos"), "has parts that are not text"),
-}
-"""What a message may carry that nothing here would use."""
-_NOTHING = (None, "", [], {})
+TURN_KEYS = {"from", "value", "role"}
+"""Keys of who says what in ShareGPT's turns, and in messages."""
+NOTHING = (None, "", "[]", "{}", [], {})
+"""Values of columns and keys that say nothing."""
+NOT_TEXT = ("image", "images", "audio", "audios", "video", "videos")
+"""Columns and keys of what is not text."""
 _KINDS = {dict: "an object", list: "a list", type(None): "nothing"}
-WEIGHTS = ("weight", "train", "loss")
-"""Keys that say whether a message is trained on."""
-MESSAGE_KEYS = {*_SAYS, "content", *_LOST, *WEIGHTS}
-"""Keys of messages that are used or refused."""
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -64,7 +50,10 @@ def is_messages(value: Any) -> bool:
 def is_turns(value: Any) -> bool:
     """Whether a value is a non-empty list of turns in ShareGPT's form, `{"from", "value"}`, or of messages."""
     return (
-        isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and _SAYS & value[0].keys() != set()
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], Mapping)
+        and TURN_KEYS & value[0].keys() != set()
     )
 
 
@@ -89,95 +78,17 @@ def text_of(value: Any, what: str) -> str:
     raise BadRow(f"{what} is {_KINDS.get(type(value), type(value).__name__)}, not text")
 
 
-def cleaned(messages: Any) -> Messages:
-    """Only role and content of each message.
-
-    Raises:
-        BadRow: They are none, or hold what is not text or would be lost.
-    """
-    if not is_messages(messages):
-        raise BadRow("expected a list of messages with role and content")
-    return [_message(message) for message in messages]
-
-
-def from_turns(turns: Any) -> Messages:
-    """Messages of turns in ShareGPT's form.
-
-    Raises:
-        BadRow: As `cleaned`; or somebody speaks who is unknown.
-    """
-    if is_messages(turns):
-        return cleaned(turns)
-    if not is_turns(turns):
-        raise BadRow("expected a list of turns with from and value")
-    return [_message(_unfolded(turn)) for turn in turns]
-
-
-def _unfolded(turn: Any) -> dict[str, Any]:
-    """A turn with the names of a message."""
-    if not isinstance(turn, Mapping):
-        raise BadRow("a turn has no from and value")
-    speaker = turn.get("from")
-    role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
-    if role is None:
-        tools = ": calls of tools are not supported" if speaker in _TOOL_SPEAKERS else ""
-        raise BadRow(f"unknown speaker `{speaker}`{tools}")
-    others = {key: value for key, value in turn.items() if key not in _SAYS}
-    said = "content" if turn.get("value") is None and "content" in turn else "value"
-    return others | {"role": role} | ({"content": turn[said]} if said in turn else {})
-
-
-def _message(message: Any) -> dict[str, str]:
-    if not isinstance(message, Mapping) or "role" not in message:
-        raise BadRow("a message has no role")
-    if message.keys() - _USED:
-        for key, why in _LOST.items():
-            if message.get(key) not in _NOTHING:
-                raise BadRow(f"a message {why} (`{key}`), which is not supported")
-        if weight_of(message) != 1:
-            raise BadRow(
-                "a message has a weight of 0, which only demonstrations of the format `weighed_messages` leave out"
-            )
-    if "content" not in message:
-        raise BadRow("a message has no content")
-    role = message["role"]
-    if not isinstance(role, str) or not role:
-        raise BadRow(f"the role of a message is `{role}`")
-    return {"role": role, "content": _said(message)}
-
-
-def weight_of(message: Mapping[str, Any]) -> int:
-    """Whether a message is trained on: 1, or 0.
-
-    Raises:
-        BadRow: Something in between.
-    """
-    for key in WEIGHTS:
-        if (weight := message.get(key)) is not None:
-            if weight not in (0, 1):
-                raise BadRow(f"a message has the {key} `{weight}`; only 0 and 1 are supported")
-            return int(weight)
-    return 1
-
-
-def _said(message: Mapping[str, Any]) -> str:
-    """What a message says: its text, or that of its parts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content
-        ]
-        if not all(isinstance(part, str) for part in parts):
-            raise BadRow("a message has parts that are not text")
-        return "".join(parts)
-    return "" if content is None else text_of(content, "the content of a message")
-
-
 def content_of(completion: str | Messages) -> str:
     """All that a completion says."""
     if isinstance(completion, str):
         return completion
     return "\n".join(str(message.get("content") or "") for message in completion)
+
+
+def says_something(completion: str | Messages) -> bool:
+    """Whether a completion has words, or calls a tool."""
+    calls = not isinstance(completion, str) and any(message.get("tool_calls") for message in completion)
+    return calls or content_of(completion).strip() != ""
 
 
 def as_answer(text: Any) -> Messages:

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Features, Value
 
 from alignctl.data.converters import unpair
-from alignctl.data.converting import AT_ONCE, MESSAGES
+from alignctl.data.converting import AT_ONCE, MESSAGES, holds_messages
 from alignctl.data.kept import kept, read_rows, write_rows
 from alignctl.data.messages import is_messages
 from alignctl.data.rows import Rows
@@ -24,6 +24,11 @@ def as_kind(rows: Rows, kind: str) -> Rows:
     """
     if kind == "feedback":
         return _unpaired(rows)
+    if "tools" in rows.dataset.column_names:
+        raise RequestError(
+            f"the rows of {rows.ledger.source} have tools, and completions are drawn to prompts without",
+            "take `tools` out of the rows, or train on their completions with another method",
+        )
     if "prompt" not in rows.dataset.column_names:
         raise RequestError(
             f"the rows of {rows.ledger.source} are whole conversations or texts: there are no prompts to answer",
@@ -35,6 +40,7 @@ def as_kind(rows: Rows, kind: str) -> Rows:
 def _unpaired(rows: Rows) -> Rows:
     """Preferences as feedback: each completion of a pair by itself, with what else the pair has."""
     features, own = dict(rows.dataset.features), [column.name for column in rows.columns]
+    own += [name for name in ("tools",) if name in features]
     features = {name: features[name] for name in own} | {
         "prompt": features["prompt"], "completion": features["chosen"], "label": Value("bool"),
     }  # fmt: skip
@@ -64,13 +70,14 @@ def as_plain_text(rows: Rows, where: str) -> Rows:
     first = rows.dataset[0]
     if not any(is_messages(value) for value in first.values()):
         return rows
-    if rows.format.as_text is None:
+    plain = [not holds_messages(kind) or kind == MESSAGES for kind in rows.dataset.features.values()]
+    if rows.format.as_text is None or not all(plain) or "tools" in first:
         raise RequestError(
             f"the rows of {rows.ledger.source} are conversations, but the tokenizer of {where} has no chat template",
             "give one with `model.chat_template=FILE` (Jinja), or start from a chat model",
         )
     messages = rows.dataset
-    features = {name: kind if kind != MESSAGES else Value("string") for name, kind in messages.features.items()}
+    features = {name: Value("string") if kind == MESSAGES else kind for name, kind in messages.features.items()}
 
     def make(folder: Path) -> None:
         batches = (_plain_text_batch(batch, rows.format.as_text) for batch in messages.iter(AT_ONCE))

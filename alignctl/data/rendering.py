@@ -69,8 +69,8 @@ class Conversation:
     reader: Reader
     prompt: Messages | str
     answer: Messages | str
-    options: dict[str, Any]
-    """What a template is given beside the messages."""
+    tools: list[Any]
+    """What may be called, as far as the template writes it."""
 
     @property
     def messages(self) -> Messages:
@@ -108,17 +108,21 @@ class Conversation:
     def ids_of(self, text: str) -> list[int]:
         return text_ids(self.reader.tokenizer, text, special=not self.messages)
 
+    def without_tools(self) -> str:
+        return self._templated(self.messages, tools=None)
+
     def without_system(self) -> str:
         return self._templated([message for message in self.messages if message["role"] != "system"])
 
     def assistant_mask(self) -> list[int]:
         """1 for each token that the template marks as the assistant's."""
         return self.reader.tokenizer.apply_chat_template(
-            self.messages, return_dict=True, return_assistant_tokens_mask=True, **self.options
+            self.messages, tools=self.tools or None, return_dict=True, return_assistant_tokens_mask=True
         )["assistant_masks"]
 
     def _templated(self, messages: Messages, **more: Any) -> str:
-        return self.reader.tokenizer.apply_chat_template(messages, tokenize=False, **self.options, **more)
+        options = {"tools": self.tools or None} | more
+        return self.reader.tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
 
 @dataclass
@@ -139,14 +143,8 @@ class Row:
             answers = [columns[column] for column in _ANSWERS if column in columns]
             prompt = columns.get("prompt") or ""
             pairs = [(prompt, answer) for answer in answers or [[] if is_messages(prompt) else ""]]
-        given = {"tools": self.tools} if self.tools else {}
-        options = given | (columns.get("chat_template_kwargs") or {})
-        return [Conversation(self.reader, prompt, answer, options) for prompt, answer in pairs]
-
-    @cached_property
-    def tools(self) -> list[Any]:
-        tools = self.columns.get("tools") or []
-        return json.loads(tools) if isinstance(tools, str) else tools
+        tools = columns.get("tools") or []
+        return [Conversation(self.reader, prompt, answer, tools) for prompt, answer in pairs]
 
 
 @dataclass(frozen=True)
@@ -295,7 +293,8 @@ def _nothing_marked(one: Conversation) -> str | None:
 def _left_out(one: Conversation) -> str | None:
     for message in one.messages:
         said = str(message.get("content") or "").rpartition("</think>")[2].strip()
-        if said not in one.text:
+        # What a tool gives back templates may write as JSON.
+        if said not in one.text and json.dumps(said, ensure_ascii=False)[1:-1] not in one.text:
             return f"the chat template leaves out what the {message['role']} says: {said[:_SHOWN]!r}"
     return None
 
@@ -320,12 +319,20 @@ def _earlier_thoughts_left_out(one: Conversation) -> str | None:
     return None
 
 
-def _tools_left_out(row: Row) -> str | None:
-    for one in row.conversations:
-        calls = [call for message in one.messages for call in message.get("tool_calls") or []]
-        names = [(tool.get("function") or tool).get("name") for tool in [*row.tools, *calls]]
-        if missing := [name for name in names if name and name not in one.text]:
-            return f"the chat template leaves out tools: `{missing[0]}`"
+def _tools_left_out(one: Conversation) -> str | None:
+    if one.tools and one.text == one.without_tools():
+        return f"the chat template leaves out tools: `{one.tools[0]['function']['name']}`"
+    calls = [call["function"]["name"] for message in one.messages for call in message.get("tool_calls") or []]
+    names = [*(tool["function"]["name"] for tool in one.tools), *calls]
+    missing = next((name for name in names if name not in one.text), None)
+    return missing and f"the chat template leaves out tools: `{missing}`"
+
+
+def _name_left_out(one: Conversation) -> str | None:
+    for message in one.messages:
+        name = message.get("name")
+        if name and message["role"] != "tool" and name not in one.text:  # a tool's stands with its call
+            return f"the chat template leaves out who speaks: `{name}`"
     return None
 
 
@@ -409,6 +416,7 @@ CHECKS: tuple[Check, ...] = (
     Check("the last message is not the assistant's", _each(_not_an_answer), "leaves out"),
     Check("chosen and rejected are written alike", _alike, "leaves out"),
     Check("no token is marked as the assistant's", _each(_nothing_marked), "leaves out"),
+    Check("names of speakers are left out", _each(_name_left_out), "leaves out"),
     Check("what somebody says is left out", _each(_left_out), "refuses", _OTHER_TEMPLATE),
     Check(
         "thoughts of the answer are left out",
@@ -419,7 +427,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "tools are left out",
-        _tools_left_out,
+        _each(_tools_left_out),
         "refuses",
         "give a template that writes them, `model.chat_template=qwen3` or `mistral` for example",
     ),

@@ -83,6 +83,8 @@ def _summed(rows: Dataset, count: Callable[[pa.Array], np.ndarray]) -> np.ndarra
 
 def _characters(column: pa.Array) -> np.ndarray:
     """Characters of each value of a column: text, or what holds text; of anything else 0."""
+    if isinstance(column, pa.ExtensionArray):  # JSON
+        column = column.storage
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return np.asarray(pc.fill_null(pc.utf8_length(column), 0)).astype(np.int64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from alignctl.data.encoding import Ids
@@ -19,6 +20,8 @@ from alignctl.data.tokenizing import common_prefix, ended, text_ids
 
 TEXTS = ("prompt", "completion", "chosen", "rejected", "messages", "text")
 """Columns that token ids are made of."""
+TOOLS = "tools"
+"""Column of what an answer may call, which templates write."""
 
 _IGNORED = -100  # among labels
 
@@ -53,7 +56,7 @@ class TokenColumns(ABC):
 
     def fits(self, tokenizer: Any, row: dict[str, Any]) -> bool:
         """Whether a row would not be lost."""
-        [texts] = self.written(tokenizer, {name: [row[name]] for name in TEXTS if name in row}, None)
+        [texts] = self.written(tokenizer, {name: [row[name]] for name in (*TEXTS, TOOLS) if name in row}, None)
         plain = not any(is_messages(row.get(name)) for name in TEXTS)
         least, _ = self.needed(self.of([text_ids(tokenizer, text, special=plain) for text in texts]))
         return least <= (NEVER - 1 if self.max_length is None else self.max_length)
@@ -74,10 +77,11 @@ class TokenColumns(ABC):
             answers = [[ended(answer, tokenizer.eos_token) for answer in column] for column in answers]
         if prompts:
             answers = [[p + a for p, a in zip(prompts, column, strict=True)] for column in answers]
+        rendered = partial(_rendered, tokenizer, rows.get(TOOLS), template)
         if prompts and self.knows_prompt:
-            yield _rendered(tokenizer, prompts, template, add_generation_prompt=True) if conversations else prompts
+            yield rendered(prompts, add_generation_prompt=True) if conversations else prompts
         for column in answers:
-            yield _rendered(tokenizer, column, template) if conversations else column
+            yield rendered(column) if conversations else column
 
 
 @dataclass(frozen=True)
@@ -205,5 +209,10 @@ def _why_lost(truncation_mode: str) -> str:
     return kept_end if truncation_mode == "keep_end" else TokenColumns.why_lost
 
 
-def _rendered(tokenizer: Any, conversations: list[Any], template: str | None, **options: Any) -> list[str]:
-    return tokenizer.apply_chat_template(conversations, tokenize=False, chat_template=template, **options)
+def _rendered(
+    tokenizer: Any, tools: list[Any] | None, template: str | None, conversations: list[Any], **options: Any
+) -> list[str]:
+    render = partial(tokenizer.apply_chat_template, tokenize=False, chat_template=template, **options)
+    if tools is None:
+        return render(conversations)
+    return [render(one, tools=its) for one, its in zip(conversations, tools, strict=True)]

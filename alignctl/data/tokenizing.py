@@ -15,15 +15,15 @@ class Answer(NamedTuple):
     completion: list[int]
 
 
-def tokenize_prompt(tokenizer: Any, prompt: str | Messages) -> list[int]:
-    """A prompt as a policy is asked it."""
+def tokenize_prompt(tokenizer: Any, prompt: str | Messages, tools: Any = None) -> list[int]:
+    """A prompt as a policy is asked it; `tools` are those that a template is to write."""
     if is_messages(prompt):
-        return _template_ids(tokenizer, prompt, add_generation_prompt=True)
+        return _template_ids(tokenizer, prompt, tools=tools, add_generation_prompt=True)
     return text_ids(tokenizer, prompt)
 
 
 def tokenize_completions(
-    tokenizer: Any, prompt: str | Messages, completions: Sequence[str | Messages]
+    tokenizer: Any, prompt: str | Messages, completions: Sequence[str | Messages], tools: Any = None
 ) -> tuple[list[int], list[list[int]]]:
     """Token ids of a prompt and of completions to it, the way TRL's preference trainers make them.
 
@@ -31,9 +31,9 @@ def tokenize_completions(
     may write a prompt otherwise when an answer follows, and tokens may merge across the border. Plain text gets the end
     token, messages what their template writes.
     """
-    prompt_ids = tokenize_prompt(tokenizer, prompt)
+    prompt_ids = tokenize_prompt(tokenizer, prompt, tools)
     if is_messages(prompt):
-        whole = [_template_ids(tokenizer, prompt + completion) for completion in completions]
+        whole = [_template_ids(tokenizer, prompt + completion, tools=tools) for completion in completions]
     else:
         whole = [text_ids(tokenizer, prompt + ended(completion, tokenizer.eos_token)) for completion in completions]
     start = min(common_prefix(prompt_ids, ids) for ids in whole)

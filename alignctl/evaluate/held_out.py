@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def build_held_out(
     return HeldOut(
         pairs=build_pairs(dataset, tokenizer, lengths) if kind == "preferences" else None,
         feedback=build_feedback(dataset, tokenizer, lengths) if kind == "feedback" else None,
-        questions=build_questions(dataset["prompt"], tokenizer, num_questions, longest) if asks else None,
+        questions=build_questions(dataset, tokenizer, num_questions, longest) if asks else None,
     )
 
 
@@ -99,7 +99,8 @@ def build_pairs(rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: Leng
     """Rows {prompt, chosen, rejected} of which both completions are there after cutting; None where none is."""
     pairs = Pairs([], [])
     for row in rows:
-        prompt, completions = tokenize_completions(tokenizer, row["prompt"], [row["chosen"], row["rejected"]])
+        both = [row["chosen"], row["rejected"]]
+        prompt, completions = tokenize_completions(tokenizer, row["prompt"], both, row.get("tools"))
         chosen, rejected = (lengths.cut(prompt, completion) for completion in completions)
         if chosen and rejected:
             pairs.chosen.append(chosen)
@@ -111,7 +112,7 @@ def build_feedback(rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: L
     """Rows {prompt, completion, label} of which the completion is there after cutting; None where none is."""
     feedback = Feedback([], [])
     for row in rows:
-        prompt, (completion,) = tokenize_completions(tokenizer, row["prompt"], [row["completion"]])
+        prompt, (completion,) = tokenize_completions(tokenizer, row["prompt"], [row["completion"]], row.get("tools"))
         if answer := lengths.cut(prompt, completion):
             feedback.answers.append(answer)
             feedback.labels.append(row["label"])
@@ -119,19 +120,20 @@ def build_feedback(rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: L
 
 
 def build_questions(
-    prompts: Iterable[Any], tokenizer: PreTrainedTokenizerBase, count: int, longest: int | None
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, count: int, longest: int | None
 ) -> Questions | None:
-    """The first distinct prompts, text or messages, that leave enough for an answer.
+    """The first distinct prompts of rows, text or messages, that leave enough for an answer.
 
     Args:
         count: At most so many.
         longest: Longest prompt in tokens; None for any.
     """
     questions, seen = Questions([], []), set()
-    for prompt in prompts:
+    for row in rows:
         if len(questions.prompts) >= count:
             break
-        ids = tokenize_prompt(tokenizer, prompt)
+        prompt = row["prompt"]
+        ids = tokenize_prompt(tokenizer, prompt, row.get("tools"))
         if ids and tuple(ids) not in seen and (longest is None or len(ids) <= longest):
             seen.add(tuple(ids))
             questions.texts.append(prompt if isinstance(prompt, str) else prompt[-1]["content"])

@@ -206,6 +206,58 @@ def test_every_format_is_tested():
     assert {name for name, _, _ in CONVERTED} == set(FORMATS)
 
 
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("row", "called"),
+    [
+        ({"messages": [user("p"), {"role": "assistant", "tool_calls": [CALL | {"id": "c1"}]}]}, CALL | {"id": "c1"}),
+        (
+            {"messages": [user("p"), {"role": "assistant", "content": None, "tool_calls": [CALL["function"]]}]},
+            CALL,
+        ),
+        (
+            {"messages": [user("p"), {"role": "assistant", "function_call": {"name": "f", "arguments": '{"x": 1}'}}]},
+            CALL,
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "p"},
+                               {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}]},
+            CALL,
+        ),
+    ],
+    ids=["OpenAI", "without a wrapper", "OpenAI's former", "ShareGPT"],
+)  # fmt: skip
+@pytest.mark.parametrize("tools", [{"tools": [TOOL]}, {"tools": '[{"name": "f", "parameters": {}}]'},
+                                   {"functions": [TOOL["function"]]}])  # fmt: skip
+def test_tools_and_calls_have_one_form(row, called, tools):
+    row = row | tools
+    expected = {"messages": [user("p"), assistant("") | {"tool_calls": [called]}], "tools": [TOOL]}
+    assert detect_format([row], "demonstrations").rows(row) == [expected]
+
+
+def test_what_tools_say_and_names_are_kept():
+    said = {"role": "function", "name": "f", "content": "3"}
+    row = {"messages": [user("p") | {"name": "Ada"}, said, assistant("a") | {"thinking": "hm", "images": []}]}
+    thought = assistant("a") | {"reasoning_content": "hm", "thinking": "hm"}
+    expected = [user("p") | {"name": "Ada"}, {"role": "tool", "name": "f", "content": "3"}, thought]
+    assert FORMATS["messages"].rows(row) == [{"messages": expected}]
+    turns = [{"from": "human", "value": "p"}, {"from": "observation", "value": "3"}, {"from": "gpt", "value": "a"}]
+    assert FORMATS["sharegpt"].rows({"conversations": turns})[0]["messages"][1] == {"role": "tool", "content": "3"}
+
+
+def test_answers_that_think_otherwise_differ():
+    pair = {"prompt": [user("p")], "chosen": [assistant("a") | {"thinking": "b"}], "rejected": [assistant("a")]}
+    assert FORMATS["preference"].rows(pair)[0]["chosen"][0]["thinking"] == "b"
+
+
+def test_completions_are_drawn_without_tools():
+    with pytest.raises(BadRow, match="`tools`: completions are drawn to prompts without tools"):
+        FORMATS["prompt"].rows({"prompt": "p", "tools": [TOOL]})
+
+
 def test_parts_of_a_message_are_joined():
     said = {"role": "assistant", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}
     assert FORMATS["messages"].convert({"messages": [user("p"), said]})["messages"][1] == assistant("Hello")
@@ -215,19 +267,23 @@ def test_parts_of_a_message_are_joined():
     ("message", "reason"),
     [
         ({"role": "assistant", "content": [{"type": "image", "url": "x"}]}, "parts that are not text"),
-        ({"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, "calls tools"),
-        ({"role": "assistant", "content": None, "function_call": {"name": "f"}}, "calls tools .`function_call`"),
-        (assistant("a") | {"reasoning_content": "hm"}, "thoughts .* .`reasoning_content`"),
-        (assistant("a") | {"name": "Ada"}, "names who speaks"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"arguments": {}}]}, "a call of a tool has no name"),
+        ({"role": "assistant", "content": "", "tool_calls": {"name": "f"}}, "`tool_calls` must be a list"),
+        (
+            {"role": "assistant", "function_call": {"name": "f", "arguments": "[1]"}},
+            "arguments of a call are no object",
+        ),
+        ({"role": "assistant", "function_call": {"name": "f", "arguments": "{1"}}, "arguments .* text, and no JSON"),
+        (assistant("a") | {"reasoning_content": ["hm"]}, "`reasoning_content` of a message is a list, not text"),
+        (assistant("a") | {"images": ["x.png"]}, "parts that are not text .`images`"),
         (assistant("a") | {"weight": 0}, "a weight of 0"),
         (assistant("a") | {"weight": 0.5}, "the weight `0.5`; only 0 and 1"),
         ({"role": "assistant", "content": {"a": 1}}, "is an object, not text"),
-        ({"role": "assistant", "tool_calls": [{"name": "f"}]}, "calls tools"),
-        ({"role": "assistant", "reasoning_content": "hm"}, "thoughts"),
+        ({"role": "assistant", "reasoning_content": "hm"}, "has no content"),
         ({"role": "assistant", "text": "hello"}, "has no content"),
     ],
 )
-def test_what_is_not_text_is_a_bad_row(message, reason):
+def test_what_cannot_be_used_is_a_bad_row(message, reason):
     with pytest.raises(BadRow, match=reason):
         FORMATS["messages"].convert({"messages": [user("p"), message, assistant("a")]})
 
@@ -259,7 +315,9 @@ def test_what_is_not_text_is_a_bad_row(message, reason):
             {"prompt": "p", "completions": [{"text": "a", "score": 9, "rating": 1}, {"text": "b", "overall_score": 2}]},
             "no score that all completions have",
         ),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [{"name": "f"}]}, "`tools` is not supported"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [{"parameters": {}}]}, "a function without a name"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": 7}, "`tools` must be a list of functions"),
+        ({"chosen": HH + "a", "rejected": HH + "b", "tools": [{"name": "f"}]}, "`tools` goes before"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "images": ["x.png"]}, "`images` is not supported"),
         ({"chosen": HH + "a", "rejected": HH + "b", "system": "Be brief"}, "`system` goes before"),
         ({"instruction": " ", "chosen": "a", "rejected": "b"}, "the instruction is empty"),

@@ -417,3 +417,46 @@ def test_a_system_message_of_some_rows_makes_messages_of_all(tmp_path):
     rows = [{"prompt": "p", "completion": "c"}, {"prompt": "q", "completion": "c", "system": "s"}]
     train, _ = read(write(tmp_path / "rows.jsonl", rows), "demonstrations", eval_rows=0)
     assert [[m["role"] for m in prompt] for prompt in train.dataset["prompt"]] == [["user"], ["system", "user"]]
+
+
+def test_a_column_that_begins_late_makes_messages_of_all_rows(tmp_path):
+    plain = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(1_001)]
+    late = {"prompt": "p", "completion": "c", "system": "Be brief"}
+    counted = []
+    settings = DataSettings(path=write(tmp_path / "rows.jsonl", [*plain, late]), eval_rows=0)
+    train, _ = read_split(settings, "demonstrations", seed=0, count=counted.append)
+    assert (train.ledger.kept, train.ledger.skipped, sum(counted)) == (1_002, {}, 1_002)
+    assert train.dataset[0]["prompt"] == [{"role": "user", "content": "p0"}]
+    assert train.dataset[-1]["prompt"][0] == {"role": "system", "content": "Be brief"}
+
+
+def test_tools_and_thoughts_that_begin_late_are_kept_as_they_are(tmp_path):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"x": {"enum": [1, 2.5], "default": None}}}}
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    asked, said = {"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}
+    calls = {"role": "assistant", "content": "", "tool_calls": [call]}
+    thinks = said | {"reasoning_content": "hm", "thinking": "hm"}
+    rows = [
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": [asked], "chosen": [calls], "rejected": [thinks], "tools": [tool]},
+    ]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0)
+    assert train.dataset[0] == {
+        "prompt": [asked], "chosen": [said], "rejected": [said | {"content": "b"}], "tools": None
+    }  # fmt: skip
+    assert train.dataset[1] == rows[1]
+    assert as_kind(train, "feedback").dataset[2] == {
+        "prompt": [asked], "completion": [calls], "label": True, "tools": [tool]
+    }  # fmt: skip
+    with pytest.raises(RequestError, match="have tools, and completions are drawn to prompts without"):
+        as_kind(train, "prompts")
+    with pytest.raises(RequestError, match="has no chat template"):
+        as_plain_text(train, "a model")
+
+
+def test_what_json_has_not_costs_its_row(tmp_path):
+    tool = {"name": "f", "parameters": {"most": float("nan")}}
+    rows = [{"prompt": f"p{i}", "completion": "c", "tools": [tool] if i == 3 else None} for i in range(5)]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), "demonstrations", eval_rows=0)
+    assert list(train.ledger.skipped) == [4]
+    assert "`tools` has what JSON has not" in train.ledger.skipped[4]

@@ -18,6 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 ASKED = {"role": "user", "content": "Add one to 0."}
 SAID = {"role": "assistant", "content": "That is 1."}
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "get_weather", "arguments": {}}}
 
 
 def made(template: str | None = None, post: str | None = None, **special: str) -> PreTrainedTokenizerFast:
@@ -90,10 +91,23 @@ def test_what_somebody_says_is_looked_for_in_all_rows():
 
 
 def test_tools_are_not_lost():
-    calls = {"role": "assistant", "content": "", "tool_calls": [TOOL | {"id": "abcdefghi"}]}
+    calls = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     for row in ({"messages": [ASKED, SAID], "tools": [TOOL]}, {"messages": [ASKED, calls, ASKED, SAID]}):
         assert "leaves out tools: `get_weather`" in refusal(CHATML, row)
     assert look(made("qwen3"), {"messages": [ASKED, SAID], "tools": [TOOL]}) == ({}, [])
+    named_alike = {"messages": [ASKED | {"content": "What is get_weather?"}, SAID], "tools": [TOOL]}
+    assert "leaves out tools" in refusal(CHATML, named_alike)
+    said = {"role": "tool", "tool_call_id": "abcdefghi", "content": 'It is "warm"\nthere.'}
+    whole = {"messages": [ASKED, calls, said, SAID], "tools": [TOOL]}
+    assert look(made("mistral"), whole)[0] == {}
+
+
+def test_names_of_speakers_are_not_lost():
+    row = {"messages": [ASKED | {"name": "Ada"}, SAID]}
+    left_out, _ = look(CHATML, row, {"messages": [ASKED, SAID]})
+    assert left_out == {0: "the chat template leaves out who speaks: `Ada`"}
+    named = "{% for m in messages %}{{ m.role }} {{ m.name }}: {{ m.content }}\n{% endfor %}"
+    assert look(made(named), row)[0] == {}
 
 
 def test_rows_that_cannot_be_written_are_left_out_with_the_reason():

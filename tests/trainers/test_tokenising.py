@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import trl
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Json, List, Value
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -205,3 +206,24 @@ def test_what_lies_beside_rows_that_are_kept_is_none_of_them(pairs, tokenizer):
     write_rows(beside, Features({"other": Value("int64")}), [{"other": [1, 2, 3]}])
     again = ours(rows, tokenizer, columns)
     assert (again.column_names, len(again)) == (made.column_names, len(made))
+
+
+TOOLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+CALLS = "{% for m in messages %}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}{% endfor %}"
+
+
+def test_tools_are_written_as_trl_writes_them(tokenizer, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", TOOLS + CALLS + CHAT)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"x": {"enum": [1, 2.5]}}}}
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    made = [row | {"tools": [tool] if i % 2 else None} for i, row in enumerate(pairs["messages"])]
+    made[0]["chosen"] = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    file = tmp_path / "rows.arrow"
+    features = Features({name: Json() if name == "tools" else List(Json()) for name in made[0]})
+    write_rows(file, features, [{name: [row[name] for row in made] for name in made[0]}])
+    rows = read_rows(file)
+    theirs = by_trl(trl.DPOTrainer, trl.DPOConfig, rows, tokenizer, max_length=None)
+    assert_same(ours(rows, tokenizer, PairIds(None, "keep_start")), theirs, PairIds.names)
+    with_tools, with_call = (re.sub("[ \u0120]", "", tokenizer.decode(theirs[i]["chosen_ids"])) for i in (1, 0))
+    assert '"enum":[1,2.5]' in re.sub("[ \u0120]", "", tokenizer.decode(theirs[1]["prompt_ids"])) + with_tools
+    assert '"arguments":{"x":1}' in with_call

@@ -20,13 +20,13 @@ from alignctl.data.cores import write_converted
 from alignctl.data.encoding import Encoder, encodes_batches, tokenizer_key
 from alignctl.data.kept import kept, read_rows, write_rows, write_some
 from alignctl.data.lengths import RowLengths
-from alignctl.data.token_columns import TEXTS, LabelledIds, PairIds, TokenColumns
+from alignctl.data.token_columns import TEXTS, TOOLS, LabelledIds, PairIds, TokenColumns
 from alignctl.trainers.base.columns import ROW_NUMBER
 
 _MADE_BY = ("tokenizers", "transformers", "trl")
 _TRIED = 100  # rows
 _AT_ONCE = 1_000  # rows
-_OTHER_TEXTS = {"tools", "chat_template_kwargs"}  # columns that TRL hands to a template
+_OTHER_TEXTS = {"chat_template_kwargs"}  # columns that TRL hands to a template
 _LENGTHS = "lengths.npy"
 _NEEDED = ("alignctl: least", "alignctl: whole")  # columns, until all rows are there
 
@@ -109,7 +109,7 @@ def tokenised(
         count: Is told of more rows that are done, as it goes.
     """
     texts = [name for name in rows.column_names if name in TEXTS]
-    others = {name: kind for name, kind in rows.features.items() if name not in texts}
+    others = {name: kind for name, kind in rows.features.items() if name not in (*texts, TOOLS)}
 
     def make(folder: Path) -> None:
         encoder = Encoder(tokenizer, columns.written(tokenizer, rows[:_TRIED], template))
@@ -192,6 +192,6 @@ def _converted(
     lost = RowLengths.of(columns.max_length, needed, columns.why_lost).lost
     none = ([],) * len(columns.names)
     made = [none if is_lost else columns.cut(one) for one, is_lost in zip(made, lost, strict=True)]
-    others = {name: values for name, values in rows.items() if name not in TEXTS}
+    others = {name: values for name, values in rows.items() if name not in (*TEXTS, TOOLS)}
     ids = {name: [one[place] for one in made] for place, name in enumerate(columns.names)}
     return others | ids | dict(zip(_NEEDED, map(list, zip(*needed, strict=True)), strict=True))
