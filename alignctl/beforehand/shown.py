@@ -100,6 +100,8 @@ def _not_there(ready: Ready, row: int) -> RequestError:
     ledger = ready.rows.ledger
     if row in ledger.skipped:
         return RequestError(f"row {row:,} of {ledger.source} cannot be used: {ledger.skipped[row]}")
+    if row in ledger.ties:
+        return RequestError(f"row {row:,} of {ledger.source} is left out: no completion is better than another")
     if not 0 < row <= ledger.read:
         return RequestError(f"there is no row {row:,}: {ledger.source} has {ledger.read:,}")
     return RequestError(f"row {row:,} of {ledger.source} is held out, or nothing of it is left to train on")

@@ -24,7 +24,7 @@ from alignctl.run.state import is_done
 
 _NAMED = 10  # rows of a reason
 _REASONS = 5  # that are told
-_WORDS = {"skipped": "skipped", "lost": "lost", "partly": "used in part", "cut": "cut"}
+_WORDS = {"skipped": "skipped", "lost": "lost", "partly": "used in part", "ties": "tied", "cut": "cut"}
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _made(stage: StageConfig, paths: StagePaths) -> dict[str, Any]:
 
 
 def _row_counts(ledger: dict[str, Any]) -> dict[str, Any]:
-    counts = ("source", "read", "kept", "held_out", "lost", "partly", "cut", "lengths", "reasons")
+    counts = ("source", "read", "kept", "held_out", "lost", "partly", "ties", "agreement", "cut", "lengths", "reasons")
     return (
         {name: ledger[name] for name in counts}
         | {

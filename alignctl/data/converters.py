@@ -18,6 +18,7 @@ from alignctl.data.labels import label
 from alignctl.data.messages import (
     BadRow,
     Messages,
+    Tie,
     as_answer,
     is_messages,
     is_transcript,
@@ -27,6 +28,8 @@ from alignctl.data.messages import (
     text_of,
 )
 from alignctl.data.tools import TOOLS
+from alignctl.data.trees import best_path, ranked_pairs
+from alignctl.data.votes import preferred, sides_of, vote_columns, votes_of
 
 BEFORE = ("system", "history", *TOOLS)
 """Columns of what goes before a prompt of messages: an instruction for all, earlier turns, what may be called."""
@@ -216,8 +219,32 @@ def scored(row: Row) -> list[dict[str, Any]]:
         key=lambda both: worths[both[1]] - worths[both[0]],
     )
     if not pairs:
-        raise BadRow("no completion is better than another")
+        equal = len({worths[i] for i in ordered}) == 1 < len(ordered)
+        raise (Tie if equal else BadRow)("no completion is better than another")
     return [pair(prompt, answers[i], answers[j]) for i, j in pairs]
+
+
+def tree(row: Row) -> list[dict[str, Any]]:
+    """All pairs of replies to each prompt of a tree of which one is ranked better."""
+    return [pair(*one) for one in ranked_pairs(row)]
+
+
+def voted(row: Row) -> dict[str, Any]:
+    """Two completions of which more people prefer one."""
+    first, second = sides_of(row)
+    choice = preferred(votes_of(row))
+    if not choice:
+        raise Tie("as many people prefer one completion as the other, or neither")
+    prompt = _asked(row) if "prompt" in row else instruction(row)
+    said = [row[name] for name in ((first, second) if choice == 1 else (second, first))]
+    texts = [as_answer(one) if is_messages(prompt) else text_of(one, "a completion") for one in said]
+    return pair(prompt, *texts)
+
+
+def is_voted(row: Row) -> bool:
+    """Whether a row has two completions of one prompt, and votes on them."""
+    asked = row.get("prompt") or row.get("instruction")
+    return bool(asked) and sides_of(row) is not None and vote_columns(row) != []
 
 
 def _worths(row: Row, completions: list[Any]) -> list[float]:
@@ -317,6 +344,10 @@ def instructed(row: Row) -> dict[str, Any]:
     return {"prompt": instruction(row), "completion": said}
 
 
+def best_of_tree(row: Row) -> dict[str, Any]:
+    return answered(best_path(row))
+
+
 def text(row: Row) -> dict[str, Any]:
     said = text_of(row["text"], "`text`")
     if not said.strip():
@@ -351,6 +382,26 @@ def judged(convert: Callable[[Row], dict[str, Any]]) -> Callable[[Row], dict[str
         return made | {"label": label(row)}
 
     return with_label
+
+
+def is_steps(row: Row) -> bool:
+    """Whether a row is a solution in steps, with a label for each: TRL's stepwise supervision."""
+    return bool(row.get("prompt")) and all(isinstance(row.get(name), list) for name in ("completions", "labels"))
+
+
+def steps(row: Row) -> dict[str, Any]:
+    """A solution in steps as one completion, a line each. It is wanted if every step is right, which is how
+    arXiv:2305.20050 (2.6) scores solutions."""
+    said, labels = ([value for value in row[name] if value is not None] for name in ("completions", "labels"))
+    if not said or len(said) != len(labels):
+        raise BadRow(f"{len(said)} steps have {len(labels)} labels")
+    prompt = _asked(row)
+    solution = "\n".join(text_of(one, "a step") for one in said)
+    if not solution.strip():
+        raise BadRow("the completion is empty")
+    right = [label({"label": value}) for value in labels]
+    completion = as_answer(solution) if is_messages(prompt) else "\n" * (not prompt[-1:].isspace()) + solution
+    return {"prompt": prompt, "completion": completion, "label": all(right)}
 
 
 def unpair(row: Row) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from alignctl.data.files import Row
 from alignctl.data.formats import Format
 from alignctl.data.kept import read_rows, write_rows
 from alignctl.data.mapping import Reading
-from alignctl.data.messages import NOTHING, BadRow, is_messages, writable
+from alignctl.data.messages import NOTHING, BadRow, Tie, is_messages, writable
 from alignctl.data.places import Placing, read_places
 from alignctl.data.raw import RawRows, column_types
 from alignctl.data.rows import Ledger, Rows
 from alignctl.data.settings import DataSettings
 from alignctl.data.tools import TOOLS
+from alignctl.data.votes import agreement, vote_columns
 from alignctl.errors import RequestError
 from alignctl.methods.registry import EVERY_OTHER_COLUMN, RowColumn
 
@@ -182,6 +184,9 @@ def _convert(
     read, usable = 0, 0
     seen: set[str] = set()
     placing = Placing()
+    ties: list[int] = []
+    voting: set[str] = set()
+    agreements: list[float | None] = []
 
     def batches() -> Iterator[dict[str, list[Any]]]:
         nonlocal read, usable
@@ -193,11 +198,16 @@ def _convert(
                 seen.update(_carried(row, reading.uses))
                 try:
                     row = reading.widened(row)
+                    if row_format.votes:
+                        voting.update(vote_columns(row))
+                        agreements.append(agreement(row_format.votes(row)))
                     for one in _checked(row, give, messages, beside.declared):
                         values = {name: row.get(name) for name in others} | one | {_NUMBER: number}
                         for name, column in converted.items():
                             column.append(values[name])
                     usable += 1
+                except Tie:
+                    ties.append(number)
                 except BadRow as error:
                     skipped[number] = str(error)
             read += len(batch)
@@ -211,9 +221,19 @@ def _convert(
             f"{raw.source.path}: a column cannot be kept as it is: {' '.join(str(error).split())}",
             "write it as text, or take it out",
         ) from error
-    looked_at = reading.uses.union(others, *beside.declared.values())
+    looked_at = reading.uses.union(others, voting, *beside.declared.values())
     placing.write(places_beside(file))
-    ledger = Ledger(raw.source.path, row_format.name, read, usable, skipped, sorted(map(writable, seen - looked_at)))
+    agreed = [alike for alike in agreements if alike is not None]
+    ledger = Ledger(
+        source=raw.source.path,
+        format=row_format.name,
+        read=read,
+        kept=usable,
+        skipped=skipped,
+        unused=sorted(map(writable, seen - looked_at)),
+        ties=ties,
+        agreement=sum(agreed) / len(agreed) if agreed else None,
+    )
     carried = tuple(beside.declared)
     if beside.others:
         known = {"prompt"} if kind == "prompts" else set(texts)
@@ -291,7 +311,7 @@ def _given(row: Row, reading: Reading, most: int, shape: _Shape) -> list[dict[st
     if None in row.values():  # an empty cell of what goes before a prompt is still one
         row = {key: "" if value is None else value for key, value in row.items() if value is not None or key in BEFORE}
     try:
-        given = reading.format.rows(row)[:most]
+        given = _capped(reading.format.rows(row), most)
     except KeyError as error:
         raise BadRow(f"the column {error} is missing or empty") from error
     for one in given:
@@ -300,6 +320,13 @@ def _given(row: Row, reading: Reading, most: int, shape: _Shape) -> list[dict[st
                 raise _Wider(replace(shape, bare=False))
             _check_characters(column, value)
     return given
+
+
+def _capped(given: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """At most so many of the rows with one prompt, which lie one behind another."""
+    if len(given) <= most:
+        return given
+    return [one for _, same in groupby(given, key=itemgetter("prompt")) for one in islice(same, most)]
 
 
 def _check_characters(column: str, value: Any) -> None:

@@ -30,6 +30,8 @@ from alignctl.data.messages import (
     write_transcript,
 )
 from alignctl.data.tools import TOOLS, tools_of
+from alignctl.data.trees import is_tree
+from alignctl.data.votes import SIDES, votes_of
 from alignctl.methods.registry import methods
 
 KINDS = {
@@ -62,6 +64,8 @@ class Format:
     as_text: Callable[[Messages], str] | None
     """Writes messages as plain text for a tokenizer without chat template; ends with what leads to the next answer.
     None where there is no customary way."""
+    votes: Callable[[Row], list[int]] | None = None
+    """What several people say of a row, where they do; raises BadRow."""
 
     def fits(self, row: Row) -> bool:
         """Whether a row has this format. No answer is a demonstration of which a row says whether it is wanted."""
@@ -264,6 +268,25 @@ def _table() -> tuple[Format, ...]:
             convert=to.scored,
             as_text=None,
         ),
+        Format(
+            name="tree",
+            kind="preferences",
+            columns="prompt: a message with ranked replies, as Open-Assistant has them, or a row for each message",
+            uses=("prompt",),
+            matches=is_tree,
+            convert=to.tree,
+            as_text=None,
+        ),
+        Format(
+            name="voted",
+            kind="preferences",
+            columns="prompt or instruction; response_a, response_b; votes: a list, or annotator1, annotator2, ...",
+            uses=("prompt", *_INSTRUCTION, *(name for both in SIDES for name in both), "votes"),
+            matches=to.is_voted,
+            convert=to.voted,
+            as_text=None,
+            votes=votes_of,
+        ),
     )
     demonstrations = (
         Format(
@@ -312,6 +335,15 @@ def _table() -> tuple[Format, ...]:
             as_text=_instruction_text,
         ),
         Format(
+            name="best_of_tree",
+            kind="demonstrations",
+            columns="prompt: a message with replies, as Open-Assistant has them, or a row for each message",
+            uses=("prompt",),
+            matches=is_tree,
+            convert=to.best_of_tree,
+            as_text=None,
+        ),
+        Format(
             name="text",
             kind="demonstrations",
             columns="text",
@@ -327,15 +359,28 @@ def _table() -> tuple[Format, ...]:
             kind="prompts",
             columns="prompt: text or messages, and no completion",
             uses=("prompt", "system", "history"),
-            matches=lambda row: _has("prompt")(row) and not {"chosen", "completion", "completions"} & row.keys(),
+            matches=lambda row: (
+                _has("prompt")(row)
+                and not isinstance(row["prompt"], Mapping)
+                and not {"chosen", "completion", "completions"} & row.keys()
+            ),
             convert=to.prompt,
             as_text=None,
         ),
     )
     by_name = {one.name: one for one in demonstrations}
+    steps = Format(
+        name="steps",
+        kind="feedback",
+        columns="prompt, completions: the steps of a solution; labels: whether each is right",
+        uses=("prompt", "completions", "labels", *to.BEFORE),
+        matches=to.is_steps,
+        convert=to.steps,
+        as_text=None,
+    )
     labelled = ("messages", "sharegpt", "instruction", "prompt_completion")
     feedback = tuple(_judged(by_name[name], f"{name}_feedback") for name in labelled)
-    return (*preferences, *feedback, *demonstrations, *prompts)
+    return (*preferences, *feedback, steps, *demonstrations, *prompts)
 
 
 def _judged(row_format: Format, name: str) -> Format:

@@ -55,7 +55,7 @@ def join(sources: Sequence[Rows], kind: str, names: Sequence[str | None], weight
         ) from error
     shown = [ledger.source for ledger in ledgers]
     parts = [
-        Part(ledger.source, ledger.format, ledger.read, name=name, weight=weight)
+        Part(ledger.source, ledger.format, ledger.read, name=name, weight=weight, agreement=ledger.agreement)
         for ledger, name, weight in zip(ledgers, names, weights or [None] * len(ledgers), strict=True)
     ]
     ledger = Ledger(
@@ -67,6 +67,7 @@ def join(sources: Sequence[Rows], kind: str, names: Sequence[str | None], weight
         unused=sorted({name for ledger in ledgers for name in ledger.unused}),
         partly=_renumbered([ledger.partly for ledger in ledgers], before),
         parts=parts,
+        ties=[first + number for first, own in zip(before, ledgers, strict=True) for number in own.ties],
     )
     joined = Rows(dataset, _joint([rows.format for rows in sources]), ledger, numbers, tuple(columns), _places(sources))
     return replace(joined, ledger=counted(ledger, np.asarray(numbers)))

@@ -37,6 +37,10 @@ class BadRow(ValueError):
         super().__init__(writable(why))
 
 
+class Tie(BadRow):
+    """A row that is as it should be, and of which no completion is better than another."""
+
+
 def writable(text: str) -> str:
     """A text with halves of characters spelled out."""
     return text.encode("utf-8", "backslashreplace").decode()

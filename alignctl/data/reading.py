@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from alignctl.data.converting import MARGIN, Beside, convert, places_beside, rows_of
+from alignctl.data.files import Row
 from alignctl.data.formats import FORMATS, imitating_chosen
 from alignctl.data.holding_out import held_out, rows_wanted, shared_prompts
 from alignctl.data.kept import kept, write_some
 from alignctl.data.mapping import how_to_read
+from alignctl.data.places import Place
 from alignctl.data.raw import RawRows, Source, check_unchanged, load_raw
 from alignctl.data.rows import Ledger, Rows
 from alignctl.data.settings import DataSettings
 from alignctl.data.sources import BUILTIN_SOURCES, shown
+from alignctl.data.trees import gathered, is_message_of_tree
 from alignctl.errors import RequestError
 from alignctl.methods.registry import RowColumn
 
@@ -101,6 +105,8 @@ def _read(
 ) -> Rows:
     """The rows of a source, in a file. `named` are the columns that the method looks at, here or in other rows."""
     path = raw.source.path
+    if is_message_of_tree(next(iter(raw), {})):
+        raw = replace(raw, each=partial(_trees, raw.each))
     first = list(islice(raw, _DETECT_ROWS))
     if not first:
         raise RequestError(f"{path} has no rows")
@@ -115,6 +121,10 @@ def _read(
     if rows.ledger.kept == 0:
         raise RequestError(f"{path}: no row can be used: {describe_skipped(rows)}")
     return rows
+
+
+def _trees(messages: Callable[[], Iterator[tuple[Place | None, Row]]]) -> Iterator[tuple[Place | None, Row]]:
+    return gathered(messages())
 
 
 def _describe(rows: Rows, folder: Path, part: str, of: str) -> None:
@@ -175,7 +185,7 @@ def _hold_out(rows: Rows, settings: DataSettings, seed: int, folder: Path) -> No
     left, out = np.unique(numbers[~is_held]), np.unique(numbers[is_held])
     ledgers = {
         "train": replace(rows.ledger, kept=len(left), held_out=len(np.setdiff1d(out, left))),
-        "eval": replace(rows.ledger, read=len(out), kept=len(out), skipped={}),
+        "eval": replace(rows.ledger, read=len(out), kept=len(out), skipped={}, ties=[], agreement=None),
     }
     for part, chosen in (("train", ~is_held), ("eval", is_held)):
         write_some(file, folder / f"{part}{_ROWS}", chosen)

@@ -29,11 +29,14 @@ class Part:
     """What its share was to be, as a part of the sum of all weights."""
     name: str | None = None
     """Of rows that are measured on by name."""
+    agreement: float | None = None
+    """As the ledger of one source has it."""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What became of the rows of a source: those kept, skipped, held out and left over are all that were read."""
+    """What became of the rows of a source: those kept, skipped, tied, held out and left over are all that
+    were read."""
 
     source: str
     format: str
@@ -54,13 +57,24 @@ class Ledger:
     """Of held-out rows, those whose prompt training rows have, too."""
     partly: dict[int, str] = field(default_factory=dict)
     """Of the rows that are kept, those that give several of which some cannot be used, and why."""
+    ties: list[int] = field(default_factory=list)
+    """Rows, counted from 1, of which no completion is better than another: they are left out, and are no bad rows."""
+    agreement: float | None = None
+    """Where rows have votes of several people, the share of pairs of people who say the same, in the mean of rows."""
 
 
 def said_of(ledger: Ledger) -> str:
     """Names the format of rows, and what of them is not used."""
-    unused = ", ".join(f"`{name}`" for name in ledger.unused)
-    said = f"{ledger.source}: rows of the format `{ledger.format}`" + (f"; not used: {unused}" if unused else "")
-    return said + (f"; a mixture: {shares_said(ledger)}" if ledger.parts else "")
+    said = [f"{ledger.source}: rows of the format `{ledger.format}`"]
+    if ledger.agreement is not None:
+        said.append(f"two people say the same of {ledger.agreement:.0%}")
+    if ledger.ties:
+        said.append(f"{len(ledger.ties):,} of {ledger.read:,} are left out, because no completion is better")
+    if ledger.unused:
+        said.append("not used: " + ", ".join(f"`{name}`" for name in ledger.unused))
+    if ledger.parts:
+        said.append(f"a mixture: {shares_said(ledger)}")
+    return "; ".join(said)
 
 
 def shares_said(ledger: Ledger) -> str:

@@ -147,7 +147,7 @@ def _mixed(
     if not (folder / "eval.arrow").exists():
         return train, None
     held = _numbered(joined, folder / "eval.arrow", None)
-    return train, replace(held, ledger=replace(held.ledger, read=held.ledger.kept, skipped={}, partly={}))
+    return train, replace(held, ledger=replace(held.ledger, read=held.ledger.kept, skipped={}, partly={}, ties=[]))
 
 
 def _numbered(joined: Rows, file: Path, tokens: np.ndarray | None) -> Rows:

@@ -11,7 +11,17 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from alignctl.data.files import FILE_SUFFIXES, LIGHT_SUFFIXES, BadFile, Row, errors_told, read_file, suffix, unpacked
+from alignctl.data.files import (
+    FILE_SUFFIXES,
+    LIGHT_SUFFIXES,
+    BadFile,
+    Row,
+    errors_told,
+    read_placed,
+    suffix,
+    unpacked,
+)
+from alignctl.data.trees import gathered, is_message_of_tree
 
 BUILTIN_SOURCES = ("builtin:quickstart",)
 
@@ -185,7 +195,7 @@ def peek_rows(file: Path) -> list[Row]:
     """
     if suffix(file) not in LIGHT_SUFFIXES or file.suffix == ".zst":
         return []
-    rows = list(islice(read_file(file), _PEEK_ROWS))
+    rows = list(islice(read_placed(file), _PEEK_ROWS))
     if not rows:
         raise BadFile("the file has no rows")
-    return rows
+    return [row for _, row in (gathered(rows) if is_message_of_tree(rows[0][1]) else rows)]

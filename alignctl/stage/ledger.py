@@ -49,7 +49,7 @@ def write_ledgers(job: Job, trainer: StageTrainer, rows: Rows, held_rows: Rows |
 
 
 def ledger(rows: Rows, lengths: RowLengths | None) -> dict[str, Any]:
-    """What became of the rows of a source: those kept, lost, skipped and held out are all that were read.
+    """What became of the rows of a source: those kept, lost, skipped, tied and held out are all that were read.
 
     A row that gives several is kept if any of these is, and `partly` counts those of which others are not.
 
@@ -67,6 +67,8 @@ def ledger(rows: Rows, lengths: RowLengths | None) -> dict[str, Any]:
     skipped, places = rows.ledger.skipped, rows.places
     named = {"skipped": skipped, "lost": lost, "partly": partly}
     reasons = [one for what, why_of in named.items() for one in _reasons(what, why_of, places)]
+    if ties := rows.ledger.ties:
+        reasons.append(_reason("ties", "no completion is better than another", ties, places))
     if len(cut):
         reasons.append(_reason("cut", f"longer than {lengths.limit} tokens", cut.tolist(), places))
     shown = sorted(row["row"] for one in reasons if one["what"] == "skipped" for row in one["first"])
@@ -79,6 +81,8 @@ def ledger(rows: Rows, lengths: RowLengths | None) -> dict[str, Any]:
         "lost": len(lost),
         "skipped": {number: skipped[number] for number in shown},
         "num_skipped": len(skipped),
+        "ties": len(ties),
+        "agreement": rows.ledger.agreement,
         "partly": len(partly),
         "cut": len(cut),
         "trainer_rows": int((~is_lost).sum()),

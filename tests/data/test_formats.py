@@ -3,7 +3,7 @@
 import pytest
 
 from alignctl.data.formats import FORMATS, detect_format
-from alignctl.data.messages import BadRow
+from alignctl.data.messages import BadRow, Tie
 
 
 def user(text):
@@ -16,6 +16,14 @@ def assistant(text):
 
 def system(text):
     return {"role": "system", "content": text}
+
+
+def prompter(text, *replies):
+    return {"text": text, "role": "prompter", "replies": list(replies)}
+
+
+def reply(text, rank):
+    return {"text": text, "role": "assistant", "rank": rank, "replies": []}
 
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant: "
@@ -187,6 +195,51 @@ CONVERTED = [
         "instruction",
         {"instruction": "Do", "input": "\n    return\n", "output": "Done"},
         {"prompt": [user("Do\n\n    return")], "completion": [assistant("Done")]},
+    ),
+    (
+        "tree",
+        {
+            "prompt": prompter(
+                "p",
+                reply("a", 0) | {"replies": [prompter("q", reply("b", None), reply("c", None))]},
+                reply("d", 1),
+                reply("e", 2) | {"deleted": True},
+            )
+        },
+        {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("d")]},
+    ),
+    (
+        "best_of_tree",
+        {"prompt": prompter("p", reply("d", 1), reply("a", 0) | {"replies": [prompter("q")]})},
+        {"messages": [user("p"), assistant("a")]},
+    ),
+    (
+        "voted",  # as in PandaLM's test set
+        {
+            "instruction": "p",
+            "input": "",
+            "response1": "a",
+            "response2": "b",
+            "annotator1": 2,
+            "annotator2": "2",
+            "annotator3": 0,
+        },
+        {"prompt": [user("p")], "chosen": [assistant("b")], "rejected": [assistant("a")]},
+    ),
+    (
+        "voted",
+        {"prompt": "p", "response_a": "a", "response_b": "b", "votes": ["model_a", "tie", "A", None]},
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+    ),
+    (
+        "steps",  # TRL's stepwise supervision
+        {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]},
+        {"prompt": "p", "completion": "\na\nb", "label": False},
+    ),
+    (
+        "steps",
+        {"prompt": [user("p")], "completions": ["a", "b"], "labels": ["+", "+"]},
+        {"prompt": [user("p")], "completion": [assistant("a\nb")], "label": True},
     ),
     ("prompt", {"prompt": "p"}, {"prompt": "p"}),
     ("text", {"text": "### Human: a ### Assistant: b"}, {"text": "### Human: a ### Assistant: b"}),
@@ -457,3 +510,48 @@ def test_a_transcript_round_trips():
     row = {"chosen": HH + "Good", "rejected": HH + "Bad"}
     converted = FORMATS["hh_rlhf"].convert(row)
     assert FORMATS["hh_rlhf"].as_text(converted["prompt"]) == HH.rstrip()
+
+
+def test_all_ranked_replies_of_a_tree_are_compared():
+    asked_again = prompter("q", reply("d", 1), reply("c", 0))
+    tree = {"prompt": prompter("p", reply("a", 0) | {"replies": [asked_again]}, reply("x", None), reply("b", 1))}
+    pairs = FORMATS["tree"].rows(tree)
+    assert [(one["chosen"][0]["content"], one["rejected"][0]["content"]) for one in pairs] == [("a", "b"), ("c", "d")]
+    assert pairs[1]["prompt"] == [user("p"), assistant("a"), user("q")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": prompter("p", reply("a", None), reply("b", None))},
+        {"prompt": "p", "response_a": "a", "response_b": "b", "votes": [1, 2]},
+        {"prompt": "p", "response_a": "a", "response_b": "b", "votes": [0, 0, 1]},
+        {"prompt": "p", "completions": ["a", "b"], "scores": [1, 1]},
+    ],
+)
+def test_ties_are_no_bad_rows(row):
+    with pytest.raises(Tie):
+        detect_format([row], "preferences").rows(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "p", "response_a": "a", "response_b": "b", "votes": [1, 7]}, "a vote is `7`, and has to be 1 or 2"),
+        ({"prompt": "p", "response_a": "a", "response_b": "b", "votes": [True]}, "a vote is `True`"),
+        ({"prompt": {"role": "prompter", "replies": [1]}}, "a reply is no message"),
+        ({"prompt": prompter("p", reply("a", "best"))}, "the rank of a reply is `best`"),
+    ],
+)
+def test_bad_votes_and_trees(row, reason):
+    with pytest.raises(BadRow, match=reason):
+        detect_format([row], "preferences").rows(row)
+
+
+def test_steps_are_for_labelled_completions_alone():
+    row = {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}
+    for kind in ("demonstrations", "preferences"):
+        with pytest.raises(ValueError, match="would do as feedback .*, for the method .*`kto`"):
+            detect_format([row], kind)
+    with pytest.raises(BadRow, match="2 steps have 1 labels"):
+        FORMATS["steps"].rows(row | {"labels": [True]})

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from alignctl.data.reading import read_split
 from alignctl.data.recast import as_kind, as_plain_text
-from alignctl.data.rows import shared_said
+from alignctl.data.rows import said_of, shared_said
 from alignctl.data.settings import DataSettings
 from alignctl.errors import RequestError
 from alignctl.methods.registry import EVERY_OTHER_COLUMN, RowColumn
@@ -460,3 +460,36 @@ def test_what_json_has_not_costs_its_row(tmp_path):
     train, _ = read(write(tmp_path / "rows.jsonl", rows), "demonstrations", eval_rows=0)
     assert list(train.ledger.skipped) == [4]
     assert "`tools` has what JSON has not" in train.ledger.skipped[4]
+
+
+def test_votes_of_real_people(shared_data):
+    """Their agreement is the mean of 0.9129, 0.9289 and 0.9179, those of each two of the three."""
+    train, _ = read(shared_data / "annotators" / "pandalm_testset.jsonl", eval_rows=0)
+    ledger = train.ledger
+    assert (ledger.format, ledger.read, ledger.kept) == ("voted", 999, 841)
+    assert (len(ledger.ties), len(ledger.skipped)) == (105, 53)
+    assert all("is empty" in reason for reason in ledger.skipped.values())
+    assert ledger.agreement == pytest.approx((0.9129 + 0.9289 + 0.9179) / 3, abs=1e-4)
+    assert "annotator1" not in ledger.unused
+    assert "two people say the same of 92%; 105 of 999 are left out" in said_of(ledger)
+
+
+def message(name, parent, text, rank=None):
+    role = "assistant" if rank is not None else "prompter"
+    return {"message_id": name, "parent_id": parent, "text": text, "role": role, "rank": rank}
+
+
+def test_rows_that_are_messages_of_trees_are_put_together(tmp_path):
+    rows = [message("1", None, "p"), message("2", "1", "a", 1), message("3", None, "q"), message("4", "1", "b", 0)]
+    rows += [message("5", "3", "c", 1), message("6", "3", "d", 0)]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0)
+    assert [(row["prompt"][0]["content"], row["chosen"][0]["content"]) for row in train.dataset] == [
+        ("p", "b"), ("q", "d"),
+    ]  # fmt: skip
+    assert (train.ledger.format, train.ledger.read) == ("tree", 2)
+    assert [train.places.of(number).line for number in (1, 2)] == [1, 3]
+    train, _ = read(tmp_path / "rows.jsonl", "demonstrations", eval_rows=0)
+    assert [row["messages"][1]["content"] for row in train.dataset] == ["b", "d"]
+    for odd, reason in ((message("1", "2", "p"), "in a circle"), (message("2", None, "p"), "is `2`, which is none or")):
+        with pytest.raises(RequestError, match=reason):
+            read(write(tmp_path / "odd.jsonl", [odd, *rows[1:]]), eval_rows=0)

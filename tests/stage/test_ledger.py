@@ -60,6 +60,19 @@ def test_a_row_of_which_some_pairs_are_lost_counts_once(tmp_path):
     assert [found[name] for name in ("read", "kept", "lost", "partly", "cut", "trainer_rows")] == [2, 1, 1, 1, 1, 2]
 
 
+def test_ties_are_counted_by_themselves(tmp_path):
+    votes = ([1, 1, 2], [1, 2], [2, 2])
+    rows = [
+        {"prompt": f"p{i}", "response_a": "a", "response_b": f"b{i}", "votes": each} for i, each in enumerate(votes)
+    ]
+    found = ledger(read(tmp_path / "rows.jsonl", [*rows, rows[0] | {"response_b": ""}]), None)
+    assert [found[name] for name in ("read", "kept", "ties", "num_skipped")] == [4, 2, 1, 1]
+    assert found["agreement"] == pytest.approx((1 / 3 + 0 + 1 + 1 / 3) / 4)
+    tied = next(one for one in found["reasons"] if one["what"] == "ties")
+    assert tied["why"] == "no completion is better than another"
+    assert tied["first"] == [{"row": 2, "file": str(tmp_path / "rows.jsonl"), "line": 3}]
+
+
 def test_the_record_of_many_rows_is_short(tmp_path):
     bad = [pair(i, chosen="") for i in range(250)] + [pair(i, margin=f"m{i}") for i in range(150)]
     file = tmp_path / "rows.jsonl"
