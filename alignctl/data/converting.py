@@ -322,6 +322,16 @@ def _given(row: Row, reading: Reading, most: int, shape: _Shape) -> list[dict[st
     return given
 
 
+def _is_kept(value: Any) -> bool:
+    """Whether the library `datasets` (5.2) keeps a value as JSON: it writes ten digits of a number, and reads some of
+    them otherwise."""
+    kept = Json()
+    try:
+        return kept.decode_example(kept.encode_example(value)) == value
+    except ValueError:  # beyond 64 bits
+        return False
+
+
 def _capped(given: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     """At most so many of the rows with one prompt, which lie one behind another."""
     if len(given) <= most:
@@ -337,6 +347,8 @@ def _check_characters(column: str, value: Any) -> None:
     try:
         written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
         written.encode()
+        if (column == "tools" or (is_messages(value) and not is_bare(value))) and not _is_kept(value):
+            raise BadRow(f"`{column}` has a number that would be rounded: write it with fewer digits, or as text")
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise BadRow(f"`{column}` has half of a character, `{half}`: no text can have that") from error

@@ -17,8 +17,9 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -396,31 +397,59 @@ def _arrow(file: Path) -> Iterator[Placed]:
 def _rows(schema: Any, batches: Iterator[Any]) -> Iterator[Placed]:
     if (name := _several(schema.names)) is not None:
         raise BadFile(f"the file has the column `{name}` twice", "give each column a name of its own")
-    classes = _classes(schema.metadata or {})
+    named = class_namer(_features(schema.metadata or {})) or _unchanged
     for batch in batches:
         for start in range(0, batch.num_rows, _AT_ONCE):
             for row in batch.slice(start, _AT_ONCE).to_pylist():
-                for column, names in classes.items():
-                    row[column] = class_name(row[column], names)
-                yield None, row
+                yield None, named(row)
 
 
-def class_name(number: int | None, names: list[str]) -> str | None:
+def class_namer(feature: Any) -> Callable[[Any], Any] | None:
+    """Puts the names of classes for their numbers, in columns and in all that is inside of them; None where there are
+    none.
+
+    Args:
+        feature: Of rows or of a part of them, as the library `datasets` writes it down.
+    """
+    if isinstance(feature, list):  # a former way to write a list
+        feature = {"_type": "List", "feature": feature[0]} if feature else None
+    if not isinstance(feature, Mapping):
+        return None
+    kind = feature.get("_type")
+    if not isinstance(kind, str):
+        namers = {name: namer for name, part in feature.items() if (namer := class_namer(part))}
+        return partial(_parts_named, namers=namers) if namers else None
+    if kind == "ClassLabel" and isinstance(feature.get("names"), list):
+        return partial(_class_name, names=feature["names"])
+    inner = class_namer(feature.get("feature"))
+    return partial(_each_named, namer=inner) if inner else None
+
+
+def _class_name(number: int | None, names: list[str]) -> str | None:
     """What a class is called; nothing where there is none, which the library `datasets` writes as -1."""
-    return names[number] if number is not None and 0 <= number < len(names) else None
+    return names[number] if isinstance(number, int) and 0 <= number < len(names) else None
 
 
-def _classes(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """The names of classes by column, which the library `datasets` keeps in a file."""
+def _parts_named(value: Any, namers: Mapping[str, Callable[[Any], Any]]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return value | {name: namer(value[name]) for name, namer in namers.items() if name in value}
+
+
+def _each_named(values: Any, namer: Callable[[Any], Any]) -> Any:
+    return [namer(value) for value in values] if isinstance(values, list) else values
+
+
+def _unchanged(row: Row) -> Row:
+    return row
+
+
+def _features(metadata: dict[bytes, bytes]) -> Any:
+    """What the library `datasets` says in a file of its columns."""
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {name: kind["names"] for name, kind in features.items() if _is_class(kind)}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
-
-
-def _is_class(kind: Any) -> bool:
-    return isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and isinstance(kind.get("names"), list)
+        return json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
+from datasets import Dataset, DatasetDict, Features, load_dataset
 
 from alignctl.data import quickstart
 from alignctl.data.fetching import fetch
-from alignctl.data.files import BadFile, Row, class_name, read_placed
+from alignctl.data.files import BadFile, Row, class_namer, read_placed
 from alignctl.data.hub import hub_files, rows_of
 from alignctl.data.places import Place
 from alignctl.data.settings import DataSettings
@@ -89,8 +89,28 @@ def _common_type(name: str, seen: pa.DataType, values: list[Any]) -> pa.DataType
         common = pa.unify_schemas(schemas, promote_options="permissive").field(name).type
     except (pa.ArrowException, OverflowError, ValueError):
         return None
-    is_whole = pa.types.is_integer(seen) or any(isinstance(value, int) for value in values)
-    return None if pa.types.is_floating(common) and is_whole else common
+    return None if _differs(seen, common) or _makes_floats(common, values) else common
+
+
+def _differs(seen: pa.DataType, common: pa.DataType) -> bool:
+    """Whether whole numbers of a type would be others in another one."""
+    if pa.types.is_integer(seen):
+        return pa.types.is_floating(common)
+    if pa.types.is_struct(seen) and pa.types.is_struct(common):
+        return any(_differs(field.type, common.field(field.name).type) for field in seen)
+    return pa.types.is_list(seen) and pa.types.is_list(common) and _differs(seen.value_type, common.value_type)
+
+
+def _makes_floats(kind: pa.DataType, values: Iterable[Any]) -> bool:
+    """Whether whole numbers among values would be others in a type."""
+    values = [value for value in values if value is not None]
+    if pa.types.is_floating(kind):
+        return any(isinstance(value, int) for value in values)
+    if pa.types.is_list(kind):
+        return _makes_floats(kind.value_type, (one for value in values for one in value))
+    if pa.types.is_struct(kind):
+        return any(_makes_floats(field.type, [value.get(field.name) for value in values]) for field in kind)
+    return False
 
 
 def load_raw(settings: DataSettings, source: Source, kind: str) -> RawRows:
@@ -156,8 +176,8 @@ def _each_of_files(files: Sequence[Path]) -> Iterator[tuple[Place, Row]]:
 
 
 def _each(rows: Dataset) -> Iterator[tuple[None, Row]]:
-    classes = {name: kind.names for name, kind in Features(rows.features).items() if isinstance(kind, ClassLabel)}
+    named = class_namer(Features(rows.features).to_dict())
     for batch in rows.iter(_AT_ONCE):
         for values in zip(*batch.values(), strict=True):
             row = dict(zip(batch, values, strict=True))
-            yield None, row | {name: class_name(row[name], names) for name, names in classes.items()}
+            yield None, named(row) if named else row

@@ -134,16 +134,31 @@ def test_nothing_is_no_rows(tmp_path, suffix):
 @pytest.mark.train  # the datasets library takes seconds to import
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_classes_have_their_names(tmp_path, suffix):
-    from datasets import ClassLabel, Dataset
+    from datasets import ClassLabel, Dataset, Features, List, Value
 
-    rows = Dataset.from_dict({"label": [1, 0, -1]}).cast_column("label", ClassLabel(names=["wanted", "unwanted"]))
+    from alignctl.data.raw import _each
+
+    said = ClassLabel(names=["wanted", "unwanted"])
+    features = Features({"label": said, "votes": List(said), "turns": List({"thumb": said, "text": Value("string")})})
+    expected = [
+        {"label": "unwanted", "votes": ["wanted", "unwanted"], "turns": [{"thumb": "unwanted", "text": "a"}]},
+        {"label": "wanted", "votes": [], "turns": None},
+        {"label": None, "votes": None, "turns": []},
+    ]
+    numbers = [
+        {"label": 1, "votes": [0, 1], "turns": [{"thumb": 1, "text": "a"}]},
+        {"label": 0, "votes": [], "turns": None},
+        {"label": -1, "votes": None, "turns": []},
+    ]
+    rows = Dataset.from_list(numbers, features=features)
+    assert [row for _, row in _each(rows)] == expected
     if suffix == ".parquet":
         rows.to_parquet(tmp_path / "rows.parquet")
         file = tmp_path / "rows.parquet"
     else:
         rows.save_to_disk(tmp_path / "saved")
         (file,) = (tmp_path / "saved").glob("*.arrow")
-    assert list(read_file(file)) == [{"label": "unwanted"}, {"label": "wanted"}, {"label": None}]
+    assert list(read_file(file)) == expected
 
 
 def test_a_column_that_is_there_twice(tmp_path):

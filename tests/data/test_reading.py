@@ -403,6 +403,11 @@ def test_whole_numbers_are_not_made_others(tmp_path):
     train, _ = read(write(tmp_path / "rows.jsonl", rows), "prompts", columns=(EVERY_OTHER_COLUMN,), eval_rows=0)
     assert train.ledger.unused == ["n"]
     assert train.dataset[1000]["meta"] == {"a": 1}
+    mixed = [{"prompt": "p", "list": [1, 2.5], "inside": {"a": [1]}, "floats": [1.5]} for _ in range(1000)]
+    mixed.append({"prompt": "p", "list": [1], "inside": {"a": [2.5]}, "floats": [2.0]})
+    train, _ = read(write(tmp_path / "rows.jsonl", mixed), "prompts", columns=(EVERY_OTHER_COLUMN,), eval_rows=0)
+    assert train.ledger.unused == ["inside", "list"]
+    assert train.dataset[1000] == {"prompt": "p", "floats": [2.0]}
 
 
 def test_a_column_that_is_made_of_another_is_looked_at(tmp_path):
@@ -460,6 +465,11 @@ def test_what_json_has_not_costs_its_row(tmp_path):
     train, _ = read(write(tmp_path / "rows.jsonl", rows), "demonstrations", eval_rows=0)
     assert list(train.ledger.skipped) == [4]
     assert "`tools` has what JSON has not" in train.ledger.skipped[4]
+    for number in (1 / 3, 2**70):
+        rows[3]["tools"][0]["parameters"]["most"] = number
+        train, _ = read(write(tmp_path / "rows.jsonl", rows), "demonstrations", eval_rows=0)
+        assert list(train.ledger.skipped) == [4], number
+        assert "would be rounded" in train.ledger.skipped[4]
 
 
 def test_votes_of_real_people(shared_data):
