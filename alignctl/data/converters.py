@@ -294,8 +294,8 @@ def sharegpt(row: Row) -> dict[str, Any]:
 
 def weighed(row: Row) -> list[dict[str, Any]]:
     """Each turn of the assistant that has not the weight 0, with all before it as its prompt."""
-    given = row["messages"]
-    if not is_messages(given):
+    given = _conversation(row)
+    if not is_turns(given):
         raise BadRow("expected a list of messages with role and content")
     weights = [weight_of(message) if isinstance(message, Mapping) else 1 for message in given]
     bare = [
@@ -303,7 +303,7 @@ def weighed(row: Row) -> list[dict[str, Any]]:
         if isinstance(message, Mapping) else message
         for message in given
     ]  # fmt: skip
-    messages = cleaned(bare)
+    messages = from_turns(bare)
     before = led(row, messages)[: -len(messages)]
     answers = [
         (before + messages[:i], messages[i : i + 1])
@@ -317,10 +317,14 @@ def weighed(row: Row) -> list[dict[str, Any]]:
 
 def has_weights(row: Row) -> bool:
     """Whether a message of a row is not to be trained on."""
-    messages = row.get("messages")
-    if not is_messages(messages):
+    messages = _conversation(row)
+    if not is_turns(messages):
         return False
     return any(isinstance(m, Mapping) and 0 in [m.get(key) for key in WEIGHTS] for m in messages)
+
+
+def _conversation(row: Row) -> Any:
+    return row["messages"] if row.get("messages") is not None else row.get("conversations")
 
 
 def completion(row: Row) -> dict[str, Any]:

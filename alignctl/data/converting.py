@@ -18,9 +18,9 @@ from datasets import Dataset, Features, Json, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from alignctl.data.cleaning import MESSAGE_KEYS, is_bare
-from alignctl.data.converters import BEFORE
+from alignctl.data.converters import BEFORE, has_weights
 from alignctl.data.files import Row
-from alignctl.data.formats import Format
+from alignctl.data.formats import Format, weighed
 from alignctl.data.kept import read_rows, write_rows
 from alignctl.data.mapping import Reading
 from alignctl.data.messages import NOTHING, BadRow, Tie, is_messages, writable
@@ -135,6 +135,8 @@ def convert(
             return _convert(raw, reading, beside, settings, kind, file, count_new, shape)
         except _Wider as wider:
             shape = wider.shape
+            if shape.weighed:
+                reading = replace(reading, format=weighed(reading.format))
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ class _Shape:
     """Columns of what goes before a prompt: then all are messages."""
     bare: bool = True
     """Whether messages have nothing but role and content."""
+    weighed: bool = False
+    """Whether some messages are not trained on: then each answer that is, is a row of its own."""
 
 
 class _Wider(Exception):
@@ -172,6 +176,7 @@ def _convert(
     """
     row_format = reading.format
     give = partial(_given, reading=reading, most=settings.max_pairs, shape=shape)
+    may_be_weighed = settings.format == "auto" and weighed(row_format) != row_format
     texts = _text_columns(raw, reading, give, shape)
     kinds = {
         column.name: Value("float32") if column.number else _feature(beside.types[column.name])
@@ -198,6 +203,8 @@ def _convert(
                 seen.update(_carried(row, reading.uses))
                 try:
                     row = reading.widened(row)
+                    if may_be_weighed and has_weights(reading.seen(row)):
+                        raise _Wider(replace(shape, weighed=True))
                     if row_format.votes:
                         voting.update(vote_columns(row))
                         agreements.append(agreement(row_format.votes(row)))

@@ -130,8 +130,8 @@ def detect_format(rows: Iterable[Row], kind: str, name: str = "auto", use: str |
         for row in rows:
             for candidate in candidates:
                 if candidate.kind == candidate_kind and candidate.fits(row) and not _written_out(row):
-                    if candidate.name == "messages" and name == "auto" and any(map(to.has_weights, rows)):
-                        candidate = FORMATS["weighed_messages"]
+                    if name == "auto" and any(map(to.has_weights, rows)):
+                        candidate = weighed(candidate)
                     return imitating_chosen(candidate) if use and kind == "demonstrations" else candidate
     row = rows[0]
     if column := _written_out(row):
@@ -149,6 +149,11 @@ def detect_format(rows: Iterable[Row], kind: str, name: str = "auto", use: str |
     raise ValueError(
         f"the rows have the columns {found}, which are no {needed}.{instead}{_odd_label(row, kinds)} Formats: {wanted}"
     )
+
+
+def weighed(row_format: Format) -> Format:
+    """The format of the same rows where some of their messages are not trained on."""
+    return FORMATS["weighed_messages"] if row_format.name in ("messages", "sharegpt") else row_format
 
 
 def imitating_chosen(row_format: Format) -> Format:
@@ -292,8 +297,8 @@ def _table() -> tuple[Format, ...]:
         Format(
             name="weighed_messages",
             kind="demonstrations",
-            columns="messages, of which some have the weight 0",
-            uses=("messages", *to.BEFORE),
+            columns="messages or conversations, of which some turns have the weight 0",
+            uses=("messages", "conversations", *to.BEFORE),
             matches=to.has_weights,
             convert=to.weighed,
             as_text=None,

@@ -52,9 +52,11 @@ class Reader:
 
     @cached_property
     def special(self) -> re.Pattern[str] | None:
-        """Finds the tokenizer's special tokens in a text."""
+        """Finds the tokenizer's special tokens in a text, and others that were added for marks of the template."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        tokens = {str(token) for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        marks = set(_WRITTEN_MARKS.findall(str(self.tokenizer.chat_template or "")))
+        tokens = {str(token) for token in added if token.special or str(token) in marks}
+        tokens |= set(self.tokenizer.all_special_tokens)
         return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
 
     @cached_property

@@ -138,6 +138,16 @@ CONVERTED = [
         {"prompt": [user("p"), assistant("no"), user("q")], "completion": [assistant("a")]},
     ),
     (
+        "weighed_messages",
+        {
+            "conversations": [
+                {"from": "human", "value": "p", "train": False},
+                {"from": "gpt", "value": "a", "train": True},
+            ]
+        },
+        {"prompt": [user("p")], "completion": [assistant("a")]},
+    ),
+    (
         "scored",
         {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2.5]},
         {"prompt": "p", "chosen": "b", "rejected": "a"},

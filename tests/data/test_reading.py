@@ -503,3 +503,14 @@ def test_rows_that_are_messages_of_trees_are_put_together(tmp_path):
     for odd, reason in ((message("1", "2", "p"), "in a circle"), (message("2", None, "p"), "is `2`, which is none or")):
         with pytest.raises(RequestError, match=reason):
             read(write(tmp_path / "odd.jsonl", [odd, *rows[1:]]), eval_rows=0)
+
+
+def test_weights_that_begin_late_are_honoured_in_all_rows(tmp_path):
+    asked, said = {"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}
+    rows = [{"messages": [asked, said]}] * 30
+    rows += [{"messages": [asked, said | {"weight": 0}, asked, said | {"content": "b"}]}]
+    train, _ = read(write(tmp_path / "rows.jsonl", rows), "demonstrations", eval_rows=0)
+    assert (train.ledger.format, train.ledger.kept, train.ledger.skipped) == ("weighed_messages", 31, {})
+    assert train.dataset[30] == {"prompt": [asked, said, asked], "completion": [said | {"content": "b"}]}
+    named, _ = read(tmp_path / "rows.jsonl", "demonstrations", eval_rows=0, format="messages")
+    assert list(named.ledger.skipped) == [31]

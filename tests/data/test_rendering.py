@@ -158,6 +158,14 @@ def test_special_tokens_that_people_wrote_are_told_once():
     assert notice.startswith("row 1: the text has `</s>`, a special token")
 
 
+def test_ordinary_tokens_that_people_wrote_are_told_where_the_template_writes_them():
+    tokenizer = made("phi4")
+    tokenizer.add_tokens(["<|im_sep|>", "one"])
+    assert look(tokenizer, {"messages": [ASKED, SAID]}) == ({}, [])
+    _, (notice,) = look(tokenizer, {"messages": [ASKED | {"content": "What does <|im_sep|> mean?"}, SAID]})
+    assert "the user has `<|im_sep|>`" in notice
+
+
 def test_texts_that_are_templated_already_are_told():
     _, (notice,) = look(made(), {"text": "<|im_start|>user\nAdd one.<|im_end|>\n<|im_start|>assistant\n1<|im_end|>"})
     assert notice.startswith("row 1: the text has `<|im_start|>`: it looks as if a chat template had written it")
