@@ -259,7 +259,7 @@ def _carried(row: Row, uses: frozenset[str]) -> Iterator[str]:
         if value is None:
             continue
         yield name
-        if name in uses and isinstance(value, list):
+        if name in uses and name not in TOOLS and isinstance(value, list):
             for one in value:
                 if isinstance(one, dict):
                     yield from (f"{name}.{key}" for key in one.keys() - MESSAGE_KEYS if one[key] is not None)

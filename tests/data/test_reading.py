@@ -450,6 +450,7 @@ def test_tools_and_thoughts_that_begin_late_are_kept_as_they_are(tmp_path):
         "prompt": [asked], "chosen": [said], "rejected": [said | {"content": "b"}], "tools": None
     }  # fmt: skip
     assert train.dataset[1] == rows[1]
+    assert train.ledger.unused == []
     assert as_kind(train, "feedback").dataset[2] == {
         "prompt": [asked], "completion": [calls], "label": True, "tools": [tool]
     }  # fmt: skip
