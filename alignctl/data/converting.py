@@ -37,7 +37,8 @@ MARGIN = "margin"
 """The column that `data.margin` says how to make."""
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
 """Type of columns of messages that have nothing else."""
-_RICH_MESSAGES = List(Json())  # each as it is: as a struct, all would have the keys of all
+RICH_MESSAGES = List(Json())  # each as it is: as a struct, all would have the keys of all
+"""Type of columns of messages of which some have more."""
 AT_ONCE = 1_000
 """Rows that are in memory."""
 _NUMBER = "alignctl: number"  # a column of files of rows: which row of the source it was; of a name that no source has
@@ -430,10 +431,10 @@ def _type(column: str, value: Any, shape: _Shape) -> Any:
     if column == "tools":
         return Json()
     if is_messages(value):
-        return MESSAGES if shape.bare else _RICH_MESSAGES
+        return MESSAGES if shape.bare else RICH_MESSAGES
     return Value("bool" if isinstance(value, bool) else "string")
 
 
 def holds_messages(kind: Any) -> bool:
     """Whether a column of this type holds messages."""
-    return kind in (MESSAGES, _RICH_MESSAGES)
+    return kind in (MESSAGES, RICH_MESSAGES)

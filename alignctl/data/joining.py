@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
-from alignctl.data.converting import holds_messages
+from alignctl.data.converting import RICH_MESSAGES, holds_messages
 from alignctl.data.formats import Format
 from alignctl.data.places import Places
-from alignctl.data.recast import as_kind
+from alignctl.data.recast import as_kind, as_rich_messages
 from alignctl.data.rows import Ledger, Part, Rows
 from alignctl.data.token_columns import TEXTS
 from alignctl.errors import RequestError
@@ -40,6 +40,8 @@ def join(sources: Sequence[Rows], kind: str, names: Sequence[str | None], weight
     if len({rows.format.kind for rows in sources}) > 1 and kind != "prompts":
         sources = [rows if rows.format.kind == kind else _as_kind(rows, kind) for rows in sources]
     _check_forms(sources, kind)
+    if any(RICH_MESSAGES in rows.dataset.features.values() for rows in sources):
+        sources = [as_rich_messages(rows) for rows in sources]
     ledgers = [rows.ledger for rows in sources]
     reads = [ledger.read for ledger in ledgers]
     before = np.cumsum([0, *reads])[:-1].tolist()

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Features, Value
 
 from alignctl.data.converters import unpair
-from alignctl.data.converting import AT_ONCE, MESSAGES, holds_messages
+from alignctl.data.converting import AT_ONCE, MESSAGES, RICH_MESSAGES, holds_messages
 from alignctl.data.kept import kept, read_rows, write_rows
 from alignctl.data.messages import is_messages
 from alignctl.data.rows import Rows
@@ -59,6 +59,20 @@ def _unpair_batch(batch: dict[str, list[Any]], own: list[str]) -> dict[str, list
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     singles = [{name: row[name] for name in own} | single for row in rows for single in unpair(row)]
     return {column: [single[column] for single in singles] for column in ("prompt", "completion", "label", *own)}
+
+
+def as_rich_messages(rows: Rows) -> Rows:
+    """Rows that can stand beside others whose messages have more than role and content."""
+    bare = rows.dataset
+    features = {name: RICH_MESSAGES if kind == MESSAGES else kind for name, kind in bare.features.items()}
+    if features == bare.features:
+        return rows
+
+    def make(folder: Path) -> None:
+        write_rows(folder / "rich.arrow", Features(features), bare.iter(AT_ONCE))
+
+    folder = kept(["rich messages", bare._fingerprint], make, bare)
+    return replace(rows, dataset=read_rows(folder / "rich.arrow"))
 
 
 def as_plain_text(rows: Rows, where: str) -> Rows:

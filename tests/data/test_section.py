@@ -134,3 +134,29 @@ def test_text_and_messages_are_no_mixture(sources, tmp_path):
     file.write_text(json.dumps(dict(zip(("prompt", "chosen", "rejected"), said, strict=True))))
     with pytest.raises(RequestError, match=r"chat.jsonl \(chosen as messages, .* have another form than .*first.jsonl"):
         read([sources[0], {"path": str(file)}])
+
+
+def test_rows_with_tools_stand_beside_rows_without(tmp_path):
+    asked, said = ({"role": role, "content": "x"} for role in ("user", "assistant"))
+    calls = said | {"content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    rows = [{"prompt": [asked], "chosen": [said], "rejected": [said | {"content": "y"}]}]
+    rows.append(rows[0] | {"chosen": [calls], "tools": [tool]})
+    files = [tmp_path / "plain.jsonl", tmp_path / "calling.jsonl"]
+    for file, row in zip(files, rows, strict=True):
+        file.write_text(json.dumps(row))
+    for order in (files, files[::-1]):
+        train, _ = read([{"path": str(file)} for file in order], eval_rows=0)
+        found = {len(row["tools"] or []): row for row in train.dataset}
+        assert found == {0: rows[0] | {"tools": None}, 1: rows[1]}
+
+
+def test_ties_of_every_source_are_counted(tmp_path):
+    tied, clear = ({"prompt": "p", "response_a": "a", "response_b": "b", "votes": votes} for votes in ([1, 2], [1, 1]))
+    sources = [{"path": str(tmp_path / f"{name}.jsonl")} for name in "ab"]
+    for source, rows in zip(sources, ([clear, tied], [tied, clear, clear]), strict=True):
+        with open(source["path"], "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    ledger = read(sources, eval_rows=0)[0].ledger
+    assert (ledger.read, ledger.kept, ledger.ties) == (5, 3, [2, 3])
+    assert [part.agreement for part in ledger.parts] == [0.5, pytest.approx(2 / 3)]
