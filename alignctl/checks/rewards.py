@@ -65,26 +65,21 @@ def check_rewards(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     for key, (users, what) in _USED_BY.items():
         if key in stage and not kinds & users:
             yield Problem(f"`{name}.{key}` would have no effect: no {what} scores", f"take `{name}.{key}` out")
-    if kinds:
-        patience = {key: field.default for key, field in fields_of.items()} | dict(stage)
-        if not kinds & _USED_BY["reward_retries"][0]:
-            patience["reward_retries"] = 0
-        yield from _patience(config, name, patience)
+    if kinds & _USED_BY["reward_retries"][0]:
+        yield from _patience(config, name, {key: field.default for key, field in fields_of.items()} | dict(stage))
 
 
 def _patience(config: Mapping[str, Any], name: str, given: Mapping[str, Any]) -> Iterator[Problem]:
-    """Whether a run that waits for what scores would count as stuck meanwhile."""
+    """Whether a run that waits for a server would count as stuck meanwhile."""
     timeout_s, retries = given["reward_timeout"], given["reward_retries"]
     stall_s = stage_launcher(config, name).get("stall_timeout", LauncherSettings.stall_timeout)
     if not all(isinstance(one, int | float) for one in (timeout_s, retries, stall_s)) or retries < 0:
         return  # reported with its type and bounds
     longest_s = longest_wait_s(timeout_s, int(retries))
     if longest_s >= stall_s:
-        patience = f"`{name}.reward_timeout={timeout_s:g}`"
-        patience += f" and `{name}.reward_retries={retries}` let" if retries else " lets"
         yield Problem(
-            f"{patience} what scores take {longest_s:.0f} s, and after `launcher.stall_timeout={stall_s}` s the run "
-            "would count as stuck",
+            f"`{name}.reward_timeout={timeout_s:g}` and `{name}.reward_retries={retries}` let a server take "
+            f"{longest_s:.0f} s, and after `launcher.stall_timeout={stall_s}` s the run would count as stuck",
             f"set `launcher.stall_timeout={2 * int(longest_s)}`, or lower one of them",
         )
 

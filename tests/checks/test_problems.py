@@ -341,11 +341,7 @@ BAD = [
     ([PPO, "ppo.reward_funcs=[exact_match]", "ppo.reward_retries=2"], ["would have no effect: no server or judge"]),
     (
         [PPO, "ppo.reward_funcs=['http://a/b']", "ppo.reward_timeout=600"],
-        ["let what scores take 3631 s, and after `launcher.stall_timeout=1800` s", "`launcher.stall_timeout=7262`"],
-    ),
-    (
-        [PPO, "ppo.reward_funcs=[exact_match]", "ppo.reward_timeout=1800"],
-        ["`ppo.reward_timeout=1800` lets what scores take 1800 s", "`launcher.stall_timeout=3600`"],
+        ["let a server take 3631 s, and after `launcher.stall_timeout=1800` s", "`launcher.stall_timeout=7262`"],
     ),
     ([PPO, "ppo.reward_funcs=['http://[a']"], ["`http://[a` is no URL of a server"]),
     ([PPO, "ppo.reward_timeout=0"], ["`ppo.reward_timeout` must be greater than 0"]),
