@@ -31,12 +31,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of what is spread over several days, that of today. Files with slow tests first, whole runs before all, so that
     no core is left with one of them at the end."""
-    spread: dict[tuple[Path, int], list[pytest.Item]] = {}
-    for item in items:
-        if mark := item.get_closest_marker("spread"):
-            spread.setdefault((item.path, mark.args[0]), []).append(item)
-    today = {item for (_, days), some in spread.items() for item in of_today(some, days)}
-    others = {item for some in spread.values() for item in some} - today
+    others = _of_other_days(items)
     if others and not _named(config):
         config.hook.pytest_deselected(items=list(others))
         items[:] = [item for item in items if item not in others]
@@ -48,6 +43,27 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: nobody looks through it again, which takes a third of a second each time."""
     gc.collect()
     gc.freeze()
+
+
+def _of_other_days(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Tests that are marked as spread and not of today: of each file a part, or files as a whole."""
+    parts: dict[tuple[Path, int], list[pytest.Item]] = {}
+    files: dict[int, dict[Path, list[pytest.Item]]] = {}
+    for item in items:
+        if mark := item.get_closest_marker("spread"):
+            (days,) = mark.args
+            if mark.kwargs.get("by_file"):
+                files.setdefault(days, {}).setdefault(item.path, []).append(item)
+            else:
+                parts.setdefault((item.path, days), []).append(item)
+    of_parts = {item for (_, days), some in parts.items() for item in set(some) - set(of_today(some, days))}
+    of_files = {
+        item
+        for days, some in files.items()
+        for file in some.keys() - set(of_today(sorted(some), days))
+        for item in some[file]
+    }
+    return of_parts | of_files
 
 
 def _named(config: pytest.Config) -> bool:

@@ -71,7 +71,7 @@ def stateful() -> list:
         for number, name in enumerate(names):
             today = number == day // 3 % len(names) and place % 3 == day % 3
             (found if today else rest).append((name, settings, f"{label}-{name}"))
-    of_night = [pytest.param(*what, marks=[pytest.mark.night], id=label) for *what, label in of_today(rest, 4)]
+    of_night = [pytest.param(*what, marks=[pytest.mark.night], id=label) for *what, label in of_today(rest, 6)]
     return [pytest.param(*what, id=label) for *what, label in found] + of_night
 
 

@@ -143,6 +143,7 @@ def test_each_loss(trl, ours, kind):
     assert differ(theirs[1:], theirs[:1]) > 0.01  # the second is of other weights
 
 
+@pytest.mark.spread(2)
 @pytest.mark.night
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OF_MICRO_BATCHES])
 def test_however_a_step_is_divided(trl, ours, kind):
@@ -150,6 +151,7 @@ def test_however_a_step_is_divided(trl, ours, kind):
     assert differ(ours(method, **settings, pass_tokens=200), trl(method, QUARTERS, **settings)) < limit(kind)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.night
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_float32(trl, ours, kind):
@@ -197,6 +199,7 @@ def test_tokens_of_high_entropy(trl, ours):
     assert differ(theirs[:1], trl(method, WHOLE, **usual)[:1]) > 0.01
 
 
+@pytest.mark.spread(2)
 @pytest.mark.night
 @pytest.mark.parametrize("kind", ["grpo", "dapo", "cispo", "rloo"])
 def test_a_rollout_of_several_steps(trl, ours, monkeypatch, kind):

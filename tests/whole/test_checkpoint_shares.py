@@ -14,12 +14,12 @@ from support.many import RUN_MANY, outcome, run_many
 
 from alignctl.run.checkpoints import MANIFEST, complete_checkpoints
 
-pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night, pytest.mark.spread(2, by_file=True)]
 
 PROCESSES = 2
 # DeepSpeed's last: where it has been, FSDP cannot begin.
 KINDS = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-CELLS = of_today([(*what, how) for what in (("dpo", "lora"), ("sft", "none")) for how in KINDS], 2)
+CELLS = of_today([(*what, how) for what in (("dpo", "lora"), ("sft", "none")) for how in KINDS], 3)
 WATCHED = f"""
 import os
 import runpy

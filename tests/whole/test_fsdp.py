@@ -39,7 +39,7 @@ runpy.run_path({str(RUN_MANY)!r}, run_name="__main__")
 """
 """Notes after each backward pass of the first process how large its gradients are, as a part of its weights."""
 
-pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night, pytest.mark.spread(2, by_file=True)]
 
 PRECOMPUTED = "precomputed"
 EVERY = [(name, peft) for name in METHODS for peft in ("none", "lora")]
@@ -113,13 +113,13 @@ def test_in_mixed_precision_a_float32_model_is_saved(daily):
 
 
 def test_every_method_trains_as_under_ddp(tmp_path, shared_data):
-    today = of_today(EVERY, 4)
+    today = of_today(EVERY, 5)
     outcomes = run(tmp_path, shared_data, today)
     for case in today:
         assert_same(outcomes, case)
 
 
-@pytest.mark.parametrize("peft", of_today(["none", "lora"], 2))
+@pytest.mark.parametrize("peft", ["none", "lora"])
 def test_other_numbers_of_processes_continue(tmp_path, shared_data, peft):
     """From 2 to 4 and back, halfway; to the weights of a run whose processes were always as many."""
 

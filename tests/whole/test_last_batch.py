@@ -12,13 +12,13 @@ from support.files import metrics
 from support.many import run_many
 from support.methods import METHODS
 
-pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night, pytest.mark.spread(2, by_file=True)]
 
 GLOBAL_BATCH = 8
 # Rows: trained on, held out; and numbers of processes, each with an equal part of a batch. Pairs of KTO are two rows.
 LANES = {
-    "few": (19, 5, (1, 4), of_today(["sft", "kto", "dpo and sft", "reward"], 2)),
-    "many": (203, 13, (1, 2, 4, 8), of_today([case for case in CASES if METHODS[CASES[case][0]].local], 4)),
+    "few": (19, 5, (1, 4), of_today(["sft", "kto", "dpo and sft", "reward"], 3)),
+    "many": (203, 13, (1, 2, 4, 8), of_today([case for case in CASES if METHODS[CASES[case][0]].local], 5)),
 }
 SPEED = ("epoch", "runtime", "per_second", "per_s/")
 

@@ -30,12 +30,14 @@ def learnt(out: Path, root: Path, data: Path, part: str) -> set[str]:
 
 
 @pytest.mark.night
+@pytest.mark.spread(2)
 def test_every_method_learns(tmp_path, root, shared_data):
     """Others than SFT, from an SFT model of the quickstart world."""
     assert learnt(tmp_path, root, shared_data, "quickstart") == set(methods()) - {"sft"}
 
 
 @pytest.mark.night
+@pytest.mark.spread(2)
 def test_every_preference_method_learns_from_real_pairs(tmp_path, root, shared_data):
     """From a pretrained model, with rows of llms_from_scratch."""
     on_pairs = {name for name, method in methods().items() if method.data_kind in ("preferences", "feedback")}
@@ -43,6 +45,7 @@ def test_every_preference_method_learns_from_real_pairs(tmp_path, root, shared_d
 
 
 @pytest.mark.night
+@pytest.mark.spread(2)
 def test_ppo_learns_what_a_function_rewards(tmp_path):
     """From an SFT model of one epoch, 16 rollouts: mean scores of each four are above those of the four before."""
     run = run_stages(

@@ -14,7 +14,7 @@ from support.daily import of_today
 from support.files import read
 from support.many import outcome, run_many
 
-pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night, pytest.mark.spread(2, by_file=True)]
 
 PROCESSES = 4
 DIVIDED = ("fsdp2", "zero3")

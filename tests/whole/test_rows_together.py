@@ -12,15 +12,15 @@ from support.many import differ, outcome, run_many
 
 from alignctl.methods.registry import methods
 
-pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night, pytest.mark.spread(2, by_file=True)]
 
 KEPT = Path(__file__).parents[1] / "support" / "kept.py"
 METHODS = [name for name, method in methods().items() if method.divides_rows]
 TOGETHER = "distributed.parallelism_config.sp_size=2"
 KINDS = ("ddp", "zero2", "zero3", "fsdp2")
 WATCHED = [(name, "none", "ddp") for name in METHODS]  # what of a row each process keeps
-CELLS = of_today([(name, peft, how) for name in METHODS for peft in ("none", "lora") for how in KINDS], 4)
-CELLS = list(dict.fromkeys([*of_today(WATCHED, 2), *CELLS]))
+CELLS = of_today([(name, peft, how) for name in METHODS for peft in ("none", "lora") for how in KINDS], 5)
+CELLS = list(dict.fromkeys([*of_today(WATCHED, 3), *CELLS]))
 
 
 @pytest.fixture(scope="module")

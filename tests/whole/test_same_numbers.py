@@ -54,7 +54,7 @@ ALWAYS = [
 ALL = pairs()
 OF_EACH = [[pair for pair in ALL if pair[0][0] == case] for case in CASES]
 DAY = list(dict.fromkeys(ALWAYS + of_today([one[int(time.strftime("%j")) % len(one)] for one in OF_EACH], 3)))
-NIGHT = of_today([pair for pair in ALL if pair not in DAY], 4)
+NIGHT = of_today([pair for pair in ALL if pair not in DAY], 7)
 LANES = {"day": DAY, "night": NIGHT}
 CONTINUED = ("sft", "lora", "auto"), (4, 1, "ddp")
 

@@ -7,7 +7,7 @@ import pytest
 from support.cells import job
 from support.many import differ, outcome, run_many
 
-pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
+pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night, pytest.mark.spread(2, by_file=True)]
 
 PROCESSES = 4
 # Of each run: the method, how many divide a matrix, which run it continues halfway, and more settings.

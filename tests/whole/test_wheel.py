@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.night
+pytestmark = [pytest.mark.night, pytest.mark.spread(2, by_file=True)]
 
 ROOT = Path(__file__).resolve().parents[2]
 
