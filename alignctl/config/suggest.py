@@ -49,6 +49,7 @@ def closest(name: str, options: Iterable[str], count: int = 3) -> list[str]:
     alias = ALIASES.get(name)
     first = [alias] if alias in options else []
     near = difflib.get_close_matches(name, options, n=count, cutoff=0.6)
+    near = near or [option for option in options if len(name) > 1 and option.startswith(name)]
     return (first + [option for option in near if option not in first])[:count]
 
 
@@ -59,6 +60,6 @@ def did_you_mean(name: str, options: Iterable[str], prefix: str = "") -> str | N
     if near:
         note = f" ({NOTES[name]})" if name in NOTES else ""
         return "did you mean " + " or ".join(f"`{prefix}{option}`" for option in near) + "?" + note
-    if 0 < len(options) <= 20:
+    if 0 < len(options) <= 24:
         return "there is " + ", ".join(f"`{prefix}{option}`" for option in options)
     return None

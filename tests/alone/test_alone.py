@@ -149,7 +149,7 @@ def test_what_the_first_process_writes(rehearsed, distributed, adapter, files):
 
 
 @pytest.mark.night
-@pytest.mark.parametrize(("method", "distributed", "adapter", "accumulation"), of_today(CELLS, 7))
+@pytest.mark.parametrize(("method", "distributed", "adapter", "accumulation"), of_today(CELLS, 20))
 def test_every_cell_is_as_planned(rehearsed, method, distributed, adapter, accumulation):
     """The command ends with 1 where anything is off by more than 2 %."""
     stage = METHODS[method].stage
