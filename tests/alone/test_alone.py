@@ -11,7 +11,7 @@ from support.methods import METHODS, small_run
 
 from alignctl.methods.registry import methods
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.spread(2)]
 
 GPUS = "launcher.gpus_per_node=8"
 LARGE = ("recipe=dpo_llama3_70b", "--tokens", "64")
