@@ -65,7 +65,7 @@ def logs(tmp_path_factory, shared_data):
 PARAMS = [(lane, case) for lane, (*_, cases) in LANES.items() for case in cases]
 
 
-@pytest.mark.parametrize(("lane", "case"), PARAMS, ids="-".join)
+@pytest.mark.parametrize(("lane", "case"), PARAMS)
 def test_all_that_is_logged_is_the_same(logs, lane, case):
     alone, *others = logs(lane)[case].values()
     assert all({"num_tokens", "eval_num_tokens"} & row.keys() for row in alone)
