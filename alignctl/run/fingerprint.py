@@ -13,7 +13,7 @@ from typing import Any
 from alignctl.config.schema import SECTIONS
 from alignctl.config.stages import StageConfig
 
-VERSION = 4
+VERSION = 5
 """Of what a stage's settings mean and its checkpoints hold. One that was begun under another version cannot be
 continued: raise it where a change of the code would go on with an old stage otherwise, or could not."""
 _CHUNK = 2**20
