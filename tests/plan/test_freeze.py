@@ -248,7 +248,7 @@ def test_a_run_that_an_older_alignctl_began_is_not_continued(tmp_path, alignctl)
     write_json(plan.paths.plan, older)
     refuse_other_run(plan, config)  # nothing was begun yet
     write_json(plan.paths.stage("sft").result, {})
-    reason = r"was begun by alignctl .* \(its plan.json is of version 1, and this alignctl writes version 4\)"
+    reason = r"was begun by alignctl .* \(its plan.json is of version 1, and this alignctl writes version 5\)"
     with pytest.raises(RequestError, match=reason):
         refuse_other_run(plan, config)
     done = alignctl("resume", str(tmp_path))
