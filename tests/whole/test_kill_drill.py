@@ -22,7 +22,7 @@ from support.rewards import REWARDS
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
-KILLS = int(os.environ.get("ALIGNCTL_KILLS", 10))
+KILLS = int(os.environ.get("ALIGNCTL_KILLS", 6))
 SEED = os.environ.get("ALIGNCTL_SEED") or time.strftime("%Y-%m-%d")
 MODEL = ("data.limit=96", "data.eval_limit=8", "eval.prompts=0", *TINY, "run_dir=run")
 

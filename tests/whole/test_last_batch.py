@@ -18,7 +18,7 @@ GLOBAL_BATCH = 8
 # Rows: trained on, held out; and numbers of processes, each with an equal part of a batch. Pairs of KTO are two rows.
 LANES = {
     "few": (19, 5, (1, 4), of_today(["sft", "kto", "dpo and sft", "reward"], 3)),
-    "many": (203, 13, (1, 2, 4, 8), of_today([case for case in CASES if METHODS[CASES[case][0]].local], 5)),
+    "many": (203, 13, (1, 2, 4, 8), of_today([case for case in CASES if METHODS[CASES[case][0]].local], 9)),
 }
 SPEED = ("epoch", "runtime", "per_second", "per_s/")
 
