@@ -65,11 +65,11 @@ def test_a_sweep_over_beta_pays_once(tmp_path, sft, cache):
     plain = dpo(tmp_path / "plain", sft, *asked)
     first = dpo(tmp_path / "first", sft, PRECOMPUTED, "dpo.beta=0.1")
     assert notices(first).count("computed and kept") == 2  # training rows and held-out rows
-    written = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    written = {file: file.stat().st_ino for file in cache.iterdir()}
     assert len(written) == 2
     second = dpo(tmp_path / "second", sft, PRECOMPUTED, *asked)
     assert notices(second).count("found in") == 2
-    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == written
+    assert {file: file.stat().st_ino for file in cache.iterdir()} == written
     assert losses(second) == pytest.approx(losses(plain), abs=1e-6)
     measured = read(second / "result.json")["after"]
     assert measured == pytest.approx(read(plain / "result.json")["after"], abs=1e-4)
