@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from alignctl.errors import RequestError
 
@@ -121,12 +122,20 @@ def _unlocked(lock: Path) -> Iterator[bool]:
         yield True
         return
     with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if is_locked(file):
             yield False
             return
-        except OSError:
-            pass
         yield True
         lock.unlink(missing_ok=True)
+
+
+def is_locked(file: IO[Any]) -> bool:
+    """Whether somebody else holds the lock of a file; if not, it is ours until the file is closed. Where the file
+    system has no locks nobody holds one."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False

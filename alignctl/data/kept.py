@@ -6,7 +6,6 @@ have no file system in common have one each.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ from datasets import Dataset, Features, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 
 import alignctl
-from alignctl.cache import LOCK, note_source, note_use, private_dir
+from alignctl.cache import LOCK, is_locked, note_source, note_use, private_dir
 
 _LOOK_EVERY_S = 0.1
 _MADE_BY = ("datasets", "pyarrow")
@@ -105,15 +104,8 @@ def _make(folder: Path, make: Callable[[Path], None], source: str) -> None:
 def _alone(lock: Path) -> Iterator[None]:
     """Lets one process in at a time; all at once where the file system has no locks."""
     with lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(_LOOK_EVERY_S)
-                continue
-            except OSError:
-                pass
-            break
+        while is_locked(file):
+            time.sleep(_LOOK_EVERY_S)
         yield
 
 
