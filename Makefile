@@ -20,7 +20,7 @@ test: $(DEV) ## the test suite, a file on each core; with a real SLURM where it 
 	-scripts/slurm_test_cluster.sh install
 	$(PYTEST) --no-loadscope-reorder --durations=40 -m "not night"
 
-test-night: $(DEV) ## what repeats at random or is heavy: kills at random moments, the wheel, every cell of the tables
+test-night: $(DEV) ## what repeats at random or is heavy: kills at random moments, the wheel, cells of the tables
 	-scripts/slurm_test_cluster.sh install --accounts
 	$(PYTEST) --no-loadscope-reorder --durations=20 -m night
 

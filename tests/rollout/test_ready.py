@@ -51,5 +51,11 @@ def test_the_length_penalty_is_dapo_s():
     assert length_penalty([[0] * n for n in lengths], longest=100, buffer=20) == [0.0, 0.0, -0.5, -1.0, -1.0]
 
 
+def test_the_length_penalty_is_trl_s():
+    """get_soft_overlong_punishment(10, 4) says the same; GRPO's `soft_overlong_tokens` takes it, too."""
+    lengths = (5, 6, 7, 9, 10, 12)
+    assert length_penalty([[0] * n for n in lengths], longest=10, buffer=4) == [0.0, 0.0, -0.25, -0.75, -1.0, -1.0]
+
+
 def test_repeated_groups_of_words_count_against_a_completion():
     assert repetition(["a b a B a b", "a b c d", "a"], size=2) == pytest.approx([2 / 5 - 1, 0.0, 0.0])

@@ -63,7 +63,7 @@ def taken(name: str, settings: dict) -> bool:
 
 
 def stateful() -> list:
-    """By day one method for each of a third of them, others each day; at night a quarter of the rest."""
+    """By day one method for each of a third of them, others each day; at night a sixth of the rest."""
     found, rest, day = [], [], int(time.strftime("%j"))
     for place, (label, settings) in enumerate(STATEFUL.items()):
         names = [name for name in METHODS if taken(name, settings)]

@@ -1,7 +1,7 @@
 """The promise: kill it anywhere, give the same command again, and the result is what it would have been, bit for bit.
 
-Real signals to real runs; at night at random moments too. ALIGNCTL_KILLS says how many moments are tried, and
-ALIGNCTL_SEED which; every day has its own.
+Real signals to real runs; at night at random moments too. ALIGNCTL_KILLS says how many moments there are,
+of which a night takes a third, and ALIGNCTL_SEED which; every day has its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from support.rewards import REWARDS
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
-KILLS = int(os.environ.get("ALIGNCTL_KILLS", 6))
+KILLS = int(os.environ.get("ALIGNCTL_KILLS", 20))
 SEED = os.environ.get("ALIGNCTL_SEED") or time.strftime("%Y-%m-%d")
 MODEL = ("data.limit=96", "data.eval_limit=8", "eval.prompts=0", *TINY, "run_dir=run")
 
@@ -95,6 +95,7 @@ def drill(count: int) -> list[tuple[str, str, float]]:
 
 
 @pytest.mark.night
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(("name", "victim", "when"), drill(KILLS), ids=lambda part: str(part)[:20])
 def test_killed_at_a_random_moment_and_started_again(tmp_path, undisturbed, name, victim, when):
     expected, seconds = undisturbed(name)
