@@ -29,6 +29,7 @@ from bench_rows import rows_of
 PARTS = (4, 2, 1)
 _DIFFERENT = 2_000  # rows that are made; the others are these under other numbers
 _VOCABULARY = 4096
+_LONGEST = 4096  # tokens; no row is lost
 _LOOK_EVERY_S = 0.3
 _MB = 10**6
 
@@ -77,7 +78,7 @@ def write_model(folder: Path) -> None:
     texts = [row["chosen"] for row in rows_of("dpo", "ultrafeedback", 200, 1024, 0)]
     tokenizer = train_tokenizer(texts, _VOCABULARY)
     tokenizer.save_pretrained(folder)
-    LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=4096).save_pretrained(folder)
+    LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=_LONGEST).save_pretrained(folder)
     (folder / "model.safetensors").touch()
 
 
@@ -110,6 +111,7 @@ def measure(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         paths = RunPaths(Path(scratch))
         words = ["recipe=dpo_local", f"model.path={folder / 'model'}", f"data.path={folder / 'rows.jsonl'}"]
+        words.append(f"dpo.max_length={_LONGEST}")
         write_json(paths.plan, make_plan(checked(read_request(words)), "dpo_local", paths.root).to_dict())
         stage, _ = read_stage(paths, "dpo")
         method = methods()[stage.method]
