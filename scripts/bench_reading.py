@@ -124,7 +124,7 @@ def measure(folder: Path) -> dict[str, Any]:
             ready = Line(paths, StopSignal()).ready("dpo")
             took.append(processor_s() - began - took[0])
         return {
-            "trained_on": len(ready.trainer.train_dataset),
+            "ready": len(ready.trainer.train_dataset) + len(ready.held_rows.dataset),
             "read_s": round(took[0], 1),
             "looked_at_and_tokenised_s": round(took[1], 1),
             "peak_mb": round(peak.most / _MB, 1),
