@@ -2,7 +2,7 @@
 
     python scripts/learn.py                    # everything, most of an hour on 2 CPU cores
     python scripts/learn.py --part functions   # one part of it
-    python scripts/learn.py --short            # half the epochs, looser limits; no hh-rlhf, no pipelines of three seeds
+    python scripts/learn.py --short            # half the epochs, looser limits; no hh-rlhf, no seed but one
 
 On the quickstart world each preference method starts from the same SFT model and is compared with it by the world's own
 judge; a reward model is asked which of two answers is chosen. On real pairs (llms_from_scratch and hh-rlhf, from a
@@ -15,13 +15,15 @@ PPO is trained on reward functions too, with three seeds each: the mean score of
 that of the quarter before. On the quickstart world the function is the world's own judge; stories260K, asked the
 questions of llms_from_scratch, learns short sentences. And the pipelines with a reward model (`rlhf_quickstart`,
 `grpo_quickstart`, `rloo_quickstart`) are run as they are, with three seeds: each has to win, and to stay near the model
-that it started from in every rollout.
+that it started from in every rollout. GRPO has to find out by exact answers alone that sums are wanted, from a model
+that answers `7+12=` with the sum, the difference, the larger or the smaller number.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import time
@@ -48,10 +50,13 @@ REAL = {
     "orpo": ("orpo.learning_rate=2e-3", "orpo.beta=2.0"),
     "simpo": ("simpo.learning_rate=2e-3",),
 }
-PARTS = ("quickstart", "rlhf", "functions", "llms", "hh")
+PARTS = ("quickstart", "rlhf", "addition", "functions", "llms", "hh")
 SEEDS = (0, 1, 2)
 PIPELINES = {"ppo": "rlhf_quickstart", "grpo": "grpo_quickstart", "rloo": "rloo_quickstart"}
 WINS, NEAR = 0.75, 2.5  # share that they have to win, and nats per completion that they may go away from the start
+FEW, MOST = 0.30, 0.80  # right sums, before and after
+NUMBERS = range(20)
+EDGE = 5  # rollouts at the start and at the end of a run, 80 prompts
 PLAIN, PER_TOKEN, LOG_RATIO = "preference_accuracy", "preference_accuracy_per_token", "reward_accuracy"
 OWN_REWARD = {"dpo": LOG_RATIO, "ipo": LOG_RATIO, "kto": LOG_RATIO, "orpo": PER_TOKEN, "simpo": PER_TOKEN}
 
@@ -122,6 +127,29 @@ class Pipeline:
         )
 
 
+@dataclass(frozen=True)
+class Added:
+    """GRPO on sums: the share of answers that are right, in the first rollouts and in the last ones."""
+
+    seed: int
+    first: float
+    last: float
+
+    @property
+    def passed(self) -> bool:
+        return self.first < FEW and self.last > MOST
+
+    def __str__(self) -> str:
+        verdict = "learnt" if self.passed else "DID NOT LEARN"
+        return (
+            f"{'addition':<24} grpo    seed {self.seed}, right answers {self.first:.1%} below {FEW:.0%}, then "
+            f"{self.last:.1%} above {MOST:.0%}: {verdict}"
+        )
+
+
+Result = Learnt | Rising | Pipeline | Added
+
+
 def short_sentences(prompts: list[str], completions: list[str]) -> list[float]:
     """A reward function: sentences for each ten words."""
     return [10 * sum(text.count(end) for end in ".!?") / max(len(text.split()), 1) for text in completions]
@@ -172,6 +200,38 @@ def whole_pipelines(out: Path) -> Iterator[Pipeline]:
             win_rate = train(folder, f"recipe={recipe}", f"seed={seed}")[method]["win_rate"]
             seconds = time.perf_counter() - began
             yield Pipeline(method, seed, win_rate, max(row["rollout/kl"] for row in log(folder / method)), seconds)
+
+
+def addition(out: Path, short: bool) -> Iterator[Added]:
+    for seed in SEEDS[:1] if short else SEEDS:
+        folder = out / str(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_sums(folder, seed)
+        common = (f"seed={seed}", "data.eval_rows=0", "eval.prompts=0")
+        sft = train(
+            folder / "sft", "recipe=sft_local", "model=quickstart", "model.scratch.vocab_size=280",
+            f"data.path={folder / 'said.jsonl'}", "sft.max_length=24", "sft.per_device_train_batch_size=64",
+            "sft.learning_rate=5e-3", "sft.num_train_epochs=8", "sft.bf16=false", *common,
+        )["sft"]["model"]  # fmt: skip
+        train(
+            folder / "grpo", "recipe=grpo_local", f"model.path={sft}", f"data.path={folder / 'sums.jsonl'}",
+            "grpo.max_prompt_length=16", "grpo.max_completion_length=4", "grpo.num_generations=16",
+            "grpo.per_device_train_batch_size=256", "grpo.learning_rate=1e-3", "grpo.lr_scheduler_type=constant",
+            "grpo.bf16=false", "grpo.max_steps=200", *common,
+        )  # fmt: skip
+        right = [row["rewards/exact_match/mean"] for row in log(folder / "grpo" / "grpo") if "reward" in row]
+        yield Added(seed, sum(right[:EDGE]) / EDGE, sum(right[-EDGE:]) / EDGE)
+
+
+def write_sums(folder: Path, seed: int) -> None:
+    """Writes 8,000 questions with what a model shall say at first, and all sums eight times."""
+    draw, pairs = random.Random(seed), [(a, b) for a in NUMBERS for b in NUMBERS]
+    some = [draw.choice(pairs) for _ in range(8_000)]
+    said = ((a, b, draw.choice([a + b, abs(a - b), max(a, b), min(a, b)])) for a, b in some)
+    sums = ((a, b, a + b) for _ in range(8) for a, b in draw.sample(pairs, len(pairs)))
+    for name, column, rows in (("said", "completion", said), ("sums", "answer", sums)):
+        lines = (json.dumps({"prompt": f"{a}+{b}=", column: str(answer)}) + "\n" for a, b, answer in rows)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def log(stage: Path) -> list[dict]:
@@ -237,12 +297,14 @@ def main() -> int:
     return 0 if results and all(learnt.passed for learnt in results) else 1
 
 
-def everything(out: Path, data: Path, short: bool, parts: Sequence[str]) -> Iterator[Learnt | Rising | Pipeline]:
+def everything(out: Path, data: Path, short: bool, parts: Sequence[str]) -> Iterator[Result]:
     """All runs, one after the other."""
     if "quickstart" in parts:
         yield from quickstart_world(out / "quickstart", short)
     if "rlhf" in parts and not short:
         yield from whole_pipelines(out / "rlhf")
+    if "addition" in parts:
+        yield from addition(out / "addition", short)
     if not data.is_dir():
         print(f"no real rows at {data}")
         return

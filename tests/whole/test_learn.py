@@ -45,6 +45,13 @@ def test_every_preference_method_learns_from_real_pairs(tmp_path, root, shared_d
 
 
 @pytest.mark.night
+@pytest.mark.spread(3)
+def test_grpo_learns_to_add(tmp_path, root, shared_data):
+    """From exact answers, and a model that says what it was asked one time in four."""
+    assert learnt(tmp_path, root, shared_data, "addition") == {"grpo"}
+
+
+@pytest.mark.night
 @pytest.mark.spread(2)
 def test_ppo_learns_what_a_function_rewards(tmp_path):
     """From an SFT model of one epoch, 16 rollouts: mean scores of each four are above those of the four before."""
