@@ -4,7 +4,7 @@ of DPO does it.
     python scripts/bench_reading.py              # 2 GB of .jsonl
     python scripts/bench_reading.py --gb 0.2     # less
 
-A quarter of the file, half of it and all of it, each in a process and with a cache of its own: processor seconds, and
+An eighth of the file, then all of it, each in a process and with a cache of its own: processor seconds, and
 the most memory at any time beyond what imports take, with the processes that tokenise. Files that are mapped into
 memory are no part of it, for the system takes those pages back whenever it needs them.
 """
@@ -26,7 +26,7 @@ from typing import Any
 
 from bench_rows import rows_of
 
-PARTS = (4, 2, 1)
+PARTS = (8, 1)
 _DIFFERENT = 2_000  # rows that are made; the others are these under other numbers
 _VOCABULARY = 4096
 _LONGEST = 4096  # tokens; no row is lost
@@ -52,7 +52,7 @@ def main() -> None:
             found.append({"bytes": file.stat().st_size, "rows": rows} | measured(Path(folder)))
             print(line(found[-1]), flush=True)
     grown = found[-1]["peak_mb"] - found[0]["peak_mb"]
-    print(f"from a quarter to all of it, the peak grows by {grown:,.0f} MB")
+    print(f"from an eighth to all of it, the peak grows by {grown:,.0f} MB")
     if given.json:
         given.json.write_text(json.dumps({"results": found}, indent=2), encoding="utf-8")
 

@@ -55,7 +55,7 @@ SEEDS = (0, 1, 2)
 PIPELINES = {"ppo": "rlhf_quickstart", "grpo": "grpo_quickstart", "rloo": "rloo_quickstart"}
 WINS, NEAR = 0.75, 2.5  # share that they have to win, and nats per completion that they may go away from the start
 FEW, MOST = 0.30, 0.80  # right sums, before and after
-NUMBERS = range(20)
+NUMBERS = range(15)
 EDGE = 5  # rollouts at the start and at the end of a run, 80 prompts
 PLAIN, PER_TOKEN, LOG_RATIO = "preference_accuracy", "preference_accuracy_per_token", "reward_accuracy"
 OWN_REWARD = {"dpo": LOG_RATIO, "ipo": LOG_RATIO, "kto": LOG_RATIO, "orpo": PER_TOKEN, "simpo": PER_TOKEN}
@@ -211,24 +211,24 @@ def addition(out: Path, short: bool) -> Iterator[Added]:
         sft = train(
             folder / "sft", "recipe=sft_local", "model=quickstart", "model.scratch.vocab_size=280",
             f"data.path={folder / 'said.jsonl'}", "sft.max_length=24", "sft.per_device_train_batch_size=64",
-            "sft.learning_rate=5e-3", "sft.num_train_epochs=8", "sft.bf16=false", *common,
+            "sft.learning_rate=5e-3", "sft.num_train_epochs=10", "sft.bf16=false", *common,
         )["sft"]["model"]  # fmt: skip
         train(
             folder / "grpo", "recipe=grpo_local", f"model.path={sft}", f"data.path={folder / 'sums.jsonl'}",
             "grpo.max_prompt_length=16", "grpo.max_completion_length=4", "grpo.num_generations=16",
             "grpo.per_device_train_batch_size=256", "grpo.learning_rate=1e-3", "grpo.lr_scheduler_type=constant",
-            "grpo.bf16=false", "grpo.max_steps=200", *common,
+            "grpo.bf16=false", "grpo.max_steps=250", *common,
         )  # fmt: skip
         right = [row["rewards/exact_match/mean"] for row in log(folder / "grpo" / "grpo") if "reward" in row]
         yield Added(seed, sum(right[:EDGE]) / EDGE, sum(right[-EDGE:]) / EDGE)
 
 
 def write_sums(folder: Path, seed: int) -> None:
-    """Writes 8,000 questions with what a model shall say at first, and all sums eight times."""
+    """Writes 8,000 questions with what a model shall say at first, and all sums often enough."""
     draw, pairs = random.Random(seed), [(a, b) for a in NUMBERS for b in NUMBERS]
     some = [draw.choice(pairs) for _ in range(8_000)]
     said = ((a, b, draw.choice([a + b, abs(a - b), max(a, b), min(a, b)])) for a, b in some)
-    sums = ((a, b, a + b) for _ in range(8) for a, b in draw.sample(pairs, len(pairs)))
+    sums = ((a, b, a + b) for _ in range(20) for a, b in draw.sample(pairs, len(pairs)))
     for name, column, rows in (("said", "completion", said), ("sums", "answer", sums)):
         lines = (json.dumps({"prompt": f"{a}+{b}=", column: str(answer)}) + "\n" for a, b, answer in rows)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alignctl.data.formats import detect_format
 from alignctl.data.rows import Ledger, Rows
+from alignctl.rollout.drawing import Drawn
 
 _SPECIAL = _UNKNOWN, _PADDING, _END = "<unknown>", "<padding>", "<end>"
 _TEMPLATE = (
@@ -36,6 +37,13 @@ def made_rows(kind: str, count: int, tokens: int, vocabulary: int) -> Rows:
     rows = [_row(kind, number, tokens, vocabulary) for number in range(count)]
     ledger = Ledger("made rows", kind, count, count, {})
     return Rows(Dataset.from_list(rows), detect_format(rows, kind, "auto"), ledger, list(range(1, count + 1)))
+
+
+def made_completions(count: int, tokens: int, vocabulary: int) -> Drawn:
+    """Completions, each other than the one before it, that were not ended by themselves."""
+    ids = range(len(_SPECIAL), vocabulary)
+    made = [[ids[(number + step) % len(ids)] for step in range(tokens)] for number in range(count)]
+    return Drawn(made, [False] * count)
 
 
 def _row(kind: str, number: int, tokens: int, vocabulary: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from transformers import (
 
 from alignctl.alone.counting import ROWS, SMALL, Collectives, count_gradients_of
 from alignctl.alone.held import gradients, models, optimizer_state, trained_weights, weights
-from alignctl.alone.made import made_rows, stand_in
+from alignctl.alone.made import made_completions, made_rows, stand_in
 from alignctl.alone.numberless import without_numbers
 from alignctl.config.schema import ZERO_STAGES
 from alignctl.config.stages import StageConfig
@@ -34,6 +34,7 @@ from alignctl.models.sharding import undivided
 from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
 from alignctl.monitor.heartbeat import Heartbeat
 from alignctl.monitor.stopping import StopSignal
+from alignctl.plan.alone import has_reward_model
 from alignctl.run.files import write_json
 from alignctl.run.paths import REWARD_STATISTICS, StagePaths
 from alignctl.stage.build import build_arguments, build_trainer
@@ -115,7 +116,7 @@ def rehearse(stage: StageConfig, paths: StagePaths, tokens: int, numberless: boo
     process.
 
     Args:
-        tokens: Of each sequence of the made rows.
+        tokens: Of each sequence of the made rows, and at most of each completion that is made to them.
         numberless: Whether weights are without numbers.
     """
     tp_size, sp_size = stage.distributed.tp_size, stage.distributed.sp_size
@@ -131,6 +132,8 @@ def rehearse(stage: StageConfig, paths: StagePaths, tokens: int, numberless: boo
         trainer.train_dataset = _enough(trainer)
         if numberless:
             _let_losses_be_numbers(trainer)
+            if isinstance(trainer, OnPolicyTrainer):
+                _let_completions_be_made(trainer, tokens)
         looks = Looks(trainer, job.method, collectives)
         trainer.begin_with(looks)
         trainer.train()
@@ -142,7 +145,7 @@ def _job(stage: StageConfig, paths: StagePaths, tokens: int) -> Job:
     args = build_arguments(stage, paths, {})
     tokenizer = stand_in(vocabulary)
     sources: dict[Role, str | None] = dict.fromkeys(method.roles)
-    if "reward_model" in method.roles[1:] and not stage.trainer.get("reward_funcs"):
+    if has_reward_model(stage):
         sources["reward_model"] = _made_reward_model(stage, paths, tokenizer)
     return Job(
         stage=stage,
@@ -190,6 +193,12 @@ def _let_others_have_the_same_rows(collectives: Collectives) -> None:
         return [own] * group.size()
 
     passes.all_objects = shown
+
+
+def _let_completions_be_made(trainer: OnPolicyTrainer, tokens: int) -> None:
+    """They are drawn by looking at numbers."""
+    length, vocabulary = min(tokens, trainer.args.response_length), len(trainer.processing_class)
+    trainer.draw = lambda prompts, places: made_completions(len(prompts), length, vocabulary)
 
 
 def _believe_in_agreement() -> None:

@@ -24,6 +24,7 @@ from alignctl.plan.alone import (
     read_place,
     stood_in,
     with_processes,
+    without_vllm,
 )
 from alignctl.plan.freeze import absolute_paths
 from alignctl.plan.memory import Held, Place, held, writes
@@ -53,7 +54,7 @@ def rehearse_command(
     check_machines(request.overrides)
     with temporary_run() as folder:
         composed, problems = compose(request)
-        config = with_processes(composed, place, folder)
+        config = without_vllm(with_processes(composed, place, folder))
         if problems := problems + find_problems(config):
             raise RequestError.from_problems(list(dict.fromkeys(problems)))
         plan = make_plan(absolute_paths(config), request.recipe.name, Path(folder))

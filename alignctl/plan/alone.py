@@ -12,7 +12,7 @@ from typing import Any
 
 from alignctl.config.adapters import has_adapter
 from alignctl.config.schema import QUANTIZED, LauncherSettings, ModelSettings
-from alignctl.config.stages import StageConfig
+from alignctl.config.stages import StageConfig, stage_names
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import config_fields
 from alignctl.errors import RequestError
@@ -94,6 +94,16 @@ def with_processes(config: Mapping[str, Any], place: Place, run_dir: str) -> dic
     return dict(config) | {"launcher": launcher, "run_dir": run_dir}
 
 
+def without_vllm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A composed config whose stages draw without vLLM: it is a program beside the training, which need not be here."""
+    return dict(config) | {name: _without_vllm(config[name]) for name in stage_names(config)}
+
+
+def _without_vllm(stage: Mapping[str, Any]) -> dict[str, Any]:
+    left = {key: value for key, value in stage.items() if key != "use_vllm" and not key.startswith("vllm_")}
+    return left | ({"generation": "transformers"} if "generation" in left else {})
+
+
 def check_can_be_made(stage: StageConfig, shape: Shape | None) -> Shape:
     """Whether a stage can be rehearsed without its files.
 
@@ -171,28 +181,30 @@ def draws(stage: StageConfig) -> bool:
     return methods()[stage.method].data_kind == "prompts"
 
 
+def has_reward_model(stage: StageConfig) -> bool:
+    """Whether a stage that was prepared here holds a reward model; it is read from a folder, as any other."""
+    return "reward_model" in methods()[stage.method].roles[1:] and not stage.trainer.get("reward_funcs")
+
+
 def is_numberless(stage: StageConfig, shape: Shape) -> bool:
     """Whether a stage is rehearsed with weights that have no numbers, which may be of any size.
 
     Raises:
         RequestError: It cannot be, and its weights are too large to be made.
     """
-    kind = stage.distributed.type
-    if kind == "fsdp2" and not draws(stage):
+    kind, judged = stage.distributed.type, has_reward_model(stage)
+    if kind == "fsdp2" and not judged:
         return True
     whole = tensors(shape)
     size = 4 * len(methods()[stage.method].roles) * sum(one.numbers * one.count for one in whole or ())
     if size > _LARGEST:
-        reason = (
-            "completions are drawn by looking at numbers"
-            if draws(stage)
-            else f"`distributed={kind}` moves their numbers"
-        )
+        reason = "a reward model is read from a file" if judged else f"`distributed={kind}` moves their numbers"
+        less = f"`{stage.name}.reward_funcs` and no reward model" if judged else "`distributed=fsdp2`"
         raise RequestError(
             f"weights of {shown_bytes(size)} would have to be made, because {reason}; the most is "
             f"{shown_bytes(_LARGEST)}",
-            "rehearse a smaller model of the family, by `model.path`"
-            + ("" if draws(stage) else ", or this one with `distributed=fsdp2`, whose weights need no numbers"),
+            f"rehearse a smaller model of the family, by `model.path`, or this one with {less}, whose weights need no "
+            "numbers",
         )
     return False
 

@@ -174,6 +174,25 @@ def test_a_model_folder(rehearsed, shared_data):
     assert report["held"]["weights of policy"]["bytes"]
 
 
+def test_of_32b_completions_are_made(rehearsed):
+    """They are drawn by looking at numbers, and there are none; where vLLM would draw, it need not be here. A reward
+    function has no weights."""
+    small = ("grpo.num_generations=2", "grpo.per_device_train_batch_size=2")
+    report = rehearsed("recipe=grpo_qwen3_32b", "--as", "5/64", "--tokens", "16", *small)
+    assert report["numberless"]
+    assert report["passes"] == 1
+    assert set(report["held"]) == {"weights of policy", "gradients", "optimizer state"}
+    assert 4 * 32.7e9 / 64 < report["held"]["weights of policy"]["bytes"] < 4 * 32.9e9 / 64
+    assert report["sent"]["small"]["count"] <= 3
+
+
+def test_a_reward_model_has_numbers(alignctl):
+    done = alignctl("rehearse", "recipe=grpo_llama3", "distributed=fsdp2", "--stage", "grpo", "--as", "5/8")
+    assert done.code == 2
+    assert "because a reward model is read from a file" in done.err
+    assert "`grpo.reward_funcs` and no reward model" in done.err
+
+
 def test_under_zero3_models_that_judge_completions_are_shares(rehearsed):
     """They are run layer by layer; what is run as a whole keeps its small tensors, here all of them, beside its share.
     A reward model is made up as the others are, with a row of 96 numbers more."""

@@ -56,7 +56,7 @@ def put_in(small, monkeypatch):
             return {"given": [{} if value is None or math.isnan(value) else {len(ids) - 1: value}
                               for value, ids in zip(present, episodes.completion_ids, strict=True)]}  # fmt: skip
 
-        monkeypatch.setattr(trainer, "_draw", draw)
+        monkeypatch.setattr(trainer, "draw", draw)
         monkeypatch.setattr(trainer.scoring, "ask", ask)
         return trainer
 

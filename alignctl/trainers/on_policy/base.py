@@ -244,7 +244,7 @@ class OnPolicyTrainer(Trainer):
     def _roll_out(self, inputs: dict[str, Any], drawn: Drawn | None = None) -> Episodes:
         if drawn is None:
             prompts = inputs[PROMPT_IDS]
-            drawn = self._draw(prompts, range(len(prompts)))
+            drawn = self.draw(prompts, range(len(prompts)))
         args, columns = self.args, inputs.get(ROW, {})
         episodes = episodes_of(
             inputs["prompt"], inputs[PROMPT_IDS], drawn, self.processing_class, columns, args.num_generations
@@ -253,7 +253,7 @@ class OnPolicyTrainer(Trainer):
         episodes = replace(episodes, row_numbers=numbers[: len(episodes.prompts)])
         return episodes if self.rollouts.counts else unlearnt(episodes)
 
-    def _draw(self, prompts: list[list[int]], places: Sequence[int]) -> Drawn:
+    def draw(self, prompts: list[list[int]], places: Sequence[int]) -> Drawn:
         """By transformers. Random numbers go by the places of completions among those of all processes: so the same are
         drawn however a rollout is divided.
 
