@@ -37,6 +37,8 @@ class Ready:
     trainer: StageTrainer
     rows: Rows
     held_rows: Rows | None
+    said: list[str]
+    """What people should know of the rows; what the trainer says of the model that stands in is not."""
 
 
 @dataclass
@@ -74,7 +76,8 @@ class Line:
         self._leaves(name, job, folders, config)
         job.progress.phase("tokenising")
         rows, held_rows = rows_to_train_on(job)
-        return Ready(job, trainer_of(job, rows, held_rows, config), rows, held_rows)
+        said = list(job.progress.notices)
+        return Ready(job, trainer_of(job, rows, held_rows, config), rows, held_rows, said)
 
     def _leaves(self, name: str, job: Job, folders: StagePaths, config: PretrainedConfig) -> None:
         self._tokenizers[name] = str(folders.root / "tokenizer")

@@ -17,6 +17,7 @@ from alignctl.beforehand.looking import Line, Ready
 from alignctl.data.converting import MARGIN
 from alignctl.data.scanning import lengths
 from alignctl.errors import RequestError
+from alignctl.stage.ledger import ledger
 from alignctl.trainers.base.columns import ROW_NUMBER
 from alignctl.trainers.base.managed import StageTrainer
 
@@ -54,17 +55,9 @@ def preview(line: Line, name: str, asked: Asked) -> dict[str, Any]:
     assert whole is not None
     numbers = _numbers(whole, asked)
     shown = {number: row for number, row in _rows(cut.trainer, numbers)}
-    ledger = cut.rows.ledger
     return {
-        "source": ledger.source,
-        "format": ledger.format,
-        "rows": {
-            "read": ledger.read,
-            "skipped": len(ledger.skipped),
-            "lost": len(cut.rows.dataset) - len(cut.trainer.train_dataset),
-            "trained_on": len(cut.trainer.train_dataset),
-        },
-        "notices": cut.job.progress.notices,
+        "rows": ledger(cut.rows, cut.trainer.lengths_of["train"]),
+        "notices": cut.said,
         "shown": [
             {"row": number, "sequences": _sequences(cut.trainer, shown.get(number), whole.trainer, row)}
             | {column: row[column] for column in cut.trainer.row_columns if column in row}
@@ -97,14 +90,14 @@ def _numbers(ready: Ready, asked: Asked) -> list[int]:
 
 
 def _not_there(ready: Ready, row: int) -> RequestError:
-    ledger = ready.rows.ledger
-    if row in ledger.skipped:
-        return RequestError(f"row {row:,} of {ledger.source} cannot be used: {ledger.skipped[row]}")
-    if row in ledger.ties:
-        return RequestError(f"row {row:,} of {ledger.source} is left out: no completion is better than another")
-    if not 0 < row <= ledger.read:
-        return RequestError(f"there is no row {row:,}: {ledger.source} has {ledger.read:,}")
-    return RequestError(f"row {row:,} of {ledger.source} is held out, or nothing of it is left to train on")
+    of = ready.rows.ledger
+    if row in of.skipped:
+        return RequestError(f"row {row:,} of {of.source} cannot be used: {of.skipped[row]}")
+    if row in of.ties:
+        return RequestError(f"row {row:,} of {of.source} is left out: no completion is better than another")
+    if not 0 < row <= of.read:
+        return RequestError(f"there is no row {row:,}: {of.source} has {of.read:,}")
+    return RequestError(f"row {row:,} of {of.source} is held out, or nothing of it is left to train on")
 
 
 def _rows(trainer: StageTrainer, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:

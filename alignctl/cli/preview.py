@@ -15,6 +15,7 @@ from rich.text import Text
 
 from alignctl.checks.problems import checked
 from alignctl.cli.display import Display
+from alignctl.cli.tables import not_as_they_are
 from alignctl.config.compose import list_recipes, read_request
 from alignctl.config.schema import RunSettings
 from alignctl.errors import RequestError
@@ -26,6 +27,11 @@ from alignctl.run.paths import PLAN, RunPaths
 _STYLES = {"trained": "bold green", "context": "", "cut": "red strike"}
 _MARKS = {"trained": ("{+", "+}"), "context": ("", ""), "cut": ("[-", "-]")}
 """Around what is shown without colours, as git marks words."""
+_COUNTS = {
+    "read": "read", "kept": "kept", "held_out": "held out", "lost": "lost", "num_skipped": "skipped", "ties": "tied",
+    "cut": "cut", "partly": "used in part",
+}  # fmt: skip
+"""Of what data.json says of rows."""
 
 
 def preview_command(
@@ -106,9 +112,10 @@ def _line(plan: RunPlan, name: str | None) -> list[str]:
 def _print(found: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     coloured = console.color_system is not None and not console.no_color
-    counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in found["rows"].items())
-    click.echo(f"{found['source']}: rows of the format `{found['format']}`: {counts}")
-    for notice in found["notices"]:
+    rows = found["rows"]
+    counts = ", ".join(f"{rows[key]:,} {word}" for key, word in _COUNTS.items() if rows[key] or key == "kept")
+    click.echo(f"{rows['source']}: rows of the format `{rows['format']}`: {counts}")
+    for notice in [*found["notices"], *not_as_they_are("train", rows, all_in="--json")]:
         click.echo(f"notice: {notice}")
     marks = ["trained", "context", "cut"]
     legend = [Text(name, _STYLES[name]) if coloured else Text(name.join(_MARKS[name])) for name in marks]

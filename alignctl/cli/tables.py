@@ -190,7 +190,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         console.print(table if after else f"stage {name}: no held-out rows, so nothing was measured")
     for stage_name, other in summary["stages"].items():
         for part, rows in other["rows"].items():
-            for line in _not_as_they_are(part, rows):
+            for line in not_as_they_are(part, rows):
                 console.print(f"{stage_name}: {line}", markup=False)
             for source in rows.get("parts", []):
                 console.print(f"{stage_name}: {_share(part, source)}", markup=False)
@@ -228,19 +228,23 @@ def _measured(stage: dict[str, Any]) -> dict[str, float]:
     return stage.get("after", {}) | ({"win_rate": stage["win_rate"]} if "win_rate" in stage else {})
 
 
-def _not_as_they_are(part: str, rows: dict[str, Any]) -> Iterator[str]:
-    """What became of rows that were left out or shortened, with the first of them: a line for each reason."""
+def not_as_they_are(part: str, rows: dict[str, Any], all_in: str = "data.json") -> Iterator[str]:
+    """What became of rows that were left out or shortened, with the first of them: a line for each reason.
+
+    Args:
+        all_in: Where the others are.
+    """
     told: Counter[str] = Counter()
     for one in rows["reasons"]:
         what, count = one["what"], f"{one['count']:,} of {rows['read']:,} {part} rows"
         told[what] += 1
         if told[what] <= _REASONS:
             named = ", ".join(_place(row, rows["source"]) for row in one["first"][:_NAMED])
-            more = " and others, see data.json" if one["count"] > _NAMED else ""
+            more = f" and others, see {all_in}" if one["count"] > _NAMED else ""
             yield f"{count} {_WORDS[what]} ({one['why']}): {named}{more}"
     for what, reasons in told.items():
         if reasons > _REASONS:
-            yield f"{part} rows {_WORDS[what]} for {reasons - _REASONS:,} more reasons, see data.json"
+            yield f"{part} rows {_WORDS[what]} for {reasons - _REASONS:,} more reasons, see {all_in}"
 
 
 def _place(row: dict[str, Any], source: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.files import write_rows
 from support.in_process import NeverStops, frozen
 from support.models import TINY
 
@@ -35,7 +36,7 @@ def joined(sequence):
 def test_pairs_are_cut_where_the_trainer_cuts_them(tmp_path):
     there = line(tmp_path, "sft_dpo_quickstart", "dpo", "dpo.max_length=24", "dpo.truncation_mode=keep_end")
     found = preview(there, "dpo", FIRST)
-    assert found["rows"] == {"read": 12, "skipped": 0, "lost": 3, "trained_on": 9}
+    assert [found["rows"][what] for what in ("read", "kept", "lost", "held_out", "trainer_rows")] == [12, 9, 3, 0, 9]
     ready = there.ready("dpo")
     for shown in found["shown"]:
         row = ready.rows.dataset[shown["row"] - 1]
@@ -74,6 +75,20 @@ def test_what_is_trained_on_by_other_methods(tmp_path, recipe, name, sequences, 
         assert one["cut"] == 0
         assert one["trained"] == trained if trained is not True else one["trained"] > 1
         assert one["context"] > 1
+
+
+def test_the_least_margin_comes_first_and_counts_are_those_of_the_ledger(tmp_path):
+    """Of a file of which rows are held out and one is skipped; what the model that stands in is said of is not told."""
+    margins = [0.5, -2.0, 3.0, -1.0, 1.0, 2.0]
+    rows = [{"prompt": f"{i}?", "chosen": "a b", "rejected": "c", "margin": m} for i, m in enumerate(margins)]
+    file = write_rows(tmp_path / "rows.jsonl", [*rows, {"prompt": "6?"}])
+    there = line(tmp_path, "rlhf_quickstart", "rm", f"data.path={file}", "data.eval_rows=1", "eval.judge=null")
+    found = preview(there, "rm", Asked(row=None, worst="margin", count=2))
+    held = there.ready("rm").held_rows.numbers
+    left = sorted((m, i) for i, m in enumerate(margins, 1) if i not in held)
+    assert [(shown["margin"], shown["row"]) for shown in found["shown"]] == left[:2]
+    assert [found["rows"][what] for what in ("read", "kept", "held_out", "num_skipped")] == [7, 5, 1, 1]
+    assert not any("engine" in said for said in found["notices"])
 
 
 def test_rows_that_cannot_be_shown_are_told(tmp_path):

@@ -37,12 +37,12 @@ def test_marks_stand_in_for_colours(capsys):
         {"state": "trained", "text": " a time", "ids": [6, 7]},
     ]
     one = {"name": "chosen", "cut": 1, "context": 1, "trained": 2, "parts": parts}
-    rows = {"read": 1, "skipped": 0, "lost": 0, "trained_on": 1}
-    _print(
-        {"source": "a.jsonl", "format": "preference", "rows": rows, "notices": ["told"]}
-        | {"shown": [{"row": 7, "sequences": [one], "margin": -0.5}]}
-    )
+    cut = {"what": "cut", "why": "longer than 3 tokens", "count": 1, "first": [{"row": 7}]}
+    rows = {"source": "a.jsonl", "format": "preference", "read": 9, "kept": 7, "held_out": 2, "cut": 1}
+    rows |= {"reasons": [cut]} | dict.fromkeys(("lost", "num_skipped", "ties", "partly"), 0)
+    _print({"rows": rows, "notices": ["told"]} | {"shown": [{"row": 7, "sequences": [one], "margin": -0.5}]})
     said = capsys.readouterr().out
     assert "row 7, chosen: 2 trained, 1 context, 1 cut; margin -0.5\n[-Once-] upon [b]{+ a time+}\n" in said
     assert "  trained: 6 7\n" in said
-    assert "notice: told\n" in said
+    assert "rows of the format `preference`: 9 read, 7 kept, 2 held out, 1 cut\nnotice: told\n" in said
+    assert "notice: 1 of 9 train rows cut (longer than 3 tokens): 7\n" in said
