@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ LOCK = ".lock"
 """Ends the name of the file that is locked while what is named like it is made."""
 
 _MADE_OF = "made_of.json"
+_LOOK_EVERY_S = 0.1
 
 
 def cache_dir() -> Path:
@@ -84,14 +86,18 @@ def remove(entry: Entry) -> bool:
     """Removes what is kept; whether it could, for what is being made is left to whoever makes it. What a process has
     open stays readable to it on a disk of its own machine."""
     name = entry.path.name.split(".")[1] if entry.path.name.startswith(".") else entry.path.name
-    with _unlocked(entry.path.with_name(f"{name}{LOCK}")) as free:
-        if free and entry.path.is_dir():
+    lock = entry.path.with_name(f"{name}{LOCK}")
+    with alone(lock, waits=False) as free:
+        if not free:
+            return False
+        if entry.path.is_dir():
             gone = entry.path.with_name(f".{name}.removed.{os.getpid()}")
             entry.path.rename(gone)  # a folder that has its name is whole
             shutil.rmtree(gone, ignore_errors=True)
-        elif free:
+        else:
             entry.path.unlink(missing_ok=True)
-    return free
+        lock.unlink(missing_ok=True)
+    return True
 
 
 def note_source(folder: Path, source: str) -> None:
@@ -115,21 +121,37 @@ def source_of(path: Path) -> str | None:
 
 
 @contextmanager
-def _unlocked(lock: Path) -> Iterator[bool]:
-    """Whether nobody holds a lock, and holds it then; without the file of one, or where the file system has no locks,
-    nobody does."""
-    if not lock.exists():
-        yield True
-        return
-    with lock.open("w") as file:
-        if is_locked(file):
-            yield False
-            return
-        yield True
-        lock.unlink(missing_ok=True)
+def alone(lock: Path, waits: bool = True) -> Iterator[bool]:
+    """Lets one process in at a time; all at once where the file system has no locks. The system lets the next one in
+    when a process ends, however it ends.
+
+    Args:
+        lock: A file, which nobody else removes than who is in. Another may have done so after it was opened here, and
+            what is locked then is of no use: those who come later lock a new one.
+        waits: Until nobody else is in.
+
+    Yields:
+        Whether it is in, which it is in the end if it waits.
+    """
+    while True:
+        with lock.open("w") as file:
+            is_in = not _is_locked(file)
+            if is_in and not _has_name(file, lock):
+                continue
+            if is_in or not waits:
+                yield is_in
+                return
+        time.sleep(_LOOK_EVERY_S)
 
 
-def is_locked(file: IO[Any]) -> bool:
+def _has_name(file: IO[Any], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_locked(file: IO[Any]) -> bool:
     """Whether somebody else holds the lock of a file; if not, it is ours until the file is closed. Where the file
     system has no locks nobody holds one."""
     try:

@@ -11,9 +11,7 @@ import json
 import os
 import shutil
 import socket
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,17 +23,15 @@ from datasets import Dataset, Features, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 
 import alignctl
-from alignctl.cache import LOCK, is_locked, note_source, note_use, private_dir
+from alignctl.cache import LOCK, alone, note_source, note_use, private_dir
 
-_LOOK_EVERY_S = 0.1
 _MADE_BY = ("datasets", "pyarrow")
 
 
 def kept(made_of: Sequence[Any], make: Callable[[Path], None], source: str | Dataset) -> Path:
     """The folder of what is made of something: found, or made now, while others who want the same wait.
 
-    They wait for a lock, which the system opens when whoever holds it ends, however it ends, and look again. A folder
-    has its name only once it is whole.
+    They wait until whoever makes it ends, and look again. A folder has its name only once it is whole.
 
     Args:
         made_of: All that it depends on beside the code of this package, as JSON takes it.
@@ -46,7 +42,7 @@ def kept(made_of: Sequence[Any], make: Callable[[Path], None], source: str | Dat
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
     folder = private_dir("rows") / name
     if not folder.exists():
-        with _alone(folder.with_suffix(LOCK)):
+        with alone(folder.with_suffix(LOCK)):
             if not folder.exists():
                 _make(folder, make, source if isinstance(source, str) else _origin(source))
     note_use(folder)
@@ -98,15 +94,6 @@ def _make(folder: Path, make: Callable[[Path], None], source: str) -> None:
                 raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Lets one process in at a time; all at once where the file system has no locks."""
-    with lock.open("w") as file:
-        while is_locked(file):
-            time.sleep(_LOOK_EVERY_S)
-        yield
 
 
 @cache

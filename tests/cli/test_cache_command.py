@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from alignctl import cache
 from alignctl.cache import cache_dir, note_source, private_dir
 
 DAY = 86400
@@ -71,6 +72,20 @@ def test_what_is_being_made_is_left_alone(alignctl):
     assert (private_dir("rows") / ".bb.host.1").exists()
     alignctl("cache", "clear")
     assert list(private_dir("rows").iterdir()) == []
+
+
+def test_a_lock_whose_file_is_removed_before_it_is_asked_for_is_taken_again(tmp_path, monkeypatch):
+    """As `cache clear` may at any moment; two would make the same otherwise."""
+    lock, is_locked = tmp_path / "aa.lock", cache._is_locked
+
+    def after_it_is_removed(file):
+        monkeypatch.undo()
+        lock.unlink()
+        return is_locked(file)
+
+    monkeypatch.setattr(cache, "_is_locked", after_it_is_removed)
+    with cache.alone(lock) as first, cache.alone(lock, waits=False) as second:
+        assert (first, second) == (True, False)
 
 
 def test_kinds_and_ages_that_are_none_are_refused(alignctl):
