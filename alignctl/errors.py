@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -54,6 +55,10 @@ class AlignctlError(Exception):
             if problem.hint:
                 lines.append(f"hint: {problem.hint}")
         return "\n".join(lines)
+
+    def told(self) -> list[dict[str, Any]]:
+        """The problems as JSON takes them, for another process to raise."""
+        return [asdict(problem) | {"exit_code": self.exit_code} for problem in self.problems]
 
 
 class NotANumber(AlignctlError):

@@ -1,8 +1,8 @@
-"""Entry of the process that rehearses a stage as one of many: `python -m alignctl.alone RUN_DIR STAGE TOKENS
-numbers|numberless FILE`.
+"""Entry of the process that rehearses a stage as one of many: `python -m alignctl.alone FILE RUN_DIR STAGE TOKENS
+numbers|numberless`.
 
 Which process of how many it is comes from the environment, as torchrun would set it. What was seen is written to FILE
-as JSON, an error that a user can act on, too.
+as JSON, problems that a user can mend, too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from alignctl.run.paths import RunPaths
 from alignctl.run.process import die_with_parent
 
 
-def main(run_dir: str, stage_name: str, tokens: str, numberless: str, file: str) -> int:
-    """Rehearses a stage of a frozen run. Returns the exit code."""
+def main(file: str, run_dir: str, stage_name: str, tokens: str, numberless: str) -> int:
+    """Rehearses a stage of a frozen run. Returns the exit code: 0, whatever is seen."""
     die_with_parent()
     paths = RunPaths(Path(run_dir))
     stage, _ = read_stage(paths, stage_name)
@@ -34,9 +34,7 @@ def main(run_dir: str, stage_name: str, tokens: str, numberless: str, file: str)
     try:
         seen = rehearse(stage, paths.stage(stage_name), int(tokens), numberless == "numberless")
     except AlignctlError as error:
-        problems = [{"message": one.message, "hint": one.hint} for one in error.problems]
-        write_json(Path(file), {"problems": problems, "exit_code": error.exit_code})
-        return error.exit_code
+        seen = {"problems": error.told()}
     write_json(Path(file), seen)
     return 0
 

@@ -1,5 +1,5 @@
 """Entry of the process that looks at the rows of stages before any is trained:
-`python -m alignctl.beforehand FOLDER FILE ASKED`.
+`python -m alignctl.beforehand FILE FOLDER ASKED`.
 
 FOLDER has the plan of a run; ASKED is what is wanted, as JSON: `{"stages": [...], "most": N}` to make the rows of
 stages ready unless a file has more than N (0 for any number), or `{"stages": [...], "row": ..., "worst": ..., "count":
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from alignctl.run.paths import RunPaths
 from alignctl.run.process import die_with_parent
 
 
-def main(folder: str, file: str, asked: str) -> int:
+def main(file: str, folder: str, asked: str) -> int:
     """Does what is asked. Returns the exit code: 0, whatever is found."""
     die_with_parent()
     stop = StopSignal()
@@ -41,8 +40,7 @@ def _answer(paths: RunPaths, stop: StopSignal, stages: list[str], **asked: Any) 
     if "most" in asked:
         if asked["most"] and has_more(paths, stages, asked["most"]):
             return {"too_many": True, "problems": []}
-        found = look(paths, stages, stop)
-        return {"problems": [asdict(problem) | {"exit_code": code} for problem, code in found]}
+        return {"problems": look(paths, stages, stop)}
     *before, name = stages
     line = Line(paths, stop)
     try:
@@ -50,7 +48,7 @@ def _answer(paths: RunPaths, stop: StopSignal, stages: list[str], **asked: Any) 
             line.ready(other)
         return preview(line, name, Asked(**asked)) | {"problems": []}
     except AlignctlError as error:
-        return {"problems": [asdict(one) | {"exit_code": error.exit_code} for one in error.problems]}
+        return {"problems": error.told()}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -16,7 +17,7 @@ from alignctl.data.raw import Source, load_raw
 from alignctl.data.rows import Rows
 from alignctl.data.settings import DataSettings
 from alignctl.data.sources import is_on_this_machine, shown
-from alignctl.errors import AlignctlError, Problem
+from alignctl.errors import AlignctlError
 from alignctl.methods.registry import methods
 from alignctl.monitor.heartbeat import Heartbeat
 from alignctl.monitor.stopping import StopSignal
@@ -85,8 +86,8 @@ class Line:
         job.tokenizer.save_pretrained(self._tokenizers[name])
 
 
-def look(paths: RunPaths, names: Sequence[str], stop: StopSignal) -> list[tuple[Problem, int]]:
-    """Makes the rows of stages ready, as far as they are there. What the stages would refuse, with its exit code."""
+def look(paths: RunPaths, names: Sequence[str], stop: StopSignal) -> list[dict[str, Any]]:
+    """Makes the rows of stages ready, as far as they are there. What the stages would refuse, as JSON takes it."""
     line, found = Line(paths, stop), []
     for name in names:
         try:
@@ -94,7 +95,7 @@ def look(paths: RunPaths, names: Sequence[str], stop: StopSignal) -> list[tuple[
             if ready is not None:
                 write_ledgers(ready.job, ready.trainer, ready.rows, ready.held_rows)
         except AlignctlError as error:
-            found += [(Problem(f"stage `{name}`: {one.message}", one.hint), error.exit_code) for one in error.problems]
+            found += [one | {"message": f"stage `{name}`: {one['message']}"} for one in error.told()]
     return found
 
 

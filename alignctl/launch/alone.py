@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from alignctl.errors import AlignctlError, RequestError
-from alignctl.launch.environment import own_environment
+from alignctl.errors import AlignctlError
+from alignctl.launch.child import ChildFailed, as_error, ask
 from alignctl.plan.freeze import freeze
 from alignctl.plan.memory import Place
 from alignctl.plan.plan import RunPlan
-from alignctl.run.files import read_json
-from alignctl.run.process import PARENT
 
 _SAID = 9000  # characters of what a process said last
 
@@ -33,12 +29,11 @@ def run_alone(plan: RunPlan, config: dict[str, Any], place: Place, tokens: int, 
     """
     root, [stage] = Path(plan.run_dir), [one.config for one in plan.stages]
     freeze(plan, config, sys.argv)
-    file, log = root / "seen.json", root / "log"
     local = stage.launcher.processes_per_node
-    environment = own_environment(os.environ, in_job=False) | {
-        PARENT: str(os.getpid()), "RANK": str(place.rank), "WORLD_SIZE": str(place.processes),
+    environment = {
+        "RANK": str(place.rank), "WORLD_SIZE": str(place.processes),
         "LOCAL_RANK": str(place.rank % local), "LOCAL_WORLD_SIZE": str(local),
-        "MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu",
+        "MASTER_ADDR": "localhost", "MASTER_PORT": "29500",
         "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "PYTHONSAFEPATH": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "ALIGNCTL_CACHE": str(root / "cache"), "HF_DATASETS_CACHE": str(root / "datasets"),
@@ -46,14 +41,11 @@ def run_alone(plan: RunPlan, config: dict[str, Any], place: Place, tokens: int, 
     if place.processes == 1:
         environment = {key: value for key, value in environment.items() if key not in ("RANK", "WORLD_SIZE")}
     kind = "numberless" if numberless else "numbers"
-    command = [sys.executable, "-P", "-m", "alignctl.alone", str(root), stage.name, str(tokens), kind, str(file)]
-    with log.open("wb") as output:
-        code = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False).returncode
-    seen = read_json(file)
-    if seen is None:
-        said = log.read_text(encoding="utf-8", errors="replace")[-_SAID:]
-        raise AlignctlError(f"the process that rehearses `{stage.name}` ended with code {code}; it said last:\n{said}")
+    try:
+        seen = ask("alignctl.alone", root, [str(root), stage.name, str(tokens), kind], environment)
+    except ChildFailed as error:
+        said = str(error)[-_SAID:]
+        raise AlignctlError(f"the process that rehearses `{stage.name}` failed; it said last:\n{said}") from error
     if problems := seen.get("problems"):
-        kind = RequestError if code == RequestError.exit_code else AlignctlError
-        raise kind(problems[0]["message"], problems[0]["hint"])
+        raise as_error(problems)
     return seen

@@ -8,40 +8,27 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from alignctl.config.secrets import mask
 from alignctl.config.trl_fields import config_fields
-from alignctl.errors import AlignctlError, Problem, RequestError
-from alignctl.launch.environment import own_environment
+from alignctl.errors import AlignctlError
+from alignctl.launch.child import ChildFailed, as_error, ask
 from alignctl.methods.registry import methods
 from alignctl.monitor.heartbeat import read_beats
-from alignctl.monitor.stopping import STOPPING
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import RunPaths, StagePaths
-from alignctl.run.process import PARENT
 from alignctl.run.state import is_done, read_status, write_stage_state
 
 SEEN_ON_SUBMIT = 100_000
 """Rows in a file up to which the command that submits looks at them; of more, the first job does."""
 _LEAST_STEPS = 20  # of the stages before the last: as few as a stage takes without a rehearsal
-_POLL_S = 0.2
 _WAIT_POLL_S = 2.0  # of a file system that many machines share
-_SAID = 400  # characters of what a process said last
-
-
-class ChildFailed(Exception):
-    """The process ended without a word about the rows; the message is what it said last."""
 
 
 class Watcher(Protocol):
@@ -84,7 +71,8 @@ def look_beforehand(plan: RunPlan, watcher: Watcher, most: int = 0) -> None:
     try:
         found = _answer(plan, {"stages": names, "most": most}, watcher)
     except ChildFailed as error:  # for another reason than the rows, which holds up no run
-        watcher.say(f"the rows could not be looked at before the first stage, so each stage looks at its own: {error}")
+        failed = "the rows could not be looked at before the first stage, so each stage looks at its own"
+        watcher.say(f"{failed}: {error.last_line}")
         found = {"problems": []}
     if found.get("too_many"):
         watcher.say(f"a file has more than {most:,} rows: the first job looks at them")
@@ -111,9 +99,9 @@ def preview_rows(plan: RunPlan, stages: Sequence[str], asked: dict[str, Any], wa
     try:
         found = _answer(plan, {"stages": list(stages), **asked}, watcher)
     except ChildFailed as error:
-        raise AlignctlError(f"the process that reads the rows failed: {error}") from error
+        raise AlignctlError(f"the process that reads the rows failed: {error.last_line}") from error
     if problems := found.pop("problems"):
-        raise _as_error(problems)
+        raise as_error(problems)
     return found
 
 
@@ -132,36 +120,24 @@ def _answer(plan: RunPlan, asked: dict[str, Any], watcher: Watcher) -> dict[str,
     Raises:
         ChildFailed: It found nothing.
     """
-    with tempfile.TemporaryDirectory(prefix="alignctl-rows-") as folder, _interrupted():
+    seen: Any = None
+
+    def show() -> None:
+        nonlocal seen
+        seen = _show(plan, asked["stages"], scratch, watcher, seen)
+
+    with tempfile.TemporaryDirectory(prefix="alignctl-rows-") as folder:
         scratch = RunPaths(Path(folder))
         write_json(scratch.plan, mask(plan.to_dict()))
-        file, log = scratch.root / "found.json", scratch.root / "log"
-        command = [sys.executable, "-P", "-m", "alignctl.beforehand", folder, str(file), json.dumps(asked)]
-        with log.open("wb") as output:
-            child = subprocess.Popen(
-                command, env=_environment(plan), stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
-        try:
-            seen: Any = None
-            while child.poll() is None:
-                seen = _show(plan, asked["stages"], scratch, watcher, seen)
-                time.sleep(_POLL_S)
-        finally:
-            child.kill()
-            child.wait()
-        found = read_json(file)
-        if found is None:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise ChildFailed(lines[-1][-_SAID:] if lines else f"it ended with code {child.returncode}")
-    return found
+        return ask("alignctl.beforehand", scratch.root, [folder, json.dumps(asked)], _environment(plan), show)
 
 
 def _environment(plan: RunPlan) -> dict[str, str]:
-    """That of the workers, without their GPUs; the Hub is reached where any of them may."""
-    environment = own_environment(os.environ, in_job=False) | plan.stages[0].environment
+    """That of the workers; the Hub is reached where any of them may."""
+    environment = dict(plan.stages[0].environment)
     if not all("HF_HUB_OFFLINE" in stage.environment for stage in plan.stages):
         environment.pop("HF_HUB_OFFLINE", None)
-    return environment | {PARENT: str(os.getpid()), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return environment
 
 
 def _show(plan: RunPlan, names: Sequence[str], scratch: RunPaths, watcher: Watcher, seen: Any) -> Any:
@@ -184,29 +160,7 @@ def _refused(plan: RunPlan, problems: Sequence[dict[str, Any]]) -> AlignctlError
         own = [problem["message"] for problem in problems if problem["message"].startswith(f"stage `{name}`: ")]
         if own:
             write_stage_state(plan.paths, name, "failed", error="\n".join(own))
-    return _as_error(problems)
-
-
-def _as_error(problems: Sequence[dict[str, Any]]) -> AlignctlError:
-    kind = RequestError if all(one["exit_code"] == RequestError.exit_code for one in problems) else AlignctlError
-    error = kind(problems[0]["message"], problems[0]["hint"])
-    error.problems = tuple(Problem(one["message"], one["hint"]) for one in problems)
-    return error
-
-
-@contextmanager
-def _interrupted() -> Iterator[None]:
-    """Requests to stop end it at once: there is nothing to save."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return as_error(problems)
 
 
 def _left(plan: RunPlan) -> list[StagePlan]:
