@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from alignctl.config.secrets import mask
 from alignctl.config.trl_fields import config_fields
-from alignctl.errors import AlignctlError
+from alignctl.errors import AlignctlError, RequestError
 from alignctl.launch.child import ChildFailed, as_error, ask
 from alignctl.methods.registry import methods
 from alignctl.monitor.heartbeat import read_beats
@@ -58,7 +58,8 @@ def look_beforehand(plan: RunPlan, watcher: Watcher, most: int = 0) -> None:
 
     Args:
         plan: Of a run that is frozen.
-        most: With files of more rows nothing is done; 0 for any number.
+        most: With files of more rows, and with rows that cannot be had, nothing is done here, for jobs do it; 0 for any
+            number, and where there are none.
 
     Raises:
         RequestError: Stages would refuse their rows.
@@ -77,8 +78,11 @@ def look_beforehand(plan: RunPlan, watcher: Watcher, most: int = 0) -> None:
     if found.get("too_many"):
         watcher.say(f"a file has more than {most:,} rows: the first job looks at them")
         return
-    if found["problems"]:
-        raise _refused(plan, found["problems"])
+    if problems := found["problems"]:
+        if most and not any(problem["exit_code"] == RequestError.exit_code for problem in problems):
+            watcher.say(f"rows cannot be had here, so the first job looks at them: {problems[0]['message']}")
+            return
+        raise _refused(plan, problems)
     for name, before in read_status(plan.paths)["stages"].items():
         if before["state"] == "failed" and not before.get("attempts"):  # it was refused here, and is not any more
             write_stage_state(plan.paths, name, "waiting", error=None)

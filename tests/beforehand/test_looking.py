@@ -12,7 +12,7 @@ from support.models import TINY
 from alignctl.beforehand.looking import Line, has_more, look
 from alignctl.cache import entries
 from alignctl.data.tokenizing import tokenize_prompt
-from alignctl.errors import RequestError
+from alignctl.errors import AlignctlError, RequestError
 from alignctl.launch.beforehand import look_beforehand
 from alignctl.run.files import read_json, write_json
 from alignctl.run.frozen import read_stage
@@ -73,6 +73,18 @@ def test_what_a_later_stage_would_refuse_is_refused_now(tmp_path):
     assert ("rm", "before training: reading data") in heard.phases
     assert read_status(plan.paths)["stages"]["rm"]["state"] == "failed"
     assert not plan.paths.beforehand.exists()
+
+
+@pytest.mark.night
+def test_rows_that_cannot_be_reached_here_are_left_to_jobs_where_there_are_any(tmp_path):
+    away = "rm.data.path=http://127.0.0.1:9/rows.jsonl"
+    plan = frozen(tmp_path / "run", *SMALL, away, "rm.eval.judge=null", "rehearse=true", "sft.max_steps=200")
+    heard = Heard()
+    look_beforehand(plan, heard, most=100)
+    assert heard.said[-1].startswith("rows cannot be had here, so the first job looks at them: stage `rm`: http://127")
+    assert not plan.paths.beforehand.exists()
+    with pytest.raises(AlignctlError, match="cannot be fetched"):
+        look_beforehand(plan, heard)
 
 
 def test_rows_that_a_stage_has_yet_to_make_are_left_to_it(tmp_path):
