@@ -27,6 +27,7 @@ from alignctl.models.loading import build_peft_config, load_own_tokenizer, longe
 from alignctl.models.sharding import start_deepspeed_on_cpu
 from alignctl.models.vocabulary import check_same_tokens, rows_to_train
 from alignctl.monitor.callbacks import MetricsFile
+from alignctl.monitor.enough import LogsEnough
 from alignctl.run.files import read_json
 from alignctl.run.paths import REWARD_STATISTICS, RunPaths, StagePaths
 from alignctl.stage.generation import settle_generation
@@ -131,7 +132,7 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
             processing_class=job.tokenizer,
             count_rows=partial(job.progress.count, "rows"),
             peft_config=adapter,
-            callbacks=[MetricsFile(job.paths), job.stop, job.progress],
+            callbacks=[LogsEnough(), MetricsFile(job.paths), job.stop, job.progress],
             **others,
         )
     if trainer.eval_dataset is not None and _are_sets(held_rows):
