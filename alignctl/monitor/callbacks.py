@@ -150,11 +150,19 @@ class ProgressFile(TrainerCallback):
             if self._tokens_then and now[0] > self._tokens_then[0]:
                 self._tokens_per_s = (now[1] - self._tokens_then[1]) / (now[0] - self._tokens_then[0])
             self._tokens_then = now
+        if "loss" in logs:
+            self._show(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._heartbeat.beat(SAVING if control.should_save else TRAINING, state.global_step)
-        last = state.global_step >= state.max_steps
-        if state.is_world_process_zero and (last or time.monotonic() - self._written > _PROGRESS_EVERY_S):
+        if not control.should_log:  # else the step is shown with what is logged of it, which follows
+            self._show(state)
+
+    def _show(self, state: TrainerState) -> None:
+        """Writes the step if that is due, or is the last, or is there without what was logged of it just now."""
+        written = self._last is not None and self._last["step"] == state.global_step
+        due = time.monotonic() - self._written > _PROGRESS_EVERY_S
+        if state.is_world_process_zero and (due or written or state.global_step >= state.max_steps):
             self._write(state)
 
     def _write(self, state: TrainerState) -> None:
