@@ -15,7 +15,7 @@ from rich.text import Text
 
 from alignctl.checks.problems import checked
 from alignctl.cli.display import Display
-from alignctl.cli.tables import not_as_they_are
+from alignctl.cli.summary import not_as_they_are
 from alignctl.config.compose import list_recipes, read_request
 from alignctl.config.schema import RunSettings
 from alignctl.errors import RequestError

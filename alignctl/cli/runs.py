@@ -14,7 +14,7 @@ import click
 
 from alignctl.cli.display import Display
 from alignctl.cli.submit import submit_plans
-from alignctl.cli.tables import print_summary, run_summary
+from alignctl.cli.summary import print_summary, run_summary
 from alignctl.config.schema import RunSettings
 from alignctl.errors import LaunchError, RequestError
 from alignctl.launch.local import check_machine, run_plan

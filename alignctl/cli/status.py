@@ -6,19 +6,23 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from alignctl.cli.display import duration
+from alignctl.cli.summary import print_measured, run_summary
 from alignctl.cli.train import RUNS
 from alignctl.errors import RequestError
 from alignctl.launch.status import RunStatus, StageStatus, statuses
 from alignctl.plan.freeze import read_plan
+from alignctl.plan.plan import RunPlan
 from alignctl.run.paths import PLAN, RunPaths
 
 _OF_A_STAGE = ("job", "step", "loss", "left", "")
+_MEASURED = ("before", "after", "win_rate", "certainty", "advice")  # of a stage
 
 
 def status_command(run_dirs: Sequence[Path], every: bool, as_json: bool) -> None:
@@ -26,15 +30,25 @@ def status_command(run_dirs: Sequence[Path], every: bool, as_json: bool) -> None
     if every == bool(run_dirs):
         raise RequestError("name runs, or all of them", "`alignctl status RUN` or `alignctl status --all`")
     folders = [run.resolve() for run in run_dirs] or sorted(plan.parent for plan in RUNS.resolve().glob(f"**/{PLAN}"))
-    found = statuses([read_plan(RunPaths(folder)) for folder in folders])
+    plans = [read_plan(RunPaths(folder)) for folder in folders]
+    found = statuses(plans)
     if as_json:
-        found = [run.to_dict() for run in found]
-        click.echo(json.dumps(found[0] if len(run_dirs) == 1 else found, indent=2))
+        described = [run.to_dict() if every else _described(run, plan) for run, plan in zip(found, plans, strict=True)]
+        click.echo(json.dumps(described[0] if len(run_dirs) == 1 else described, indent=2))
     elif every:
         _print_all(found)
     else:
-        for run in found:
+        for run, plan in zip(found, plans, strict=True):
             _print_run(run)
+            print_measured(run_summary(plan), Console(highlight=False, markup=False))
+
+
+def _described(run: RunStatus, plan: RunPlan) -> dict[str, Any]:
+    """What a run is doing, and what its finished stages measured."""
+    described, measured = run.to_dict(), run_summary(plan)["stages"]
+    for name, stage in described["stages"].items():
+        stage["measured"] = {key: measured[name][key] for key in _MEASURED if key in measured[name]}
+    return described
 
 
 def _print_run(run: RunStatus) -> None:

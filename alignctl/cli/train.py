@@ -18,7 +18,8 @@ import click
 from alignctl.checks.problems import find_problems
 from alignctl.cli.display import Display
 from alignctl.cli.submit import print_jobs, submit_plans
-from alignctl.cli.tables import print_comparison, print_plan, print_summary, run_summary
+from alignctl.cli.summary import print_comparison, print_summary, run_summary
+from alignctl.cli.tables import print_plan
 from alignctl.config.compose import Request, compose, expand_sweep, read_request, swept
 from alignctl.config.schema import RunSettings
 from alignctl.config.secrets import mask, mask_override

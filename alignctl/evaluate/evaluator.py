@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -11,9 +13,9 @@ from alignctl.engine.forward import evaluating
 from alignctl.evaluate.answers import draw_answers
 from alignctl.evaluate.held_out import HeldOut, Questions
 from alignctl.evaluate.judges import Judge
-from alignctl.evaluate.measure import fraction, kl_of_answers, label_auc, preferences
+from alignctl.evaluate.measure import kl_of_answers, label_auc, preferences
 from alignctl.evaluate.reference import Reference
-from alignctl.evaluate.reward_model import accuracy_and_margin
+from alignctl.evaluate.reward_model import margins
 
 
 @dataclass
@@ -23,6 +25,21 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     completions: list[str] = field(default_factory=list)
     """Drawn answers to the questions."""
+    values: dict[str, list[float]] = field(default_factory=dict)
+    """Of the metrics that are means over rows or answers: what each of these has, in the same order in every
+    evaluation."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Of the other metrics: how many rows they are of."""
+
+    def add(self, name: str, values: Iterable[float]) -> None:
+        """Adds a metric that is the mean of what is found of each row or answer."""
+        self.values[name] = list(map(float, values))
+        self.metrics[name] = fmean(self.values[name])
+
+    def add_whole(self, metrics: dict[str, float], counts: dict[str, int]) -> None:
+        """Adds metrics that are no means over rows, and how many rows each is of."""
+        self.metrics |= metrics
+        self.counts |= counts
 
 
 @dataclass(frozen=True)
@@ -56,9 +73,11 @@ class Evaluator:
         evaluation = Evaluation()
         with evaluating(policy):
             if held.pairs is not None:
-                evaluation.metrics |= preferences(policy, reference, held.pairs, batch_size)
+                for name, values in preferences(policy, reference, held.pairs, batch_size).items():
+                    evaluation.add(name, values)
             if held.feedback is not None and reference is not None:
-                evaluation.metrics["label_auc"] = label_auc(policy, reference, held.feedback, batch_size)
+                auc = label_auc(policy, reference, held.feedback, batch_size)
+                evaluation.add_whole({"label_auc": auc}, {"label_auc": len(held.feedback.labels)})
             if held.questions is not None:
                 self._ask(evaluation, policy, reference, held.questions)
         return evaluation
@@ -69,22 +88,24 @@ class Evaluator:
         - accuracy: fraction of pairs whose chosen completion has the higher score, in [0, 1];
         - margin: mean difference of the scores.
         """
-        pairs = self.held_out.pairs
-        if pairs is None:
-            return Evaluation()
-        return Evaluation(accuracy_and_margin(model, pairs, self.settings.batch_size))
+        pairs, evaluation = self.held_out.pairs, Evaluation()
+        if pairs is not None:
+            found = margins(model, pairs, self.settings.batch_size)
+            evaluation.add("accuracy", (margin > 0 for margin in found))
+            evaluation.add("margin", found)
+        return evaluation
 
     def _ask(
         self, evaluation: Evaluation, policy: PreTrainedModel, reference: Reference | None, questions: Questions
     ) -> None:
         """Has the policy answer, and adds the answers and what they show."""
-        settings, metrics = self.settings, evaluation.metrics
+        settings = self.settings
         answers = draw_answers(policy, self.tokenizer, questions.prompts, settings, self.seed)
         evaluation.completions = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        metrics["answer_tokens"] = sum(len(answer) for answer in answers) / len(answers)
+        evaluation.add("answer_tokens", map(len, answers))
         if self.judge is not None:
             verdicts = [self.judge(q, a) for q, a in zip(questions.texts, evaluation.completions, strict=True)]
-            metrics["right"] = fraction(verdict.right for verdict in verdicts)
-            metrics["wanted_manner"] = fraction(verdict.wanted_manner for verdict in verdicts)
+            evaluation.add("right", (verdict.right for verdict in verdicts))
+            evaluation.add("wanted_manner", (verdict.wanted_manner for verdict in verdicts))
         if reference is not None and settings.temperature == 1.0:  # at another the answers are not the policy's samples
-            metrics["kl"] = kl_of_answers(policy, reference, questions.prompts, answers, settings.batch_size)
+            evaluation.add("kl", kl_of_answers(policy, reference, questions.prompts, answers, settings.batch_size))

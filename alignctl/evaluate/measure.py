@@ -41,8 +41,8 @@ def kl_of_answers(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     batch_size: int,
-) -> float:
-    """KL from the reference in nats per answer, on answers that were drawn from the policy at temperature 1.
+) -> list[float]:
+    """KL from the reference in nats, of each of the answers, which were drawn from the policy at temperature 1.
 
     Args:
         prompts: Token ids.
@@ -55,27 +55,27 @@ def kl_of_answers(
             theirs = completion_logps(model, *zip(*rows, strict=True), batch_size)
         return estimate_kl(ours, theirs)
 
-    estimates = shared_out(policy, list(zip(prompts, answers, strict=True)), lambda row: sum(map(len, row)), of_each)
-    return sum(estimates) / len(estimates)
+    return shared_out(policy, list(zip(prompts, answers, strict=True)), lambda row: sum(map(len, row)), of_each)
 
 
 def preferences(
     policy: PreTrainedModel, reference: Reference | None, pairs: Pairs, batch_size: int
-) -> dict[str, float]:
-    """Whether the chosen completions are the likelier ones: the accuracies that `Evaluator.measure` names."""
+) -> dict[str, list[bool]]:
+    """Whether the chosen completion of each pair is the likelier one, as the accuracies that `Evaluator.measure` names
+    count it."""
     both = list(zip(pairs.chosen, pairs.rejected, strict=True))
     logps = _logps_of_pairs(policy, both, batch_size)
     means = [[x / len(a.completion) for x, a in zip(*pair, strict=True)] for pair in zip(logps, both, strict=True)]
-    metrics = {
-        "preference_accuracy": fraction(c > r for c, r in logps),
-        "preference_accuracy_per_token": fraction(c > r for c, r in means),
+    found = {
+        "preference_accuracy": [c > r for c, r in logps],
+        "preference_accuracy_per_token": [c > r for c, r in means],
     }
     if reference is not None:
         with reference() as model:
             theirs = _logps_of_pairs(model, both, batch_size)
         rewards = [(c - ref_c, r - ref_r) for (c, r), (ref_c, ref_r) in zip(logps, theirs, strict=True)]
-        metrics["reward_accuracy"] = fraction(c > r for c, r in rewards)
-    return metrics
+        found["reward_accuracy"] = [c > r for c, r in rewards]
+    return found
 
 
 def label_auc(policy: PreTrainedModel, reference: Reference, feedback: Feedback, batch_size: int) -> float:
@@ -140,9 +140,3 @@ def check_finite(values: Iterable[float], what: str) -> None:
     """
     if not all(map(math.isfinite, values)):
         raise NotANumber(f"{what} are not finite")
-
-
-def fraction(facts: Iterable[bool]) -> float:
-    """How much of something is so, in [0, 1]."""
-    facts = [bool(fact) for fact in facts]
-    return sum(facts) / len(facts)

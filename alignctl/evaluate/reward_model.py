@@ -25,10 +25,9 @@ class RewardStatistics:
     """Chosen and rejected completions that were scored."""
 
 
-def accuracy_and_margin(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> dict[str, float]:
-    """Whether, and by how much, the chosen completions score higher: what `Evaluator.measure_reward_model` names."""
-    margins = [chosen - rejected for chosen, rejected in _scores(model, pairs, batch_size)]
-    return {"accuracy": sum(margin > 0 for margin in margins) / len(margins), "margin": statistics.fmean(margins)}
+def margins(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> list[float]:
+    """By how much the chosen completion of each pair scores higher."""
+    return [chosen - rejected for chosen, rejected in _scores(model, pairs, batch_size)]
 
 
 def reward_statistics(model: PreTrainedModel, pairs: Pairs, batch_size: int) -> RewardStatistics:

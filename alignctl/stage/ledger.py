@@ -78,6 +78,7 @@ def ledger(rows: Rows, lengths: RowLengths | None) -> dict[str, Any]:
         "read": rows.ledger.read,
         "kept": len(there),
         "held_out": rows.ledger.held_out,
+        "shared_prompts": rows.ledger.shared_prompts,
         "lost": len(lost),
         "skipped": {number: skipped[number] for number in shown},
         "num_skipped": len(skipped),

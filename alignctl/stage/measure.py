@@ -69,7 +69,7 @@ class Measuring(TrainerCallback):
         if kept is None and rank() == 0:
             write_json(job.paths.evaluation_before, asdict(evaluation))
         if "reference" in job.method.roles and itself and self.held_out.questions:
-            evaluation.metrics["kl"] = 0.0
+            evaluation.add("kl", [0.0] * len(self.held_out.questions.prompts))
         return evaluation
 
     def after(self) -> Evaluation:
@@ -100,10 +100,14 @@ class Measuring(TrainerCallback):
             else:
                 evaluation = evaluator.measure_reward_model(trainer.model)
             if trainer.eval_dataset and (self.held_out.pairs is None or trainer.held_out_sets):
-                evaluation.metrics |= trainer.held_out_losses()
+                evaluation.add_whole(trainer.held_out_losses(), self._rows_of_losses())
         for name, value in evaluation.metrics.items():
             check_finite([value], f"values of `{name}`")
         return evaluation
+
+    def _rows_of_losses(self) -> dict[str, int]:
+        sets = self._trainer.held_out_sets
+        return {"loss": len(self._trainer.eval_dataset)} | {f"{name}_loss": len(rows) for name, rows in sets.items()}
 
     def _spoilt_by_training(self) -> AbstractContextManager[None]:
         newest = newest_checkpoint(self._job.paths.checkpoints)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from alignctl.evaluate.certainty import certainty, of_wins
 from alignctl.evaluate.evaluator import Evaluation
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.models.comparing import rows_to_compare, said_of
@@ -102,7 +103,10 @@ def _write_result(
     result |= {"product": "model", "saved": asdict(saved)} if saved else {"product": "adapter"}
     if rehearsal := read_json(paths.rehearsal):
         result["rehearsal_s"] = rehearsal["seconds"]
+    sure = certainty(before.values if before else {}, after.values, after.counts)
     judge = JUDGES.get(job.stage.eval.judge)
     if judge and questions and before:
-        result["win_rate"] = win_rate(judge, questions.texts, after.completions, before.completions)
+        rate = win_rate(judge, questions.texts, after.completions, before.completions)
+        result["win_rate"], sure["win_rate"] = rate, of_wins(rate, len(questions.texts))
+    result["certainty"] = {name: asdict(one) for name, one in sure.items()}
     write_json(paths.result, result)

@@ -96,12 +96,12 @@ def test_preference_accuracy_by_hand(monkeypatch):
     policy = [-1.0, -5.0, -2.0, -9.0, -2.0, -4.0, -3.0, -8.0]
     reference = [-1.0, -9.0, -2.0, -9.0, -1.0, -4.0, -3.5, -7.0]
 
-    metrics = module.preferences(policy, lambda: nullcontext(reference), Pairs(answers, longer), 8)
-    assert metrics["preference_accuracy"] == 2 / 4
+    found = module.preferences(policy, lambda: nullcontext(reference), Pairs(answers, longer), 8)
+    assert found["preference_accuracy"] == [True, False, True, False]
     # per token the rejected ones are -1/2, -1, -3/4, -2
-    assert metrics["preference_accuracy_per_token"] == 0.0
+    assert not any(found["preference_accuracy_per_token"])
     # rewards: chosen 0, 4, 0, 0; rejected -1, 0, 0.5, -1
-    assert metrics["reward_accuracy"] == 3 / 4
+    assert found["reward_accuracy"] == [True, True, False, True]
 
     feedback = Feedback(answers * 2, [True] * 4 + [False] * 4)
     # of 16 pairings of those rewards, 9 are in order and 3 are ties: 0 > -1, -1 three times; 4 > all; 0 = 0 three times
@@ -183,7 +183,7 @@ def test_reward_statistics_by_hand():
 
     from alignctl.data.tokenizing import Answer
     from alignctl.evaluate.held_out import Pairs
-    from alignctl.evaluate.reward_model import accuracy_and_margin, reward_statistics
+    from alignctl.evaluate.reward_model import margins, reward_statistics
 
     class LastToken(torch.nn.Module):
         device = torch.device("cpu")
@@ -198,7 +198,7 @@ def test_reward_statistics_by_hand():
         rejected=[Answer([9], [1]), Answer([9], [9, 9, 3]), Answer([9], [2])],
     )
     model = LastToken()
-    assert accuracy_and_margin(model, pairs, batch_size=2) == {"accuracy": 2 / 3, "margin": (3 - 1 + 4) / 3}
+    assert margins(model, pairs, batch_size=2) == [3, -1, 4]
     statistics = reward_statistics(model, pairs, batch_size=4)
     assert (statistics.mean, statistics.answers) == (3.0, 6)
     assert statistics.std == pytest.approx(math.sqrt((1 + 1 + 9 + 4 + 0 + 1) / 6))  # of 4, 2, 6, 1, 3, 2

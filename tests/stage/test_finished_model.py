@@ -12,7 +12,7 @@ from support.files import metrics, read
 from support.in_process import frozen, run_stages
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from alignctl.cli.tables import run_summary
+from alignctl.cli.summary import run_summary
 from alignctl.errors import LaunchError
 from alignctl.models import comparing, saving
 from alignctl.models.comparing import said_of
