@@ -86,9 +86,12 @@ def read_request(arguments: Sequence[str], recipe_dirs: Sequence[Path] = ()) -> 
     """Takes `recipe=...` out of the arguments and finds the recipe.
 
     Raises:
-        RequestError: No such recipe, or `recipe=` more than once.
+        RequestError: No such recipe, or `recipe=` more than once, or a file without `recipe=` before it.
     """
     recipe_dirs = _folders(recipe_dirs)
+    if file := next((word for word in arguments if "=" not in word and word.endswith((_SUFFIX, ".yml"))), None):
+        place = "" if file.startswith(("/", "./", "../", "~")) else "./"
+        raise RequestError(f"`{file}` is not an override", f"a recipe in a file is `recipe={place}{file}`")
     named = [argument for argument in arguments if argument.startswith("recipe=")]
     if len(named) > 1:
         raise RequestError(f"`recipe` is given {len(named)} times: {', '.join(named)}")

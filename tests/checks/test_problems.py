@@ -174,6 +174,8 @@ BAD = [
     ([DPO, "modell@x=llama3_8b"], ["unknown group `modell`"]),
     ([DPO, "dpo.beta=0.1,0.2"], ["several values", "--multirun"]),
     ([DPO, "dpo.beta"], ["`dpo.beta` is not an override", "key=value"]),
+    (["mine.yaml", "ppo.kl_coef=1"], ["`mine.yaml` is not an override", "`recipe=./mine.yaml`"]),
+    ([DPO, "/home/me/mine.yaml"], ["`recipe=/home/me/mine.yaml`"]),
     ([DPO, "dpo.loss_type=[a,b"], ["cannot read the override"]),
     ([DPO, "dpo.output_dir=/x"], ["`dpo.output_dir` is not a stage's to set", "`run_dir`"]),
     ([DPO, "dpo.push_to_hub=true"], ["`dpo.push_to_hub`"]),
