@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from alignctl.cli.terminal import say
 from alignctl.plan.plan import StagePlan
 
 _COUNTED_EVERY_S = 30  # plain lines about how far a phase is
+_TRAINING = "training"
+_BAR, _SHORT_BAR, _NAME = 24, 16, 20  # columns of the live line, the name's at most
 
 
 class Display:
@@ -21,11 +25,13 @@ class Display:
 
     def __init__(self, every: int, quiet: bool = False):
         """Takes the optimizer steps between two plain lines, and whether it is to say nothing."""
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
         terminal = self._console.is_terminal
         self._live = Live(console=self._console, transient=True, refresh_per_second=8) if terminal else None
         self._every = every
-        self._phase: str | None = None
+        self._phase: tuple[str, str] | None = None
+        """Of which stage, and what it does."""
+        self._began_s = 0.0  # the phase
         self._step_said = 0
         self._notices_said = 0
         self._counted_s = 0.0
@@ -40,14 +46,16 @@ class Display:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        say(self._console, text)
 
     def started(self, stage: StagePlan, step: int | None) -> None:
         verb = f"continues after step {step}" if step else "starts"
-        self._phase, self._step_said, self._notices_said = None, -1, 0
+        self._end_phase()
+        self._step_said, self._notices_said = -1, 0
         self.say(f"{stage.config.name}: {verb} ({stage.config.method}, from {stage.start})")
 
     def finished(self, stage: StagePlan, seconds: float) -> None:
+        self._end_phase()
         if self._live:
             self._live.update("", refresh=True)
         self.say(f"{stage.config.name}: done in {duration(seconds)}")
@@ -58,9 +66,15 @@ class Display:
         for notice in notices[self._notices_said :]:
             self.say(f"{name}: {notice}")
         self._notices_said = len(notices)
+        phase = _TRAINING if "step" in progress else progress["phase"]
+        if begins := (name, phase) != self._phase:
+            self._end_phase()
+            self._phase, self._began_s = (name, phase), time.monotonic()
         if self._live:
-            samples = [_sample_line(sample, self._console.width) for sample in progress.get("samples", ())]
-            self._live.update(Group(_live_row(name, progress), *samples))
+            width = self._console.width
+            samples = [_sample_line(sample, width) for sample in progress.get("samples", ())]
+            line = _live_line(name, progress, time.monotonic() - self._began_s, width)
+            self._live.update(Group(line, *samples))
             return
         training = progress if "step" in progress else progress.get("trained")
         if training:
@@ -68,12 +82,20 @@ class Display:
         if "step" in progress:
             return
         counted = _counted(progress)
-        if progress["phase"] != self._phase:
-            self._phase, self._counted_s = progress["phase"], time.monotonic()
-            self.say(f"{name}: {self._phase}")
+        if begins:
+            self._counted_s = time.monotonic()
+            self.say(f"{name}: {phase}")
         elif counted and time.monotonic() > self._counted_s + _COUNTED_EVERY_S:
             self._counted_s = time.monotonic()
-            self.say(f"{name}: {self._phase}: {counted}")
+            self.say(f"{name}: {phase}: {counted}")
+
+    def _end_phase(self) -> None:
+        """Leaves a line of a phase that is over; plain lines say when one begins."""
+        if self._phase and self._live:
+            name, phase = self._phase
+            done = "\u2713" if self._console.encoding.startswith("utf") else "done:"
+            self.say(f"{name}: {done} {phase}, {duration(time.monotonic() - self._began_s)}")
+        self._phase = None
 
     def _say_step(self, name: str, training: dict[str, Any]) -> None:
         """A plain line at the start, every so many steps, and at the last."""
@@ -81,27 +103,41 @@ class Display:
         due = self._step_said < 0 or step // self._every > self._step_said // self._every or step == last
         if due and step != self._step_said:
             self._step_said = step
-            self.say(f"{name}: step {step}/{last}{_facts(training)}")
+            self.say(f"{name}: step {step}/{last}{''.join(f'  {fact}' for fact in _facts(training))}")
 
 
-def _live_row(name: str, progress: dict[str, Any]) -> Table:
-    row = Table.grid(padding=(0, 1))
-    if "step" not in progress:
-        row.add_row(Text(name, style="bold"), f"{progress['phase']} ... {_counted(progress)}")
-        return row
-    step, steps = progress["step"], progress["max_steps"]
-    row.add_row(
-        Text(name, style="bold"),
-        ProgressBar(total=steps, completed=step, width=24),
-        f"{step}/{steps}{_facts(progress)}",
-    )
-    return row
+def _live_line(name: str, progress: dict[str, Any], seconds: float, width: int) -> Table:
+    """A bar with how far it is, where that is known, and no more than has room in a line."""
+    at, end, facts = progress.get("step"), progress.get("max_steps"), []
+    title = [Text(name if cell_len(name) <= _NAME else f"{name[: _NAME - 3]}...", style="bold")]
+    if at is not None:
+        facts = [f"{at:,}/{end:,}", *_facts(progress)]
+    elif end := progress.get("total"):
+        at = min(progress.get("counts", {}).get(progress["unit"], 0), end)
+        facts = [f"{progress['phase']} {at:,}/{end:,}"]
+        facts += [f"{duration(seconds / at * (end - at))} left"] if at else []
+    else:
+        counted = _counted(progress)
+        facts = [progress["phase"], *([counted] if counted else [])]
+    long = _BAR if "step" in progress else _SHORT_BAR
+    bar = [ProgressBar(total=end, completed=at, width=long)] if end else []
+    room = width - 1 - cell_len(title[0].plain) - 1 - (long + 1 if bar else 0)
+    while len(facts) > 2 and cell_len("  ".join(facts)) > room:
+        del facts[-2]  # the first says how far it is, the last how long it takes
+    said = Text("  ".join(facts), no_wrap=True)
+    said.truncate(room, overflow="ellipsis")
+    line = Table.grid(padding=(0, 1, 0, 0))
+    line.add_row(*title, *bar, said)
+    return line
 
 
 def _counted(progress: dict[str, Any]) -> str:
-    """How many rows a phase has gone through."""
-    rows = progress.get("counts", {}).get("rows")
-    return f"{rows:,} rows" if rows else ""
+    """How many rows a phase has gone through, of how many where that is known."""
+    unit, counts = progress.get("unit", "rows"), progress.get("counts", {})
+    if not counts.get(unit):
+        return ""
+    of = f" of {progress['total']:,}" if progress.get("total") else ""
+    return f"{counts[unit]:,}{of} {unit}"
 
 
 def _sample_line(sample: dict[str, Any], width: int) -> Text:
@@ -115,14 +151,14 @@ def _sample_line(sample: dict[str, Any], width: int) -> Text:
     return line
 
 
-def _facts(progress: dict[str, Any]) -> str:
+def _facts(progress: dict[str, Any]) -> list[str]:
     """Loss, key metrics, speed and time left, as far as they are known."""
     facts = [f"{key.rpartition('/')[2]} {value:.4g}" for key, value in progress["metrics"].items() if value is not None]
     if progress["tokens_per_s"]:
         facts.append(f"{progress['tokens_per_s']:,.0f} tokens/s")
     if progress["seconds_left"] is not None:
         facts.append(f"{duration(progress['seconds_left'])} left")
-    return "".join(f"  {fact}" for fact in facts)
+    return facts
 
 
 def duration(seconds: float) -> str:

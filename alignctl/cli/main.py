@@ -104,7 +104,10 @@ _run = click.argument("run", type=click.Path(path_type=Path))
 @click.option("--all", "every", is_flag=True, help="All runs below runs/.")
 @_json
 def status(runs: tuple[Path, ...], every: bool, as_json: bool) -> None:
-    """Say what runs are doing: stage, step, loss, time left, and why a job waits."""
+    """Say what runs are doing: stage, step, loss, time left, why a job waits; of finished stages what they measured.
+
+    Of the folder of a sweep, all its points.
+    """
     from alignctl.cli.status import status_command
 
     status_command(runs, every, as_json)
@@ -160,9 +163,11 @@ def recipes(recipe_dirs: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([{"name": r.name, "summary": r.summary, "path": str(r.path)} for r in found], indent=2))
         return
+    from alignctl.cli.terminal import two_columns
+
     width = max(len(recipe.name) for recipe in found)
     for recipe in found:
-        click.echo(f"{recipe.name:<{width}}  {recipe.summary}")
+        click.echo(two_columns(recipe.name, recipe.summary, width))
 
 
 @cli.command()
@@ -286,6 +291,15 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
     return [offer.removeprefix(cut_off) for offer in offers]
 
 
+def _say(error: AlignctlError, debug: bool = False) -> None:
+    if debug:
+        click.echo(traceback.format_exc(), err=True)
+        return
+    from alignctl.cli.terminal import say_error
+
+    say_error(error)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `alignctl`."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -295,7 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
         result: Any = cli.main(args=arguments, prog_name="alignctl", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except AlignctlError as error:
-        click.echo(traceback.format_exc() if debug else str(error), err=True)
+        _say(error, debug)
         code = error.exit_code
     except click.ClickException as error:
         error.show()
@@ -309,6 +323,6 @@ def main(arguments: list[str] | None = None) -> None:
         if debug or error.errno not in FULL:
             raise
         full = f"there is no room left to write to: {error.strerror}"
-        click.echo(AlignctlError(full, "make room, and run the same command again: it continues"), err=True)
+        _say(AlignctlError(full, "make room, and run the same command again: it continues"))
         code = EXIT_FAILED
     sys.exit(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from alignctl.cli.terminal import columns
 from alignctl.data.formats import FORMATS, KINDS, accepted_kinds
 from alignctl.methods.registry import EVERY_OTHER_COLUMN, Method, RowColumn, methods
 
@@ -46,7 +47,7 @@ def render_methods() -> str:
             "stability": method.stability,
             "paper": method.paper,
         }
-        blocks.append(f"{method.name}: {method.summary}\n" + "".join(_line(name, fact) for name, fact in facts.items()))
+        blocks.append(_title(method) + "".join(_line(name, fact) for name, fact in facts.items()))
     for kind in KINDS:
         columns = (_line(f.name, f.columns, width=18) for f in FORMATS.values() if f.kind == kind)
         blocks.append(f"columns of {kind}, one of\n" + "".join(columns))
@@ -61,12 +62,19 @@ def _column(column: RowColumn) -> str:
 
 
 _WORDS = """\
-A reference is a second copy of the model; with an adapter it is the policy with the adapter off, and with
-`precompute_ref_log_probs` it leaves memory before training.
+A reference is a second copy of the model; with an adapter it is the policy
+with the adapter off, and with `precompute_ref_log_probs` it leaves memory
+before training.
 stable: a trainer that TRL keeps stable; young: alignctl's own trainer.
 """
 
 
+def _title(method: Method) -> str:
+    title, wide = f"{method.name}: {method.summary}", columns()
+    return (textwrap.fill(title, wide, subsequent_indent="  ") if wide else title) + "\n"
+
+
 def _line(name: str, fact: str, width: int = 10) -> str:
     indent = " " * (width + 3)
-    return textwrap.fill(f"  {name:<{width}} {fact}", _WIDTH, subsequent_indent=indent, break_on_hyphens=False) + "\n"
+    wide = min(columns() or _WIDTH, _WIDTH)
+    return textwrap.fill(f"  {name:<{width}} {fact}", wide, subsequent_indent=indent, break_on_hyphens=False) + "\n"

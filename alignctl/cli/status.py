@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignctl.cli.display import duration
-from alignctl.cli.summary import print_measured, run_summary
+from alignctl.cli.summary import print_comparison, print_measured, run_summary
 from alignctl.cli.train import RUNS
 from alignctl.errors import RequestError
 from alignctl.launch.status import RunStatus, StageStatus, statuses
@@ -29,18 +29,38 @@ def status_command(run_dirs: Sequence[Path], every: bool, as_json: bool) -> None
     """Of the runs that are named, every stage; of all below runs/, the stage each is at."""
     if every == bool(run_dirs):
         raise RequestError("name runs, or all of them", "`alignctl status RUN` or `alignctl status --all`")
-    folders = [run.resolve() for run in run_dirs] or sorted(plan.parent for plan in RUNS.resolve().glob(f"**/{PLAN}"))
+    below = {run: _runs_in(run) for run in run_dirs}
+    folders = [one for run in run_dirs for one in below[run] or [run.resolve()]]
+    if every:
+        folders = sorted(plan.parent for plan in RUNS.resolve().glob(f"**/{PLAN}"))
     plans = [read_plan(RunPaths(folder)) for folder in folders]
     found = statuses(plans)
     if as_json:
         described = [run.to_dict() if every else _described(run, plan) for run, plan in zip(found, plans, strict=True)]
-        click.echo(json.dumps(described[0] if len(run_dirs) == 1 else described, indent=2))
+        click.echo(json.dumps(described[0] if len(run_dirs) == 1 and not below[run_dirs[0]] else described, indent=2))
     elif every:
         _print_all(found)
+    elif len(run_dirs) == 1 and below[run_dirs[0]]:
+        _print_all(found)
+        _print_points(found, plans)
     else:
         for run, plan in zip(found, plans, strict=True):
             _print_run(run)
             print_measured(run_summary(plan), Console(highlight=False, markup=False))
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The points of a sweep, or other runs that stand beside each other in a folder; none where it is a run itself."""
+    if (folder / PLAN).exists():
+        return []
+    return sorted(plan.parent.resolve() for plan in folder.glob(f"*/{PLAN}"))
+
+
+def _print_points(found: Sequence[RunStatus], plans: Sequence[RunPlan]) -> None:
+    """Compares those that are done."""
+    done = [plan for run, plan in zip(found, plans, strict=True) if run.state == "done"]
+    if done:
+        print_comparison([(plan.paths.root.name, run_summary(plan)) for plan in done])
 
 
 def _described(run: RunStatus, plan: RunPlan) -> dict[str, Any]:
@@ -69,8 +89,9 @@ def _print_all(found: Sequence[RunStatus]) -> None:
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    for number, heading in enumerate(headings):
+        free = number in (0, len(headings) - 1)  # names and notes; the others are a word each
+        table.add_column(heading, overflow="fold", no_wrap=not free)
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False, markup=False)

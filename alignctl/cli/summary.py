@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignctl.cli.advice import advice
+from alignctl.cli.terminal import say
 from alignctl.config.stages import StageConfig
 from alignctl.methods.registry import methods
 from alignctl.plan.plan import RunPlan
@@ -22,6 +23,7 @@ _NAMED = 10  # rows of a reason
 _REASONS = 5  # that are told
 _WORDS = {"skipped": "skipped", "lost": "lost", "partly": "used in part", "ties": "tied", "cut": "cut"}
 _SCORE, _STD = "rewards/", "_std"  # of each source of rewards, as training logs it
+_EDGES = 4  # characters that the first column of a table takes beside its text, each of the others one less
 _MEANING = "In brackets 95 % intervals; n: rows or answers; noise: may be chance."
 
 
@@ -118,21 +120,20 @@ def print_summary(summary: dict[str, Any]) -> None:
     """What each stage measured, what became of rows that were not trained on as they are, and where the last model or
     adapter is."""
     console = Console(highlight=False, markup=False)
-    soft = not console.is_terminal  # a file has lines as long as they are; a terminal breaks them between words
     print_measured(summary, console)
     for name, stage in summary["stages"].items():
         for part, rows in stage["rows"].items():
             for line in not_as_they_are(part, rows):
-                console.print(f"{name}: {line}", soft_wrap=soft)
+                say(console, f"{name}: {line}")
             for source in rows.get("parts", []):
-                console.print(f"{name}: {_share(part, source)}", soft_wrap=soft)
+                say(console, f"{name}: {_share(part, source)}")
         if "made" in stage:
             made = stage["made"]
-            console.print(f"{name}: made {made['count']:,} rows ({made['kind']}): {made['folder']}", soft_wrap=True)
+            say(console, f"{name}: made {made['count']:,} rows ({made['kind']}): {made['folder']}")
     last = list(summary["stages"].values())[-1]
     for key in ("model", "adapter"):
         if key in last:
-            console.print(f"{key}: {last[key]}", soft_wrap=True)  # a path is copied as it stands
+            say(console, f"{key}: {last[key]}")
 
 
 def print_measured(summary: dict[str, Any], console: Console) -> None:
@@ -148,7 +149,7 @@ def print_measured(summary: dict[str, Any], console: Console) -> None:
         console.print(_MEANING, style="dim")
     for name, stage in done.items():
         for line in stage["advice"]:
-            console.print(f"advice for {name}: {line}", soft_wrap=not console.is_terminal)
+            say(console, f"advice for {name}: {line}")
 
 
 def _table(stage: dict[str, Any]) -> Table:
@@ -193,16 +194,34 @@ def print_comparison(points: list[tuple[str, dict[str, Any]]]) -> None:
     """One row for each point of a sweep: what was varied and what the last stage measured after."""
     measured = [_measured(list(summary["stages"].values())[-1]) for _, summary in points]
     shown = {metric.key: metric for values in measured for metric in _metrics(values)}
-    table = Table(title="sweep: last stage, after, on held-out data", title_justify="left")
-    table.add_column("point", overflow="fold")
-    for metric in shown.values():
-        table.add_column(metric.short, justify="right", no_wrap=True)
-    for (point, _), values in zip(points, measured, strict=True):
-        table.add_row(point, *(metric.text(values) for metric in shown.values()))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160  # a file or a pipe has no width of its own
-    console.print(table)
+    console.print("sweep: last stage, after, on held-out data", style="italic")
+    widest = min(max(map(len, ["point", *(point for point, _ in points)])), console.width // 3)
+    for part in _side_by_side(list(shown.values()), measured, console.width - widest - _EDGES):
+        table = Table()
+        table.add_column("point", overflow="fold", min_width=widest, max_width=widest)
+        for metric in part:
+            table.add_column(metric.short, justify="right", no_wrap=True)
+        for (point, _), values in zip(points, measured, strict=True):
+            table.add_row(point, *(metric.text(values) for metric in part))
+        console.print(table)
+
+
+def _side_by_side(metrics: list[Metric], measured: list[dict[str, float]], room: int) -> Iterator[list[Metric]]:
+    """Metrics as columns of as many tables as they need."""
+    part: list[Metric] = []
+    left = room
+    for metric in metrics:
+        width = max(map(len, [metric.short, *(metric.text(values) for values in measured)])) + _EDGES - 1
+        if part and width > left:
+            yield part
+            part, left = [], room
+        part.append(metric)
+        left -= width
+    if part:
+        yield part
 
 
 def _measured(stage: dict[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from alignctl.cli.terminal import two_columns
 from alignctl.config.suggest import did_you_mean
 from alignctl.data.templates import TEMPLATES, ChatTemplate, read_template
 from alignctl.errors import RequestError
@@ -33,7 +34,8 @@ def render_templates(name: str | None) -> str:
             template.source,
         ]
         first, *others = facts
-        blocks.append("\n".join([f"{template.name:<{width}}  {first}", *(f"{'':<{width}}  {fact}" for fact in others)]))
+        lines = [two_columns(template.name, first, width), *(two_columns("", fact, width) for fact in others)]
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n\n" + _USE
 
 

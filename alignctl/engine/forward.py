@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from alignctl.engine.layout import Layout, bins, pack, pad
 from alignctl.engine.row_group import group_of_rows, own_part, whole_row
+from alignctl.engine.watched import done
 
 T = TypeVar("T")
 
@@ -118,3 +119,4 @@ def passes(
             yield members, pack(sequences, [[number[i] for i in items[item]] for item in part], device)
         else:
             yield members, pad(sequences, pad_id, device)
+        done(len(members))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignctl.config.schema import EvalSettings
 from alignctl.engine.forward import evaluating
+from alignctl.engine.tensor_parallel import place_among_rows
+from alignctl.engine.watched import watched
 from alignctl.evaluate.answers import draw_answers
 from alignctl.evaluate.held_out import HeldOut, Questions
 from alignctl.evaluate.judges import Judge
@@ -53,6 +56,10 @@ class Evaluator:
     settings: EvalSettings
     seed: int
     """Of the drawing."""
+    begins: Callable[[str, int, str], None] = lambda part, total, unit: None
+    """Is told what is measured now, and how many of which unit this process is going to count."""
+    count: Callable[[int], None] = lambda more: None
+    """Is told of more of them."""
 
     def measure(self, policy: PreTrainedModel, reference: Reference | None = None) -> Evaluation:
         """Measures a policy. Metrics, each in [0, 1] unless said otherwise:
@@ -71,11 +78,13 @@ class Evaluator:
         """
         held, batch_size = self.held_out, self.settings.batch_size
         evaluation = Evaluation()
-        with evaluating(policy):
+        with evaluating(policy), watched(self.count):
             if held.pairs is not None:
+                self._begins("preferences", policy, 2 * len(held.pairs.chosen), reference)
                 for name, values in preferences(policy, reference, held.pairs, batch_size).items():
                     evaluation.add(name, values)
             if held.feedback is not None and reference is not None:
+                self._begins("labels", policy, len(held.feedback.labels), reference)
                 auc = label_auc(policy, reference, held.feedback, batch_size)
                 evaluation.add_whole({"label_auc": auc}, {"label_auc": len(held.feedback.labels)})
             if held.questions is not None:
@@ -90,16 +99,26 @@ class Evaluator:
         """
         pairs, evaluation = self.held_out.pairs, Evaluation()
         if pairs is not None:
-            found = margins(model, pairs, self.settings.batch_size)
+            self._begins("preferences", model, 2 * len(pairs.chosen))
+            with watched(self.count):
+                found = margins(model, pairs, self.settings.batch_size)
             evaluation.add("accuracy", (margin > 0 for margin in found))
             evaluation.add("margin", found)
         return evaluation
+
+    def _begins(
+        self, part: str, model: nn.Module, total: int, reference: Reference | None = None, unit: str = "completions"
+    ) -> None:
+        """Tells what is measured now: so many of all processes, by the model, and the reference where it is asked."""
+        processes, _ = place_among_rows(model)
+        self.begins(part, -(-total // processes) * (1 if reference is None else 2), unit)
 
     def _ask(
         self, evaluation: Evaluation, policy: PreTrainedModel, reference: Reference | None, questions: Questions
     ) -> None:
         """Has the policy answer, and adds the answers and what they show."""
         settings = self.settings
+        self._begins("answers", policy, len(questions.prompts), unit="answers")
         answers = draw_answers(policy, self.tokenizer, questions.prompts, settings, self.seed)
         evaluation.completions = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         evaluation.add("answer_tokens", map(len, answers))
@@ -108,4 +127,5 @@ class Evaluator:
             evaluation.add("right", (verdict.right for verdict in verdicts))
             evaluation.add("wanted_manner", (verdict.wanted_manner for verdict in verdicts))
         if reference is not None and settings.temperature == 1.0:  # at another the answers are not the policy's samples
+            self._begins("KL", policy, len(answers), reference)
             evaluation.add("kl", kl_of_answers(policy, reference, questions.prompts, answers, settings.batch_size))

@@ -78,22 +78,31 @@ class ProgressFile(TrainerCallback):
         self._first_step = 0
         self._started = self._written = 0.0
         self._last: dict[str, Any] | None = None
-        self._phase = ""
+        self._phase: dict[str, Any] = {"phase": ""}
+        self._trains = False
         self._notices: list[str] = []
         self._samples: list[dict[str, Any]] = []
 
-    def phase(self, name: str) -> None:
-        """Says what the stage is doing when it is not training, and how training ended if it has."""
-        self._phase = name
+    def phase(self, name: str, total: int | None = None, unit: str = "rows") -> None:
+        """Says what the stage is doing when it is not training, and how training ended if it has.
+
+        Args:
+            total: How many of a `unit` this process is going to count, where that is known.
+        """
+        self._phase = {"phase": name} | ({} if total is None else {"total": total, "unit": unit})
         self._heartbeat.beat(name)
         if self._is_first:
-            write_json(self._path, {"phase": name, "notices": self._notices, "trained": self._last})
+            self._write_phase()
+
+    def _write_phase(self) -> None:
+        write_json(self._path, self._phase | {"notices": self._notices, "trained": self._last})
 
     def notice(self, text: str) -> None:
         """Tells people something about the stage that is not an error."""
         if text not in self._notices:
             self._notices.append(text)
-            self.phase(self._phase)
+            if self._is_first and not self._trains:  # else the next step says it
+                self._write_phase()
 
     @property
     def notices(self) -> list[str]:
@@ -115,6 +124,7 @@ class ProgressFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._trains = True
         self._first_step, self._started = state.global_step, time.monotonic()
         self._heartbeat.beat(TRAINING, state.global_step)
         if state.is_world_process_zero:
@@ -128,8 +138,14 @@ class ProgressFile(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._heartbeat.beat(EVALUATING, state.global_step)
+        if self._trains:
+            self._heartbeat.beat(EVALUATING, state.global_step)
         self.count("batches")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trains = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._heartbeat.beat(TRAINING, state.global_step)

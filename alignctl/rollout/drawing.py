@@ -20,6 +20,7 @@ from transformers import (
 
 from alignctl.engine.forward import bare, in_step, is_divided, takes_packed_rows
 from alignctl.engine.layout import bins
+from alignctl.engine.watched import done
 from alignctl.errors import NotANumber
 from alignctl.models.generation import end_tokens
 from alignctl.models.merging import merged_meanwhile
@@ -121,6 +122,7 @@ def _in_batches(
             own = replace(sampling, seeds=[sampling.seeds[i] for i in batch])
             for index, tokens in zip(batch, draw(model, [prompts[i] for i in batch], own), strict=True):
                 generated[index] = tokens
+            done(len(batch))
     return generated
 
 

@@ -49,7 +49,16 @@ class Measuring(TrainerCallback):
         self.held_out = build_held_out(
             job.held_rows, job.tokenizer, self._lengths, settings.prompts if asks else 0, settings.max_new_tokens
         )
-        self._evaluator = Evaluator(job.tokenizer, self.held_out, JUDGES.get(settings.judge), settings, job.stage.seed)
+        self._evaluator = Evaluator(
+            job.tokenizer,
+            self.held_out,
+            JUDGES.get(settings.judge),
+            settings,
+            job.stage.seed,
+            self._begins,
+            lambda more: job.progress.count(self._unit, more),
+        )
+        self._when = self._unit = ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -59,7 +68,7 @@ class Measuring(TrainerCallback):
 
     def _measured_before(self, step: int) -> Evaluation | None:
         job = self._job
-        job.progress.phase("measuring before")
+        self._now("before")
         itself = job.starts_as_reference
         kept = read_json(job.paths.evaluation_before)
         if kept is None and step:
@@ -73,9 +82,18 @@ class Measuring(TrainerCallback):
         return evaluation
 
     def after(self) -> Evaluation:
-        self._job.progress.phase("measuring after")
+        self._now("after")
         with self._spoilt_by_training():
             return self._evaluate(with_reference="reference" in self._job.method.roles)
+
+    def _now(self, when: str) -> None:
+        self._when = when
+        self._job.progress.phase(f"measuring {when}")
+
+    def _begins(self, part: str, total: int, unit: str) -> None:
+        """Says what is measured now, and of how much."""
+        self._unit = unit
+        self._job.progress.phase(f"measuring {self._when}: {part}", total, unit)
 
     def facts(self) -> dict[str, Any]:
         """What is saved beside a model's weights, by file name: of a reward model, how its scores are distributed."""
@@ -100,6 +118,7 @@ class Measuring(TrainerCallback):
             else:
                 evaluation = evaluator.measure_reward_model(trainer.model)
             if trainer.eval_dataset and (self.held_out.pairs is None or trainer.held_out_sets):
+                self._begins("held-out loss", len(trainer.get_eval_dataloader()), "batches")
                 evaluation.add_whole(trainer.held_out_losses(), self._rows_of_losses())
         for name, value in evaluation.metrics.items():
             check_finite([value], f"values of `{name}`")

@@ -1,6 +1,8 @@
 """The summary of a run: what each stage measured, and what became of rows, why, and where they stand."""
 
-from alignctl.cli.summary import print_summary
+import re
+
+from alignctl.cli.summary import METRICS, print_comparison, print_summary
 
 
 def reason(what, why, rows, count=None):
@@ -53,3 +55,16 @@ def test_every_stage_has_its_table_in_80_columns(capsys):
     assert cells["win rate against before"] == ["", "50.0% (99-100)", "12345", "noise"]
     assert said.index("r: stage sft, on held-out data") < said.index("r: stage dpo, on held-out data")
     assert said[-1] == "advice for dpo: try `dpo.beta=1`"
+
+
+def test_points_of_a_sweep_are_compared_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    measured = {metric.key: 0.5 for metric in METRICS}
+    point = {"recipe": "r", "stages": {"dpo": {"after": measured}}}
+    print_comparison([("dpo.beta=0.1 " + "x" * 60, point), ("dpo.beta=0.5", point)])
+    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, said)) <= 80
+    headings = [cell.strip() for line in said if line.startswith("┃") for cell in line.split("┃")[2:-1]]
+    assert headings == [metric.short for metric in METRICS]
