@@ -14,9 +14,10 @@ log-ratio to the reference, which at the start is a coin toss; ORPO and SimPO by
 PPO is trained on reward functions too, with three seeds each: the mean score of every quarter of a run has to be above
 that of the quarter before. On the quickstart world the function is the world's own judge; stories260K, asked the
 questions of llms_from_scratch, learns short sentences. And the pipelines with a reward model (`rlhf_quickstart`,
-`grpo_quickstart`, `rloo_quickstart`) are run as they are, with three seeds: each has to win, and to stay near the model
-that it started from in every rollout. GRPO has to find out by exact answers alone that sums are wanted, from a model
-that answers `7+12=` with the sum, the difference, the larger or the smaller number.
+`grpo_quickstart`, `rloo_quickstart`) are run as they are, with three seeds, and with the judge in place of the reward
+model: each has to win, and to stay near the model that it started from in every rollout. GRPO has to find out by exact
+answers alone that sums are wanted, from a model that answers `7+12=` with the sum, the difference, the larger or the
+smaller number.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ REAL = {
     "orpo": ("orpo.learning_rate=2e-3", "orpo.beta=2.0"),
     "simpo": ("simpo.learning_rate=2e-3",),
 }
-PARTS = ("quickstart", "rlhf", "addition", "functions", "llms", "hh")
+PARTS = ("quickstart", "rlhf", "judge", "addition", "functions", "llms", "hh")
 SEEDS = (0, 1, 2)
 PIPELINES = {"ppo": "rlhf_quickstart", "grpo": "grpo_quickstart", "rloo": "rloo_quickstart"}
 WINS, NEAR = 0.75, 2.5  # share that they have to win, and nats per completion that they may go away from the start
@@ -105,9 +106,10 @@ class Rising:
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """SFT, a reward model and a method that draws, as the recipe has them."""
+class Won:
+    """A method that draws, from an SFT model, on the quickstart world."""
 
+    rewarded_by: str
     method: str
     seed: int
     win_rate: float
@@ -122,7 +124,7 @@ class Pipeline:
     def __str__(self) -> str:
         verdict = "learnt" if self.passed else "DID NOT LEARN"
         return (
-            f"{PIPELINES[self.method]:<24} {self.method:<7} seed {self.seed}, win rate {self.win_rate:.1%} above "
+            f"{self.rewarded_by:<24} {self.method:<7} seed {self.seed}, win rate {self.win_rate:.1%} above "
             f"{WINS:.1%}, KL {self.highest_kl:.2f} below {NEAR:.2f}, {self.seconds:.0f} s: {verdict}"
         )
 
@@ -147,7 +149,7 @@ class Added:
         )
 
 
-Result = Learnt | Rising | Pipeline | Added
+Result = Learnt | Rising | Won | Added
 
 
 def short_sentences(prompts: list[str], completions: list[str]) -> list[float]:
@@ -193,13 +195,30 @@ def quickstart_world(out: Path, short: bool) -> Iterator[Learnt]:
         yield Learnt("quickstart", method, "win rate", None, result["win_rate"], 0.65 if short else WINS)
 
 
-def whole_pipelines(out: Path) -> Iterator[Pipeline]:
+def whole_pipelines(out: Path) -> Iterator[Won]:
     for method, recipe in PIPELINES.items():
         for seed in SEEDS:
-            folder, began = out / recipe / str(seed), time.perf_counter()
-            win_rate = train(folder, f"recipe={recipe}", f"seed={seed}")[method]["win_rate"]
-            seconds = time.perf_counter() - began
-            yield Pipeline(method, seed, win_rate, max(row["rollout/kl"] for row in log(folder / method)), seconds)
+            yield won("reward model", method, seed, out / recipe / str(seed), f"recipe={recipe}")
+
+
+def rewarded_by_the_judge(out: Path, quickstart_sft: str) -> Iterator[Won]:
+    """64 rollouts each."""
+    for method, recipe in PIPELINES.items():
+        alone = (
+            f"recipe={recipe}", f"stages=[{method}]", f"{method}.from=null", f"{method}.reward_model=null",
+            f"model.path={quickstart_sft}", "model.scratch=null", f"{method}.normalize_rewards=none",
+            f"{method}.reward_funcs=[alignctl.data.quickstart:reward]", f"{method}.max_steps=64",
+        )  # fmt: skip
+        for seed in SEEDS:
+            yield won("judge", method, seed, out / method / str(seed), *alone)
+
+
+def won(rewarded_by: str, method: str, seed: int, folder: Path, *arguments: str) -> Won:
+    began = time.perf_counter()
+    win_rate = train(folder, *arguments, f"seed={seed}")[method]["win_rate"]
+    seconds = time.perf_counter() - began
+    highest_kl = max(row["rollout/kl"] for row in log(folder / method) if "rollout/kl" in row)
+    return Won(rewarded_by, method, seed, win_rate, highest_kl, seconds)
 
 
 def addition(out: Path, short: bool) -> Iterator[Added]:
@@ -303,6 +322,8 @@ def everything(out: Path, data: Path, short: bool, parts: Sequence[str]) -> Iter
         yield from quickstart_world(out / "quickstart", short)
     if "rlhf" in parts and not short:
         yield from whole_pipelines(out / "rlhf")
+    if "judge" in parts and not short:
+        yield from rewarded_by_the_judge(out / "judge", quickstart_model(out / "quickstart", short))
     if "addition" in parts:
         yield from addition(out / "addition", short)
     if not data.is_dir():
