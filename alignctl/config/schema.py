@@ -62,9 +62,11 @@ class EvalSettings:
     """Section `eval`: what is measured on held-out rows, before and after a stage."""
 
     prompts: int = 64
-    """Held-out prompts to answer by sampling, for KL to the reference and the judge; 0 for none."""
-    max_new_tokens: int = 128
-    """Longest sampled answer, in tokens."""
+    """Held-out prompts to answer by sampling, for KL to the reference, the judge, and the scores of PPO, GRPO and RLOO;
+    0 for none."""
+    max_new_tokens: int | None = None
+    """Longest sampled answer, in tokens. None: what the stage draws while it trains (`response_length`), or 128 where
+    it draws none."""
     temperature: float = 1.0
     """Sampling temperature, > 0. KL to the reference is of the policy itself only at 1."""
     batch_size: int = 32

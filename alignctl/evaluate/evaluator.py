@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, pstdev
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +19,8 @@ from alignctl.evaluate.judges import Judge
 from alignctl.evaluate.measure import kl_of_answers, label_auc, preferences
 from alignctl.evaluate.reference import Reference
 from alignctl.evaluate.reward_model import margins
+from alignctl.evaluate.scores import scores_of_answers
+from alignctl.rollout.scoring import Scoring
 
 
 @dataclass
@@ -39,6 +41,16 @@ class Evaluation:
         self.values[name] = list(map(float, values))
         self.metrics[name] = fmean(self.values[name])
 
+    def add_scores(self, name: str, scores: Sequence[float | None]) -> None:
+        """Adds mean and deviation of the scores that there are."""
+        known = [score for score in scores if score is not None]
+        if len(known) == len(scores):
+            self.add(name, known)
+        elif known:
+            self.add_whole({name: fmean(known)}, {name: len(known)})
+        if known:
+            self.metrics[f"{name}_std"] = pstdev(known)
+
     def add_whole(self, metrics: dict[str, float], counts: dict[str, int]) -> None:
         """Adds metrics that are no means over rows, and how many rows each is of."""
         self.metrics |= metrics
@@ -56,6 +68,8 @@ class Evaluator:
     settings: EvalSettings
     seed: int
     """Of the drawing."""
+    scoring: Scoring | None = None
+    """What scores answers besides; None where nothing does."""
     begins: Callable[[str, int, str], None] = lambda part, total, unit: None
     """Is told what is measured now, and how many of which unit this process is going to count."""
     count: Callable[[int], None] = lambda more: None
@@ -72,6 +86,7 @@ class Evaluator:
         - right, wanted_manner: fractions of the drawn answers, by the judge.
         - kl: KL divergence from the reference in nats per answer, estimated on the drawn answers (see `estimate_kl`).
         - answer_tokens: mean length of the drawn answers.
+        - rewards/NAME, rewards/NAME_std: mean and deviation of what a source of `scoring` says of the drawn answers.
 
         Args:
             reference: None where there is none to compare with; then neither implicit reward nor KL are measured.
@@ -126,6 +141,10 @@ class Evaluator:
             verdicts = [self.judge(q, a) for q, a in zip(questions.texts, evaluation.completions, strict=True)]
             evaluation.add("right", (verdict.right for verdict in verdicts))
             evaluation.add("wanted_manner", (verdict.wanted_manner for verdict in verdicts))
+        if self.scoring is not None:
+            self._begins("scores", policy, len(answers), unit="answers")
+            for name, scores in scores_of_answers(policy, self.tokenizer, questions, answers, self.scoring).items():
+                evaluation.add_scores(f"rewards/{name}", scores)
         if reference is not None and settings.temperature == 1.0:  # at another the answers are not the policy's samples
             self._begins("KL", policy, len(answers), reference)
             evaluation.add("kl", kl_of_answers(policy, reference, questions.prompts, answers, settings.batch_size))

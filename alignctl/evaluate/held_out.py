@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
@@ -23,6 +23,8 @@ class Lengths:
     """Longest prompt with its completion; None for what the model sees."""
     truncation_mode: str = "keep_start"
     """What is kept of longer ones: `keep_start` or `keep_end`."""
+    longest_prompt: int | None = None
+    """Of prompts to answer, in tokens; None for what leaves enough of what the model sees."""
     drops_longer: bool = False
     """Longer ones are left out instead of cut, as TRL does for reward models."""
 
@@ -58,6 +60,10 @@ class Questions:
     """The last user message, or the whole prompt where it is plain text: what a judge is shown."""
     prompts: list[list[int]]
     """Token ids."""
+    given: list[Any]
+    """As the rows have them, text or messages."""
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """What the rows have beside them, by name: for functions that score answers."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,14 @@ def build_held_out(
     if rows is None:
         return HeldOut()
     kind, dataset = rows.format.kind, rows.dataset
-    longest = lengths.seen - max_new_tokens if lengths.seen else None
+    room = lengths.seen - max_new_tokens if lengths.seen else None
+    longest = min((one for one in (room, lengths.longest_prompt) if one is not None), default=None)
+    columns = [column.name for column in rows.columns if column.name in dataset.column_names]
     asks = num_questions and "prompt" in dataset.column_names
     return HeldOut(
         pairs=build_pairs(dataset, tokenizer, lengths) if kind == "preferences" else None,
         feedback=build_feedback(dataset, tokenizer, lengths) if kind == "feedback" else None,
-        questions=build_questions(dataset, tokenizer, num_questions, longest) if asks else None,
+        questions=build_questions(dataset, tokenizer, num_questions, longest, columns) if asks else None,
     )
 
 
@@ -120,15 +128,20 @@ def build_feedback(rows: Dataset, tokenizer: PreTrainedTokenizerBase, lengths: L
 
 
 def build_questions(
-    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, count: int, longest: int | None
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    longest: int | None,
+    columns: Sequence[str] = (),
 ) -> Questions | None:
     """The first distinct prompts of rows, text or messages, that leave enough for an answer.
 
     Args:
         count: At most so many.
         longest: Longest prompt in tokens; None for any.
+        columns: To be taken from the rows, too.
     """
-    questions, seen = Questions([], []), set()
+    questions, seen = Questions([], [], [], {name: [] for name in columns}), set()
     for row in rows:
         if len(questions.prompts) >= count:
             break
@@ -138,4 +151,7 @@ def build_questions(
             seen.add(tuple(ids))
             questions.texts.append(prompt if isinstance(prompt, str) else prompt[-1]["content"])
             questions.prompts.append(ids)
+            questions.given.append(prompt)
+            for name, values in questions.columns.items():
+                values.append(row[name])
     return questions if questions.prompts else None

@@ -121,6 +121,16 @@ class Scoring:
         """Whether some of the sources may be away."""
         return any(isinstance(source, ServerReward | JudgeReward) for source in self.sources)
 
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Whether rows have what the sources ask for.
+
+        Raises:
+            RequestError: They have not.
+        """
+        for source in self.sources:
+            if isinstance(source, FunctionReward | JudgeReward):
+                source.check_columns(columns)
+
     def ask(self, episodes: Episodes) -> dict[str, list[Score]]:
         """Scores by each source, by its name.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from alignctl.evaluate.judges import JUDGES
 from alignctl.evaluate.measure import check_finite
 from alignctl.evaluate.reference import Reference, adapter_off, loaded_beside
 from alignctl.evaluate.reward_model import reward_statistics
+from alignctl.evaluate.scores import why_not_scored
 from alignctl.models.loading import longest_seen
 from alignctl.models.sharding import gather_as_run
 from alignctl.run.checkpoints import newest_checkpoint
@@ -32,6 +33,7 @@ from alignctl.stage.models import load
 from alignctl.trainers.base.managed import StageTrainer
 
 _STATISTICS_ROWS = 256
+_ANSWER = 128  # tokens of an answer, where nothing says how long it may be
 
 
 class Measuring(TrainerCallback):
@@ -45,16 +47,24 @@ class Measuring(TrainerCallback):
     def __init__(self, job: Job, trainer: StageTrainer):
         self._job, self._trainer = job, trainer
         self._lengths = _lengths(job, trainer)
-        settings, asks = job.stage.eval, job.method.trained == "policy"
+        asks = job.method.trained == "policy"
+        settings = job.stage.eval
+        if settings.max_new_tokens is None:
+            settings = replace(settings, max_new_tokens=getattr(job.args, "response_length", _ANSWER))
         self.held_out = build_held_out(
             job.held_rows, job.tokenizer, self._lengths, settings.prompts if asks else 0, settings.max_new_tokens
         )
+        scoring, questions = trainer.scoring, self.held_out.questions
+        if scoring and questions and (reason := why_not_scored(scoring, questions)):
+            job.progress.notice(f"answers to held-out prompts are not scored: {reason}")
+            scoring = None
         self._evaluator = Evaluator(
             job.tokenizer,
             self.held_out,
             JUDGES.get(settings.judge),
             settings,
             job.stage.seed,
+            scoring,
             self._begins,
             lambda more: job.progress.count(self._unit, more),
         )
@@ -68,7 +78,7 @@ class Measuring(TrainerCallback):
 
     def _measured_before(self, step: int) -> Evaluation | None:
         job = self._job
-        self._now("before")
+        self._when = "before"
         itself = job.starts_as_reference
         kept = read_json(job.paths.evaluation_before)
         if kept is None and step:
@@ -82,13 +92,9 @@ class Measuring(TrainerCallback):
         return evaluation
 
     def after(self) -> Evaluation:
-        self._now("after")
+        self._when = "after"
         with self._spoilt_by_training():
             return self._evaluate(with_reference="reference" in self._job.method.roles)
-
-    def _now(self, when: str) -> None:
-        self._when = when
-        self._job.progress.phase(f"measuring {when}")
 
     def _begins(self, part: str, total: int, unit: str) -> None:
         """Says what is measured now, and of how much."""
@@ -158,6 +164,7 @@ def _lengths(job: Job, trainer: StageTrainer) -> Lengths:
     return Lengths(
         seen=longest_seen(trainer.trained_model),
         max_length=getattr(trainer.args, "max_length", None),
+        longest_prompt=trainer.args.max_prompt_length if trainer.scoring else None,
         truncation_mode=getattr(trainer.args, "truncation_mode", "keep_start"),
         drops_longer=job.method.trained == "reward_model",
     )

@@ -24,6 +24,9 @@ from alignctl.data.recast import as_plain_text
 from alignctl.data.settings import DataSettings
 from alignctl.evaluate.evaluator import Evaluator
 from alignctl.evaluate.held_out import Lengths, build_held_out
+from alignctl.rollout.rewards import FunctionReward
+from alignctl.rollout.scoring import Scoring
+from alignctl.rollout.settings import RewardSettings
 
 base, rows, out = sys.argv[1:]
 torch.set_num_threads(1)
@@ -34,7 +37,9 @@ _, held = read_split(DataSettings(path=rows, limit={2 * ROWS}, eval_rows={ROWS})
 held_out = build_held_out(
     as_plain_text(held, base), tokenizer, Lengths(512, 256), {PROMPTS}, 48
 )
-evaluator = Evaluator(tokenizer, held_out, None, EvalSettings(max_new_tokens=48, batch_size=2), seed=3)
+counts = FunctionReward(lambda completions: [float(len(one)) for one in completions], "length")
+scoring = Scoring(RewardSettings(), [counts], None)
+evaluator = Evaluator(tokenizer, held_out, None, EvalSettings(max_new_tokens=48, batch_size=2), 3, scoring)
 policy = AutoModelForCausalLM.from_pretrained(base)
 reference = AutoModelForCausalLM.from_pretrained(base)
 with torch.no_grad():
@@ -59,6 +64,8 @@ def test_four_processes_find_what_one_does_with_a_fourth_of_the_work(tmp_path, s
         run_script(SCRIPT, tmp_path, base, rows / "train.jsonl", tmp_path, processes=processes)
     alone, *together = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", 0, 1, 2, 3))
     assert len(alone["completions"]) == PROMPTS
+    mean = sum(map(len, alone["completions"])) / PROMPTS
+    assert alone["metrics"]["rewards/length"] == pytest.approx(mean, abs=1)  # a space may stand before an answer
     for one in together:
         assert one["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
         assert one["completions"] == alone["completions"]

@@ -85,6 +85,10 @@ def test_a_second_method_is_a_stage_that_can_be_stopped_and_continued(tmp_path, 
     assert {"score", "rewards/short", "completion_length", "ratio", "advantages/mean", "entropy"} <= rows[0].keys()
     assert rows[0]["ratio"] == pytest.approx(1.0, abs=1e-6)
     assert not {"kl/k1", "kl_coef", "loss/value"} & rows[0].keys()
+    result, answers = read(whole / "result.json"), [row["after"] for row in read(whole / "samples.jsonl")]
+    assert result["after"]["rewards/short"] == pytest.approx(-sum(map(len, answers)) / 10 / len(answers))
+    assert result["after"]["rewards/short_std"] >= 0
+    assert result["certainty"]["rewards/short"]["n"] == len(answers) == 2
 
 
 def build_trainer(small, **given):

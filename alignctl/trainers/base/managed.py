@@ -24,6 +24,7 @@ from alignctl.engine.forward import is_divided
 from alignctl.errors import RequestError, refused
 from alignctl.models.saving import Configs
 from alignctl.models.sharding import divided_by_zero, release_after_backward
+from alignctl.rollout.scoring import Scoring
 from alignctl.run.checkpoints import Checkpoint
 from alignctl.run.paths import StagePaths
 from alignctl.trainers.base.agreement import EndsStepsTogether, StopRequest
@@ -71,6 +72,8 @@ class StageTrainer(Protocol):
     """What the model's configs were before anything was made of it."""
     keep_last: int | None
     """`save_total_limit`, which transformers is not told."""
+    scoring: Scoring | None
+    """What scores completions, where it learns from its own."""
     show_samples: Callable[[list[dict[str, Any]]], None] | None
     """Is given completions that training drew, with their scores, whenever it logs."""
     unchanged: Unchanged
@@ -128,6 +131,7 @@ class Managed(
     ref_model: nn.Module | None = None
     start: Configs
     notices: list[str]
+    scoring: Scoring | None = None
     show_samples: Callable[[list[dict[str, Any]]], None] | None = None
     fitting: Fitting | None = None
 
