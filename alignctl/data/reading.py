@@ -76,7 +76,7 @@ def read_split(
             held = replace(held, ledger=replace(held.ledger, shared_prompts=shared))
         _describe(held, folder, "eval", of="eval")
 
-    folder = kept(["rows", kind, seed, *told, [rows.content for rows in raw]], make, settings.path)
+    folder = kept(["rows", kind, seed, *told, [rows.content for rows in raw]], make, sources[0].path)
     return _described(folder, "train"), _described(folder, "eval")
 
 

@@ -98,6 +98,13 @@ def test_files_are_read_as_if_they_were_one(tmp_path):
         read(tmp_path)
 
 
+def test_a_list_of_files_is_read_in_its_order(tmp_path):
+    files = [write(tmp_path / "b.jsonl", PAIRS[4:]), write(tmp_path / "a.jsonl", PAIRS[:4])]
+    train, held = read_split(DataSettings(path=files, eval_path=files[:1]), "preferences", seed=0)
+    assert list(train.dataset) == PAIRS[4:] + PAIRS[:4]
+    assert list(held.dataset) == PAIRS[4:]
+
+
 def test_rows_that_differ_are_counted_and_named(tmp_path):
     rows = [*PAIRS[:3], {"prompt": "p", "chosen": "same", "rejected": "same"}, {"prompt": "p", "chosen": "a"}]
     train, _ = read(write(tmp_path / "rows.jsonl", rows), eval_rows=0)
