@@ -31,6 +31,7 @@ _MARKS = re.compile(
     r"|### (?:Instruction|Response):"
 )
 _WRITTEN_MARKS = re.compile(r"<[|｜][^<>|｜\s]+[|｜]>|<(?:start|end)_of_turn>")
+_OTHER_CALL = {"name": "-", "arguments": {}}
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -112,6 +113,13 @@ class Conversation:
 
     def without_tools(self) -> str:
         return self._templated(self.messages, tools=None)
+
+    def with_other_calls(self, place: int) -> str:
+        """As it would be written if the message there called other tools."""
+        messages = list(self.messages)
+        calls = [call | {"function": _OTHER_CALL} for call in messages[place]["tool_calls"]]
+        messages[place] = messages[place] | {"tool_calls": calls}
+        return self._templated(messages)
 
     def without_system(self) -> str:
         return self._templated([message for message in self.messages if message["role"] != "system"])
@@ -322,12 +330,48 @@ def _earlier_thoughts_left_out(one: Conversation) -> str | None:
 
 
 def _tools_left_out(one: Conversation) -> str | None:
-    if one.tools and one.text == one.without_tools():
-        return f"the chat template leaves out tools: `{one.tools[0]['function']['name']}`"
-    calls = [call["function"]["name"] for message in one.messages for call in message.get("tool_calls") or []]
-    names = [*(tool["function"]["name"] for tool in one.tools), *calls]
-    missing = next((name for name in names if name not in one.text), None)
-    return missing and f"the chat template leaves out tools: `{missing}`"
+    names = [tool["function"]["name"] for tool in one.tools]
+    missing = names[:1] if one.tools and one.text == one.without_tools() else [n for n in names if n not in one.text]
+    return f"the chat template leaves out tools: `{missing[0]}`" if missing else None
+
+
+def _calls_left_out(one: Conversation) -> str | None:
+    """A call is written where its name and its arguments stand more often in the text than with another call in its
+    place: the list of tools has the name, too."""
+    for place, message in enumerate(one.messages):
+        if not (calls := message.get("tool_calls")):
+            continue
+        try:
+            otherwise = one.with_other_calls(place)
+        except (TemplateError, ValueError, TypeError):
+            otherwise = ""  # not taken; then what is written has to be there at all
+        for function in (call["function"] for call in calls):
+            for part in [function["name"], *_leaves(function["arguments"])]:
+                if not any(one.text.count(form) > otherwise.count(form) for form in _written(part)):
+                    return f"the chat template leaves out a call of the tool `{function['name']}`: {part!r:.{_SHOWN}}"
+    return None
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The keys of objects, and what is neither an object nor a list, or an empty text."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(key)
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    elif not isinstance(value, str) or value.strip():
+        yield value
+
+
+def _written(value: Any) -> set[str]:
+    """The ways in which templates write a value: as it is, as JSON, or as JSON in a text of JSON."""
+    if not isinstance(value, str):
+        return {json.dumps(value), str(value)}
+    said = value.strip()
+    as_json = {json.dumps(said, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)}
+    return {said} | as_json | {json.dumps(one, ensure_ascii=False)[1:-1] for one in as_json}
 
 
 def _name_left_out(one: Conversation) -> str | None:
@@ -411,6 +455,10 @@ def _taken_apart(one: Conversation) -> str | None:
 
 
 _OTHER_TEMPLATE = "give another template with `model.chat_template=...` (`alignctl templates` has some)"
+_TOOL_TEMPLATE = (
+    "give a template that writes them, `model.chat_template=qwen3` for example; or `mistral`, where calls have an `id` "
+    "of nine characters"
+)
 
 CHECKS: tuple[Check, ...] = (
     Check("the template refuses the row", _each(_not_taken), "leaves out"),
@@ -431,8 +479,9 @@ CHECKS: tuple[Check, ...] = (
         "tools are left out",
         _each(_tools_left_out),
         "refuses",
-        "give a template that writes them, `model.chat_template=qwen3` or `mistral` for example",
+        _TOOL_TEMPLATE,
     ),
+    Check("calls of tools are left out", _each(_calls_left_out), "refuses", _TOOL_TEMPLATE),
     Check(
         "the first token stands twice",
         _each(_begins_twice),

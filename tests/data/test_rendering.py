@@ -92,14 +92,31 @@ def test_what_somebody_says_is_looked_for_in_all_rows():
 
 def test_tools_are_not_lost():
     calls = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-    for row in ({"messages": [ASKED, SAID], "tools": [TOOL]}, {"messages": [ASKED, calls, ASKED, SAID]}):
-        assert "leaves out tools: `get_weather`" in refusal(CHATML, row)
+    assert "leaves out tools: `get_weather`" in refusal(CHATML, {"messages": [ASKED, SAID], "tools": [TOOL]})
+    assert "leaves out a call of the tool `get_weather`" in refusal(CHATML, {"messages": [ASKED, calls, ASKED, SAID]})
     assert look(made("qwen3"), {"messages": [ASKED, SAID], "tools": [TOOL]}) == ({}, [])
     named_alike = {"messages": [ASKED | {"content": "What is get_weather?"}, SAID], "tools": [TOOL]}
     assert "leaves out tools" in refusal(CHATML, named_alike)
     said = {"role": "tool", "tool_call_id": "abcdefghi", "content": 'It is "warm"\nthere.'}
     whole = {"messages": [ASKED, calls, said, SAID], "tools": [TOOL]}
     assert look(made("mistral"), whole)[0] == {}
+
+
+def test_calls_are_looked_for_where_they_are_made():
+    """The list of tools has the name of what is called, and a template may write the name alone."""
+    arguments = {"city": 'the "Ö"', "days": [3, True]}
+    call = CALL | {"function": {"name": "get_weather", "arguments": arguments}}
+    row = {"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}], "tools": [TOOL]}
+    listed = "{{ tools | tojson if tools }}{% for m in messages %}{{ m.role + ': ' + m.content }}"
+    assert "a call of the tool `get_weather`: 'get_weather'" in refusal(made(listed + "{% endfor %}"), row)
+    named = listed + "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}{% endfor %}"
+    assert "a call of the tool `get_weather`: 'city'" in refusal(made(named), row)
+    for template in (
+        named.replace("name }}", "name }}{{ c.function.arguments | tojson | tojson }}"),
+        "qwen3",
+        "mistral",
+    ):
+        assert look(made(template), row) == ({}, [])
 
 
 def test_names_of_speakers_are_not_lost():
