@@ -14,7 +14,7 @@ from typing import Any
 
 from alignctl.data.cleaning import WEIGHTS, cleaned, from_turns, weight_of
 from alignctl.data.files import Row
-from alignctl.data.labels import label
+from alignctl.data.labels import is_no_vote, label
 from alignctl.data.messages import (
     BadRow,
     Messages,
@@ -395,7 +395,7 @@ def is_steps(row: Row) -> bool:
 
 def steps(row: Row) -> dict[str, Any]:
     """A solution in steps as one completion, a line each. It is wanted if every step is right, which is how
-    arXiv:2305.20050 (2.6) scores solutions."""
+    arXiv:2305.20050 (2.6) scores solutions; neutral steps do not count."""
     said, labels = ([value for value in row[name] if value is not None] for name in ("completions", "labels"))
     if not said or len(said) != len(labels):
         raise BadRow(f"{len(said)} steps have {len(labels)} labels")
@@ -403,7 +403,9 @@ def steps(row: Row) -> dict[str, Any]:
     solution = "\n".join(text_of(one, "a step") for one in said)
     if not solution.strip():
         raise BadRow("the completion is empty")
-    right = [label({"label": value}) for value in labels]
+    right = [label({"label": value}) for value in labels if not is_no_vote(value)]
+    if not right:
+        raise Tie("no step is said to be right or wrong")
     completion = as_answer(solution) if is_messages(prompt) else "\n" * (not prompt[-1:].isspace()) + solution
     return {"prompt": prompt, "completion": completion, "label": all(right)}
 

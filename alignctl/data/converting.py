@@ -22,6 +22,7 @@ from alignctl.data.converters import BEFORE, has_weights
 from alignctl.data.files import Row
 from alignctl.data.formats import Format, weighed
 from alignctl.data.kept import read_rows, write_rows
+from alignctl.data.labels import signs, without_zeros
 from alignctl.data.mapping import Reading
 from alignctl.data.messages import NOTHING, BadRow, Tie, is_messages, writable
 from alignctl.data.places import Placing, read_places
@@ -150,6 +151,8 @@ class _Shape:
     """Whether messages have nothing but role and content."""
     weighed: bool = False
     """Whether some messages are not trained on: then each answer that is, is a row of its own."""
+    signed: bool = False
+    """Whether labels are 1, 0 and -1: then 0 is neither side."""
 
 
 class _Wider(Exception):
@@ -177,6 +180,8 @@ def _convert(
     """
     row_format = reading.format
     give = partial(_given, reading=reading, most=settings.max_pairs, shape=shape)
+    judged = row_format.kind == kind == "feedback" and not shape.signed
+    seen_signs: set[str] = set()
     may_be_weighed = settings.format == "auto" and weighed(row_format) != row_format
     texts = _text_columns(raw, reading, give, shape)
     kinds = {
@@ -195,7 +200,7 @@ def _convert(
     agreements: list[float | None] = []
 
     def batches() -> Iterator[dict[str, list[Any]]]:
-        nonlocal read, usable
+        nonlocal read, usable, seen_signs
         rows = raw.placed()
         while batch := list(islice(rows, AT_ONCE)):
             converted: dict[str, list[Any]] = {name: [] for name in [*kept, _NUMBER]}
@@ -206,6 +211,8 @@ def _convert(
                     row = reading.widened(row)
                     if may_be_weighed and has_weights(reading.seen(row)):
                         raise _Wider(replace(shape, weighed=True))
+                    if judged and len(seen_signs := seen_signs | signs(row)) > 1:
+                        raise _Wider(replace(shape, signed=True))
                     if row_format.votes:
                         voting.update(vote_columns(row))
                         agreements.append(agreement(row_format.votes(row)))
@@ -312,6 +319,7 @@ def _given(row: Row, reading: Reading, most: int, shape: _Shape) -> list[dict[st
         BadRow: It cannot be used.
         _Wider: It has another shape.
     """
+    row = without_zeros(row) if shape.signed else row
     row = {name: value for name, value in reading.seen(row).items() if name not in TOOLS or value not in NOTHING}
     if more := {name for name in BEFORE if name in row and name in reading.format.uses} - shape.before:
         raise _Wider(replace(shape, before=shape.before | more))

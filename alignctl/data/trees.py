@@ -6,6 +6,7 @@ each message with `message_id`, `parent_id`, `role`, `text` and `rank`, of which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any, TypeVar
@@ -105,10 +106,17 @@ def _replies(node: Node) -> list[Node]:
     replies = node.get("replies") or []
     if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
         raise BadRow("a reply is no message")
-    for reply in replies:
-        if not isinstance(reply.get("rank"), (int, float, type(None))):
-            raise BadRow(f"the rank of a reply is `{reply['rank']}`")
-    return [reply for reply in replies if not reply.get("deleted")]
+    there = (reply for reply in replies if str(reply.get("deleted")).lower() not in ("true", "1"))
+    return [{**reply, "rank": _rank(reply.get("rank"))} for reply in there]
+
+
+def _rank(value: Any) -> float | None:
+    """A rank, which in a cell of a table is text; None where there is none."""
+    try:
+        rank = None if value in (None, "") else float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadRow(f"the rank of a reply is `{value}`") from error
+    return None if rank is None or math.isnan(rank) else rank
 
 
 def _message(node: Node) -> dict[str, Any]:

@@ -530,6 +530,14 @@ def test_all_ranked_replies_of_a_tree_are_compared():
     assert pairs[1]["prompt"] == [user("p"), assistant("a"), user("q")]
 
 
+def test_ranks_may_be_cells_of_a_table_and_not_there():
+    replies = [reply("b", "2.0"), reply("x", float("nan")), reply("d", "3.0") | {"deleted": "True"}, reply("a", "1")]
+    row = {"prompt": prompter("p", *(one | {"deleted": one.get("deleted", "False")} for one in replies))}
+    (pair,) = FORMATS["tree"].rows(row)
+    assert (pair["chosen"], pair["rejected"]) == ([assistant("a")], [assistant("b")])
+    assert FORMATS["best_of_tree"].rows(row) == [{"messages": [user("p"), assistant("a")]}]
+
+
 @pytest.mark.parametrize(
     "row",
     [

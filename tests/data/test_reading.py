@@ -351,6 +351,18 @@ def test_every_other_column_is_kept_as_it_is(tmp_path):
     assert names == {"chosen", "rejected", "beta", "weight", "source", "spare"}
 
 
+def test_between_1_and_minus_1_is_neither(tmp_path):
+    """A step in between does not count. Where there is no -1, 0 is the other side."""
+    said = [{"prompt": "p", "completion": f"c{label}", "label": label} for label in (1, 0, -1)]
+    thumbs, _ = read(write(tmp_path / "thumbs.jsonl", said), "feedback", eval_rows=0)
+    assert (thumbs.ledger.ties, list(thumbs.dataset["label"])) == ([2], [True, False])
+    others, _ = read(write(tmp_path / "others.jsonl", said[:2]), "feedback", eval_rows=0)
+    assert (others.ledger.ties, list(others.dataset["label"])) == ([], [True, False])
+    solutions = [{"prompt": "p", "completions": ["a", "b"], "labels": one} for one in ([1, 0], [0, 0], [1, -1])]
+    steps, _ = read(write(tmp_path / "steps.jsonl", solutions), "feedback", eval_rows=0)
+    assert (steps.ledger.ties, list(steps.dataset["label"])) == ([2], [True, False])
+
+
 def test_labels_as_pandas_writes_them(tmp_path):
     rows = [{"prompt": "p", "completion": f"c{i}", "label": label} for i, label in enumerate([1.0, 0.0])]
     assert read(write(tmp_path / "rows.parquet", rows), "feedback", eval_rows=0)[0].dataset["label"][:] == [True, False]
