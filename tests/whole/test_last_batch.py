@@ -20,7 +20,7 @@ LANES = {
     "few": (19, 5, (1, 4), of_today(["sft", "kto", "dpo and sft", "reward"], 3)),
     "many": (203, 13, (1, 2, 4, 8), of_today([case for case in CASES if METHODS[CASES[case][0]].local], 9)),
 }
-SPEED = ("epoch", "runtime", "per_second", "per_s/")
+SPEED = ("epoch", "runtime", "per_second", "per_s/", "step_time")
 
 
 def jobs(folder: Path, shared_data: Path, lane: str) -> dict[int, list[dict]]:

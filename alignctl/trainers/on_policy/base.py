@@ -217,9 +217,10 @@ class OnPolicyTrainer(Trainer):
         updates, experience = self._learn(episodes)
         updating = time.perf_counter()
         loss = self._update(model, episodes, experience, updates)
-        tokens = sum(map(len, episodes.completion_ids))
+        ended, tokens = time.perf_counter(), sum(map(len, episodes.completion_ids))
         self.rollouts.add("tokens_per_s/rollout", tokens / (rolled_out - began))
-        self.rollouts.add("tokens_per_s/update", tokens * self.rounds / (time.perf_counter() - updating))
+        self.rollouts.add("tokens_per_s/update", tokens * self.rounds / (ended - updating))
+        self.rollouts.add("step_time", ended - began)
         return loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
