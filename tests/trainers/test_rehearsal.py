@@ -39,7 +39,8 @@ def arguments(name, *more):
 def what_came_out(stage):
     """Weights, and all logged numbers that are not times."""
     rows = read(stage / "metrics.jsonl")
-    logged = [{key: row[key] for key in row if not any(word in key for word in ("per_s", "runtime", "step_time"))} for row in rows]
+    times = ("per_s", "runtime", "step_time")
+    logged = [{key: row[key] for key in row if not any(word in key for word in times)} for row in rows]
     return weights(stage / "model"), logged
 
 
