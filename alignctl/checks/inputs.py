@@ -14,6 +14,7 @@ from alignctl.checks.checkpoints import (
     check_tokenizer_packages,
     check_trained_weights,
 )
+from alignctl.checks.hub_data import check_hub_data
 from alignctl.checks.mixtures import check_mix, entries_of
 from alignctl.checks.values import check_choice, check_value, method_of
 from alignctl.config.schema import MISSING, QUANTIZED
@@ -127,6 +128,7 @@ def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     own = config[name].get("data")
     where = f"{name}.data" if isinstance(own, Mapping) and names_rows(own) else "data"
     yield from check_mix(config, name, where)
+    yield from check_hub_data(data, where)
     if data.get("path", MISSING) in (MISSING, None) and data.get("from") is None and data.get("mix") is None:
         yield Problem(f"`{where}.path` must be given: a file or a Hub id", f"add `{where}.path=...`")
     if data.get("eval_path") and data.get("eval_split"):

@@ -13,7 +13,7 @@ from alignctl.data.formats import KINDS, accepted_kinds
 from alignctl.errors import Problem
 
 # Keys of `data` that say where rows are found outside the run, or what they are.
-_OF_A_SOURCE = ("path", "mix", "name", "split", "eval_split", "holds")
+_OF_A_SOURCE = ("path", "mix", "name", "revision", "split", "eval_split", "holds")
 
 
 def check_rows_from(config: Mapping[str, Any], name: str) -> Iterator[Problem]:

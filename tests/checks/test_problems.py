@@ -216,6 +216,20 @@ BAD = [
     (["quickstart"], ["`quickstart` is not an override", "write `recipe=quickstart`"]),
     ([DPO, "dpo.data.path=~/p(1).csv"], ["cannot read the override", """'dpo.data.path="~/p(1).csv"'"""]),
     ([LOCAL, "model.path=a/b", "data.path=x/y", "data.eval_rows=1.5"], ["`data.eval_rows=1.5` must be a whole", "=2`"]),
+    ([LOCAL, "model.path=a/b", "data.path=a.csv", "data.split=a"], ["`data.split=a` would have", "name its file"]),
+    (
+        [LOCAL, "model.path=a/b", "data.path=[a.jsonl, b.jsonl]", "data.revision=main", "data.eval_path=x/y.jsonl"],
+        ["`data.revision=main` would have no effect: a.jsonl, b.jsonl is no", "set `data.revision=null`"],
+    ),
+    ([LOCAL, "model.path=a/b", "data.path=https://h/a.csv", "data.name=en"], ["`data.name=en` would have no effect"]),
+    (
+        [LOCAL, "model.path=a/b", "data.mix=[{path: x/y}, {path: a.jsonl, split: test}]"],
+        ["`data.mix[1].split=test` would have no effect"],
+    ),
+    (
+        [LOCAL, "model.path=a/b", "data.mix=[{path: x/y, name: en}, {path: a.csv}]", "data.name=de"],
+        ["`data.name=de` would have no effect: a.csv is no"],
+    ),
     ([LOCAL, "model.path=a/b", "data.mix=[]"], ["`data.mix` is empty"]),
     ([LOCAL, "model.path=a/b", "data.mix_by=tokens", "data.path=x/y"], ["`data.mix_by` would have no effect"]),
     ([LOCAL, "model.path=a/b", "data.path=x/y", "data.mix=[{path: a/b}]"], ["exclude each other", "`data.path=null`"]),
