@@ -41,7 +41,7 @@ def tokenize_completions(
 
 
 def cut(prompt: list[int], completion: list[int], max_length: int | None, truncation_mode: str) -> Answer | None:
-    """An answer cut to a length, prompt and completion together; None where nothing of the completion is left.
+    """An answer cut to a length, prompt and completion together; None where nothing of one of them is left.
 
     Args:
         truncation_mode: `keep_start` or `keep_end`.
@@ -49,7 +49,9 @@ def cut(prompt: list[int], completion: list[int], max_length: int | None, trunca
     ids, start = prompt + completion, len(prompt)
     if max_length is not None and len(ids) > max_length:
         dropped = len(ids) - max_length if truncation_mode == "keep_end" else 0
-        ids, start = ids[dropped:][:max_length], max(start - dropped, 0)
+        if 0 < start <= dropped:
+            return None
+        ids, start = ids[dropped:][:max_length], start - dropped
     start = max(start, 1)  # the first token of all follows nothing, so it cannot be predicted
     return Answer(ids[:start], ids[start:]) if start < len(ids) else None
 

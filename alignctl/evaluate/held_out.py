@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,7 @@ def build_held_out(
     lengths: Lengths,
     num_questions: int,
     max_new_tokens: int,
+    lost: Collection[int] = (),
 ) -> HeldOut:
     """What rows give to measure on: pairs or labelled answers by their kind, and questions wherever there are prompts.
 
@@ -88,10 +89,13 @@ def build_held_out(
         rows: Held-out rows as the tokenizer can write them; None where none are.
         num_questions: Most prompts to answer; 0 for none, as for a model that cannot answer.
         max_new_tokens: Tokens to leave for an answer, of what the model sees.
+        lost: Numbers of rows of which the trainer would leave nothing: their prompts are not asked. Of pairs and
+            answers `lengths` says it, of each by itself.
     """
     if rows is None:
         return HeldOut()
     kind, dataset = rows.format.kind, rows.dataset
+    left = rows.select([i for i, number in enumerate(rows.numbers) if number not in lost]) if lost else rows
     room = lengths.seen - max_new_tokens if lengths.seen else None
     longest = min((one for one in (room, lengths.longest_prompt) if one is not None), default=None)
     columns = [column.name for column in rows.columns if column.name in dataset.column_names]
@@ -99,7 +103,7 @@ def build_held_out(
     return HeldOut(
         pairs=build_pairs(dataset, tokenizer, lengths) if kind == "preferences" else None,
         feedback=build_feedback(dataset, tokenizer, lengths) if kind == "feedback" else None,
-        questions=build_questions(dataset, tokenizer, num_questions, longest, columns) if asks else None,
+        questions=build_questions(left.dataset, tokenizer, num_questions, longest, columns) if asks else None,
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from alignctl.config.adapters import changes_base, has_adapter
@@ -127,7 +126,7 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
             model=trained,
             args=job.args,
             train_dataset=rows.dataset.add_column(ROW_NUMBER, rows.numbers),
-            eval_dataset=_held_out_rows(held_rows),
+            eval_dataset=held_rows and held_rows.dataset.add_column(ROW_NUMBER, held_rows.numbers),
             row_columns={column.name: column.number for column in rows.columns},
             processing_class=job.tokenizer,
             count_rows=partial(job.progress.count, "rows"),
@@ -135,8 +134,8 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
             callbacks=[LogsEnough(), MetricsFile(job.paths), job.stop, job.progress],
             **others,
         )
-    if trainer.eval_dataset is not None and _are_sets(held_rows):
-        _divide_held_out(trainer, held_rows)
+    if held_rows is not None and trainer.eval_dataset is not None:
+        _settle_held_out(trainer, held_rows)
     if (together := stage.distributed.sp_size) > 1:
         trainer.compute_rows_together(together)
     if has_adapter(stage.peft) and not stage.leaves_adapter:
@@ -147,34 +146,24 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
     return trainer
 
 
-def _are_sets(rows: Rows | None) -> bool:
-    """Whether held-out rows are measured on by name."""
-    return rows is not None and any(part.name for part in rows.ledger.parts)
-
-
-def _held_out_rows(rows: Rows | None) -> Dataset | None:
-    """Held-out rows as a trainer takes them; where they are of several sets, with what says of which each is."""
-    if rows is None or not _are_sets(rows):
-        return rows and rows.dataset
-    return rows.dataset.add_column(ROW_NUMBER, rows.numbers)
-
-
-def _divide_held_out(trainer: StageTrainer, rows: Rows) -> None:
-    """Tells a trainer of which set each of its held-out rows is.
+def _settle_held_out(trainer: StageTrainer, rows: Rows) -> None:
+    """Tells a trainer of which set each of its held-out rows is, where they are measured on by name.
 
     Raises:
         RequestError: It has made others of them.
     """
-    held = trainer.eval_dataset
-    if ROW_NUMBER not in held.column_names:
-        raise RequestError(
-            "`data.eval`: held-out rows that are packed are not measured by name", "set `eval_packing=false`"
-        )
-    of = part_of(rows.ledger, np.asarray(held[ROW_NUMBER]))
-    trainer.held_out_sets = {
-        part.name: np.flatnonzero(of == number).tolist() for number, part in enumerate(rows.ledger.parts)
-    }
-    trainer.eval_dataset = held.remove_columns(ROW_NUMBER)
+    held, numbered = trainer.eval_dataset, ROW_NUMBER in trainer.eval_dataset.column_names
+    if any(part.name for part in rows.ledger.parts):
+        if not numbered:
+            raise RequestError(
+                "`data.eval`: held-out rows that are packed are not measured by name", "set `eval_packing=false`"
+            )
+        of = part_of(rows.ledger, np.asarray(held[ROW_NUMBER]))
+        trainer.held_out_sets = {
+            part.name: np.flatnonzero(of == number).tolist() for number, part in enumerate(rows.ledger.parts)
+        }
+    if numbered:
+        trainer.eval_dataset = held.remove_columns(ROW_NUMBER)
 
 
 def _token_rows(job: Job, trained: PreTrainedModel) -> dict[str, list[int]] | None:

@@ -56,14 +56,12 @@ def ledger(rows: Rows, lengths: RowLengths | None) -> dict[str, Any]:
     Args:
         lengths: Of the rows; None where nothing was made of them.
     """
-    numbers = np.asarray(rows.numbers if lengths is None or lengths.numbers is None else lengths.numbers, np.int64)
+    numbers = _numbers(rows, lengths)
     none = np.zeros(len(numbers), bool)
     is_lost, is_cut = (none, none) if lengths is None else (lengths.lost, lengths.cut)
     there, cut = np.unique(numbers[~is_lost]), np.unique(numbers[is_cut])
-    why = {int(numbers[i]): lengths.why(i) for i in is_lost.nonzero()[0].tolist()} if lengths else {}
-    in_part = set(np.intersect1d(numbers[is_lost], there).tolist())
-    lost = {number: reason for number, reason in why.items() if number not in in_part}
-    partly = rows.ledger.partly | {number: reason for number, reason in why.items() if number in in_part}
+    lost, in_part = lost_rows(rows, lengths)
+    partly = rows.ledger.partly | in_part
     skipped, places = rows.ledger.skipped, rows.places
     named = {"skipped": skipped, "lost": lost, "partly": partly}
     reasons = [one for what, why_of in named.items() for one in _reasons(what, why_of, places)]
@@ -91,6 +89,28 @@ def ledger(rows: Rows, lengths: RowLengths | None) -> dict[str, Any]:
         "unused": rows.ledger.unused,
         "reasons": reasons,
     }
+
+
+def lost_rows(rows: Rows, lengths: RowLengths | None) -> tuple[dict[int, str], dict[int, str]]:
+    """Numbers of the rows of which all is lost, and of those of which something is, with the reason.
+
+    Args:
+        lengths: As for `ledger`.
+    """
+    if lengths is None:
+        return {}, {}
+    numbers, is_lost = _numbers(rows, lengths), lengths.lost
+    why = {int(numbers[i]): lengths.why(i) for i in is_lost.nonzero()[0].tolist()}
+    in_part = set(np.intersect1d(numbers[is_lost], numbers[~is_lost]).tolist())
+    return (
+        {number: reason for number, reason in why.items() if number not in in_part},
+        {number: reason for number, reason in why.items() if number in in_part},
+    )
+
+
+def _numbers(rows: Rows, lengths: RowLengths | None) -> np.ndarray:
+    """Which row of its source each is that was looked at, int64 `[rows]`."""
+    return np.asarray(rows.numbers if lengths is None or lengths.numbers is None else lengths.numbers, np.int64)
 
 
 def _shares(ledger: Ledger, used: Dataset | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import REWARD_STATISTICS
 from alignctl.stage.job import Job, rank
+from alignctl.stage.ledger import lost_rows
 from alignctl.stage.models import load
 from alignctl.trainers.base.managed import StageTrainer
 
@@ -51,8 +52,9 @@ class Measuring(TrainerCallback):
         settings = job.stage.eval
         if settings.max_new_tokens is None:
             settings = replace(settings, max_new_tokens=getattr(job.args, "response_length", _ANSWER))
+        lost, _ = lost_rows(job.held_rows, trainer.lengths_of.get("eval")) if job.held_rows else ({}, {})
         self.held_out = build_held_out(
-            job.held_rows, job.tokenizer, self._lengths, settings.prompts if asks else 0, settings.max_new_tokens
+            job.held_rows, job.tokenizer, self._lengths, settings.prompts if asks else 0, settings.max_new_tokens, lost
         )
         scoring, questions = trainer.scoring, self.held_out.questions
         if scoring and questions and (reason := why_not_scored(scoring, questions)):

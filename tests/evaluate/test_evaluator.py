@@ -149,6 +149,22 @@ def test_a_reward_model_as_its_stage_measures_it(tmp_path, base, pairs):
     assert 0 < len(evaluate.held_out.pairs.chosen) < 8  # some are longer than may be, and left out
 
 
+def test_what_is_lost_is_not_measured(base, tmp_path):
+    """Of a pair of which `keep_end` leaves no prompt on a side, neither side; nor is its prompt asked."""
+    from alignctl.data.reading import read_split
+    from alignctl.evaluate.held_out import Lengths, build_held_out
+    from alignctl.models.loading import load_tokenizer
+
+    rejected = ["a", "a " * 40, "a", "a"]
+    pairs = [{"prompt": f"Once {i}", "chosen": "upon a time", "rejected": one} for i, one in enumerate(rejected)]
+    file = write_rows(tmp_path / "rows.jsonl", pairs)
+    rows, _ = read_split(DataSettings(path=str(file), eval_rows=0), "preferences", SEED)
+    tokenizer, _ = load_tokenizer(ModelSettings(path=str(base)), str(base), texts=list)
+    held_out = build_held_out(rows, tokenizer, Lengths(512, 32, "keep_end"), 4, NEW_TOKENS, lost={2})
+    assert (len(held_out.pairs.chosen), len(held_out.pairs.rejected)) == (3, 3)
+    assert held_out.questions.texts == ["Once 0", "Once 2", "Once 3"]
+
+
 def test_no_rows_nothing_measured(base):
     from alignctl.evaluate.evaluator import Evaluator
     from alignctl.evaluate.held_out import HeldOut, Lengths, build_held_out

@@ -167,8 +167,8 @@ def test_pairs_are_tokenised_as_trl_does(shared_data):
         (4, "keep_start", ([1, 2, 3], [4])),
         (3, "keep_start", None),
         (4, "keep_end", ([2, 3], [4, 5])),
-        (2, "keep_end", ([4], [5])),  # the first token of all cannot be predicted
-        (1, "keep_end", None),
+        (3, "keep_end", ([3], [4, 5])),
+        (2, "keep_end", None),
     ],
 )
 def test_cut(max_length, mode, expected):

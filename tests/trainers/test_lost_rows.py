@@ -2,6 +2,7 @@
 
 import pytest
 from datasets import Dataset
+from support.rewards import REWARDS
 
 from alignctl.trainers.base.columns import ROW_NUMBER
 
@@ -84,6 +85,14 @@ def test_held_out_rows_too(small):
     )  # fmt: skip
     assert trainer.lengths_of["eval"].lost.tolist() == [False, False, True, False]
     assert len(trainer.eval_dataset) == 3
+
+
+def test_held_out_prompts_too(small):
+    trainer = small.trainer(
+        "grpo", rows=Dataset.from_list(PAIRS[:1]), held=Dataset.from_list(PAIRS), max_prompt_length=LONGEST,
+        num_generations=4, per_device_train_batch_size=4, response_length=4, reward_funcs=[f"{REWARDS}:length"],
+    )  # fmt: skip
+    assert trainer.lengths_of["eval"].lost.tolist() == [False, True, False, False]
 
 
 def test_prompts_that_are_longer(small):

@@ -90,7 +90,7 @@ class OnPolicyTrainer(Trainer):
     in_checkpoints: tuple[str, ...] = ()
     """Numbers of the method's own, by their attributes, that a checkpoint holds."""
     lengths_of: dict[str, RowLengths]
-    """Of the prompts that it was given, under `train`."""
+    """Of the prompts that it was given, by what they are for: `train` and `eval`."""
     asked: dict[str, list[Score]]
     """Scores of the present rollout by each source, by its name."""
 
@@ -129,6 +129,8 @@ class OnPolicyTrainer(Trainer):
             self.notices.append(f"the column `{PROMPT_IDS}` of the rows is left out: its name is alignctl's own")
         prompts, lengths = tokenize_prompts(train_dataset, processing_class, self.token_columns(args))
         self.lengths_of["train"] = lengths
+        if eval_dataset is not None:
+            _, self.lengths_of["eval"] = tokenize_prompts(eval_dataset, processing_class, self.token_columns(args))
         super().__init__(
             model=model,
             args=args,
