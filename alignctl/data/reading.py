@@ -175,7 +175,7 @@ def describe_skipped(rows: Rows) -> str:
 
 def _hold_out(rows: Rows, settings: DataSettings, seed: int, folder: Path) -> None:
     """Splits off the rows that are held out; writes and describes both parts."""
-    (is_held,) = held_out([rows.dataset], [rows_wanted(settings.eval_rows, len(rows.dataset))], seed)
+    (is_held,) = held_out([rows.dataset], [rows.numbers], [rows_wanted(settings.eval_rows, len(rows.dataset))], seed)
     file = folder / f"read{_ROWS}"
     if not is_held.any():
         file.rename(folder / f"train{_ROWS}")

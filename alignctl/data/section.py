@@ -113,7 +113,7 @@ def _mixed(
             shares = np.array([len(rows) for rows in own] if weights is None else weights, float)
             whole = rows_wanted(settings.eval_rows, len(numbers)) * shares / shares.sum()
             wanted = [min(round(most), len(rows) // 5) for most, rows in zip(whole, own, strict=True)]
-            held = held_out(sources, wanted, seed)
+            held = held_out(sources, [numbers[rows].tolist() for rows in own], wanted, seed)
         left = [rows[~is_held] for rows, is_held in zip(own, held, strict=True)]
         for each, rows in zip(parts, left, strict=True):
             if not len(rows):

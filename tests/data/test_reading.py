@@ -156,6 +156,19 @@ def test_prompts_that_are_on_both_sides_are_counted(tmp_path):
     assert "held.jsonl: 2 of 4 held-out rows have a prompt that training rows have, too" in shared_said(held.ledger)
 
 
+def test_turns_of_a_conversation_are_on_one_side(tmp_path):
+    """Each is a row of its own, with a prompt that nobody else has."""
+    said = [{"role": "assistant", "content": "a", "weight": weight} for weight in (1, 0, 1)]
+    rows = [
+        {"messages": [part for turn in said for part in ({"role": "user", "content": f"q{i}"}, turn)]}
+        for i in range(20)
+    ]
+    train, held = read(write(tmp_path / "rows.jsonl", rows), "demonstrations", eval_rows=0.2)
+    assert (len(train.numbers), len(held.numbers)) == (32, 8)
+    assert not set(train.numbers) & set(held.numbers)
+    assert (train.ledger.held_out, held.ledger.read) == (4, 4)
+
+
 def test_held_out_rows_share_no_prompt(tmp_path):
     rows = [{"prompt": f"p{i // 3}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(90)]
     path = write(tmp_path / "rows.jsonl", rows)
