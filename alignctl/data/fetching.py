@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -21,13 +21,16 @@ from alignctl.data.kept import kept
 from alignctl.errors import AlignctlError, RequestError
 
 _WAIT_S = 60
-_CHUNK = 2**20  # bytes
+_CHUNK = 2**16  # bytes: of a slow connection no more than takes seconds
 _SAID = 300  # characters of what a library says
 _WEB = ("http", "https")
 
 
-def fetch(url: str) -> list[Path]:
+def fetch(url: str, count: Callable[[int], None] = lambda more: None) -> list[Path]:
     """The file at an address, or those that match a pattern, on this machine.
+
+    Args:
+        count: Is told of more bytes that came, as it goes.
 
     Raises:
         AlignctlError: They cannot be had.
@@ -40,19 +43,19 @@ def fetch(url: str) -> list[Path]:
             found = [system.unstrip_protocol(name) for name in sorted(system.glob(pattern))]
             if not found:
                 raise FileNotFoundError("nothing there matches this pattern")
-            return [_fetched(one) for one in found]
-        return [_fetched(url)]
+            return [_fetched(one, count) for one in found]
+        return [_fetched(url, count)]
 
 
-def _fetched(url: str) -> Path:
+def _fetched(url: str, count: Callable[[int], None]) -> Path:
     name = PurePosixPath(unquote(urlsplit(url).path)).name
 
     def make(folder: Path) -> None:
         with _opened(url) as there, (folder / name).open("wb") as here:
-            while chunk := there.read(_CHUNK):
+            for chunk in _chunks(there, count):
                 here.write(chunk)
 
-    return kept(["fetched", url, _version(url) or _digest(url)], make, url) / name
+    return kept(["fetched", url, _version(url) or _digest(url, count)], make, url) / name
 
 
 def _version(url: str) -> str | None:
@@ -70,12 +73,18 @@ def _version(url: str) -> str | None:
     return " ".join(map(str, said)) if said[0] or said[1] else None
 
 
-def _digest(url: str) -> str:
+def _digest(url: str, count: Callable[[int], None]) -> str:
     digest = hashlib.sha256()
     with _opened(url) as there:
-        while chunk := there.read(_CHUNK):
+        for chunk in _chunks(there, count):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _chunks(there: BinaryIO, count: Callable[[int], None]) -> Iterator[bytes]:
+    while chunk := there.read(_CHUNK):
+        count(len(chunk))
+        yield chunk
 
 
 @contextmanager

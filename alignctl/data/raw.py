@@ -113,8 +113,13 @@ def _makes_floats(kind: pa.DataType, values: Iterable[Any]) -> bool:
     return False
 
 
-def load_raw(settings: DataSettings, source: Source, kind: str) -> RawRows:
+def load_raw(
+    settings: DataSettings, source: Source, kind: str, count_bytes: Callable[[int], None] = lambda more: None
+) -> RawRows:
     """The rows of a source; of a file, none is read yet but its bytes.
+
+    Args:
+        count_bytes: Is told of more bytes that were fetched, as it goes.
 
     Raises:
         AlignctlError: They cannot be had.
@@ -125,7 +130,7 @@ def load_raw(settings: DataSettings, source: Source, kind: str) -> RawRows:
         return RawRows(source, f"{path} {source.part}", lambda: ((None, row) for row in make(source.part)))
     if is_url(source.given) or is_on_this_machine(source.given):
         try:
-            files = fetch(source.given) if is_url(source.given) else files_of(source.given)
+            files = fetch(source.given, count_bytes) if is_url(source.given) else files_of(source.given)
             return RawRows(source, digest(*files), partial(_each_of_files, files), files)
         except BadFile as error:
             raise RequestError(f"{path}: {error}", error.hint) from error

@@ -37,6 +37,7 @@ def read_split(
     seed: int,
     columns: tuple[RowColumn, ...] = (),
     count: Callable[[int], None] = lambda rows: None,
+    count_bytes: Callable[[int], None] = lambda more: None,
 ) -> tuple[Rows, Rows | None]:
     """Reads training rows and held-out rows, with those of the columns that the data has.
 
@@ -45,6 +46,7 @@ def read_split(
 
     Args:
         count: Is told of more rows that were read, as it goes.
+        count_bytes: Is told of more bytes that were fetched, as it goes.
 
     Raises:
         RequestError: A source cannot be read, has no rows of this kind, or has bad rows and `on_bad_row` is fail.
@@ -53,7 +55,7 @@ def read_split(
     if settings.eval_path or settings.eval_split or settings.path in BUILTIN_SOURCES:
         path, split = settings.eval_path or settings.path, settings.eval_split or "train"
         sources.append(Source(shown(path), path, split, "test", settings.eval_limit))
-    raw = [load_raw(settings, source, kind) for source in sources]
+    raw = [load_raw(settings, source, kind, count_bytes) for source in sources]
     told = [asdict(settings), [asdict(column) for column in columns]]
 
     def make(folder: Path) -> None:

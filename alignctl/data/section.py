@@ -40,6 +40,7 @@ def read_section(
     columns: tuple[RowColumn, ...] = (),
     count: Callable[[int], None] = lambda rows: None,
     count_tokens: CountTokens | None = None,
+    count_bytes: Callable[[int], None] = lambda more: None,
 ) -> tuple[Rows, Rows | None]:
     """As `read_split`, of a mixture too: its held-out rows are of all its sources, by their weights, and none of their
     prompts is in any of them. Named sets of held-out rows are one behind another.
@@ -48,10 +49,10 @@ def read_section(
         count_tokens: Is asked where a mixture is by tokens.
     """
     if settings.mix is None and settings.eval is None:
-        return read_split(settings, kind, seed, columns, count)
+        return read_split(settings, kind, seed, columns, count, count_bytes)
 
     def read(beside: tuple[RowColumn, ...], **own: Any) -> Rows:
-        return read_split(replace(settings, **_OF_ONE | own), kind, seed, beside, count)[0]
+        return read_split(replace(settings, **_OF_ONE | own), kind, seed, beside, count, count_bytes)[0]
 
     given = None
     others = tuple(column for column in columns if column.name != MARGIN)

@@ -78,6 +78,7 @@ def prepare(stage: StageConfig, weights: Weights, paths: StagePaths, heartbeat: 
         method.row_columns,
         partial(progress.count, "rows"),
         partial(tokens_of, stage.model.tokenizer or start, stage.model),
+        partial(progress.count, "bytes"),
     )
     progress.notice(said_of(rows.ledger))
     if held_rows is not None and held_rows.ledger.shared_prompts:

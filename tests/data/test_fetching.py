@@ -73,6 +73,19 @@ def test_what_a_server_does_not_give(served, name, kind, expected):
         read(f"{address}/{name}")
 
 
+@pytest.mark.parametrize("names_versions", [True, False])
+def test_whoever_fetches_says_that_it_goes_on(served, monkeypatch, names_versions):
+    """Twice where nothing else tells one content from another."""
+    folder, address, _ = served
+    (folder / "rows.jsonl").write_text(text := lines(ROWS * 2000))
+    if not names_versions:
+        monkeypatch.setattr(SimpleHTTPRequestHandler, "do_HEAD", lambda self: self.send_error(405))
+    told = []
+    fetch(f"{address}/rows.jsonl", told.append)
+    assert sum(told) == len(text) * (1 if names_versions else 2)
+    assert len(told) > 1
+
+
 def test_nobody_there():
     with pytest.raises(AlignctlError, match="cannot be fetched: .*refused"):
         read("http://127.0.0.1:9/rows.jsonl")
