@@ -152,7 +152,7 @@ def conversations(row: Row) -> dict[str, Any]:
 
 def is_text_pair(row: Row) -> bool:
     """Whether a row is two texts, and no other text that may be the prompt."""
-    texts = {name for name, value in row.items() if isinstance(value, str) and value}
+    texts = {name for name, value in row.items() if isinstance(value, str) and value and not _IS_NO_PROMPT(name)}
     return texts == {"chosen", "rejected"} and not any(is_transcript(row[name]) for name in texts)
 
 
@@ -188,14 +188,21 @@ def instruction_pair(row: Row) -> dict[str, Any]:
     return pair(instruction(row), as_answer(chosen), as_answer(rejected))
 
 
+_IS_NO_PROMPT = re.compile(
+    r"(\w+_)?(id|uuid|index|source|dataset|split|lang|language|date|model|category)", re.I
+).fullmatch
 _LAST_WORD = re.compile(r" ?\S*\Z")  # with the space before it, with which completions begin
 _SCORES = ("score", "overall_score", "rating")
-_SAYS = ("text", "response", "content", "completion")
+_SAYS = ("text", "response", "content", "completion", "answer")
+LISTS = ("completions", "responses", "answers")
+"""Columns of several completions of one prompt."""
+IN_LISTS = tuple(f"{column}.{key}" for column in LISTS for key in (*_SAYS, *_SCORES, "rank"))
+"""What is looked at in them."""
 
 
 def is_scored(row: Row) -> bool:
     """Whether a row has completions of one prompt with a score or a rank each."""
-    completions = row.get("completions") or row.get("responses")
+    completions = _several(row)
     if not isinstance(completions, list) or not completions or not (row.get("prompt") or row.get("instruction")):
         return False
     return any(row.get(name) for name in ("scores", "ranks")) or (
@@ -207,12 +214,16 @@ def scored(row: Row) -> list[dict[str, Any]]:
     """All pairs of the completions of a prompt of which one is better (arXiv:2203.02155, 3.5), those that are furthest
     apart first."""
     prompt = _asked(row) if "prompt" in row else instruction(row)
-    completions = row.get("completions") or row["responses"]
-    said = [_first(one, _SAYS) if isinstance(one, Mapping) else one for one in completions]
-    answers = [as_answer(one) if is_messages(prompt) else text_of(one, "a completion") for one in said]
+    completions = _several(row)
     worths = _worths(row, completions)
-    if len(worths) != len(answers):
-        raise BadRow(f"{len(answers)} completions have {len(worths)} scores")
+    if len(worths) != len(completions):
+        raise BadRow(f"{len(completions)} completions have {len(worths)} scores")
+    given = [(one, worth) for one, worth in zip(completions, worths, strict=True) if worth is not None]
+    said = [_first(one, _SAYS) if isinstance(one, Mapping) else one for one, _ in given]
+    worths = [worth for _, worth in given]
+    if any(map(is_messages, said)) and not is_messages(prompt):
+        prompt = [{"role": "user", "content": prompt}]
+    answers = [_answer(one) if is_messages(prompt) else text_of(one, "a completion") for one in said]
     ordered = sorted((i for i, one in enumerate(answers) if says_something(one)), key=lambda i: -worths[i])
     pairs = sorted(
         ((i, j) for i, j in combinations(ordered, 2) if worths[i] > worths[j] and answers[i] != answers[j]),
@@ -241,33 +252,54 @@ def voted(row: Row) -> dict[str, Any]:
     return pair(prompt, *texts)
 
 
+ARENA = ("conversation_a", "conversation_b")
+"""Columns of two whole conversations of which one wins."""
+
+
+def arena(row: Row) -> dict[str, Any]:
+    """Two conversations with two models, of which people prefer one."""
+    choice = preferred(votes_of(row))
+    if not choice:
+        raise Tie("neither conversation is better than the other")
+    chosen, rejected = (row[name] for name in (ARENA if choice == 1 else ARENA[::-1]))
+    return conversations({**row, "chosen": chosen, "rejected": rejected})
+
+
 def is_voted(row: Row) -> bool:
     """Whether a row has two completions of one prompt, and votes on them."""
     asked = row.get("prompt") or row.get("instruction")
     return bool(asked) and sides_of(row) is not None and vote_columns(row) != []
 
 
-def _worths(row: Row, completions: list[Any]) -> list[float]:
-    """What completions are worth, more for better: their scores, or their ranks, of which 1, or 0, is the best."""
+def _several(row: Row) -> Any:
+    return next((row[name] for name in LISTS if row.get(name)), None)
+
+
+def _worths(row: Row, completions: list[Any]) -> list[float | None]:
+    """What completions are worth, more for better: their scores, or their ranks, of which 1, or 0, is the best. None
+    where that is not said."""
     given, sign = row.get("scores"), 1
     if not given and row.get("ranks"):
         given, sign = row["ranks"], -1
     if not given:
         if not all(isinstance(one, Mapping) for one in completions):
             raise BadRow("some completions have no score")
-        names = ("rank", *_SCORES)
-        name = next((name for name in names if all(one.get(name) is not None for one in completions)), None)
-        if name is None:
-            raise BadRow("there is no score that all completions have")
+        names = ("rank", *_SCORES)  # the first that most completions have
+        name = max(names, key=lambda name: sum(not _is_missing(one.get(name)) for one in completions))
         sign = -1 if name == "rank" else 1
-        given = [one[name] for one in completions]
+        given = [one.get(name) for one in completions]
     try:
-        worths = [sign * float(value) for value in given]
+        worths = [None if _is_missing(value) else sign * float(value) for value in given]
     except (TypeError, ValueError, OverflowError) as error:
         raise BadRow(f"a score is not a number: {error}") from error
-    if not all(map(math.isfinite, worths)):
+    if any(worth is not None and not math.isfinite(worth) for worth in worths):
         raise BadRow("a score is not a finite number")
     return worths
+
+
+def _is_missing(score: Any) -> bool:
+    """Whether a score is what tables and people write for none."""
+    return str(score).strip().lower() in ("", "none", "null", "n/a", "na", "nan")
 
 
 def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -323,8 +355,32 @@ def has_weights(row: Row) -> bool:
     return any(isinstance(m, Mapping) and 0 in [m.get(key) for key in WEIGHTS] for m in messages)
 
 
+def has_conversation(row: Row) -> bool:
+    """Whether a row has turns to choose from."""
+    return is_turns(_conversation(row))
+
+
 def _conversation(row: Row) -> Any:
     return row["messages"] if row.get("messages") is not None else row.get("conversations")
+
+
+def is_exchanges(row: Row) -> bool:
+    """Whether a row is a conversation of questions, each with its answer."""
+    given = row.get("conversation")
+    return isinstance(given, list) and bool(given) and all(map(_is_exchange, given))
+
+
+def _is_exchange(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"input", "output"} <= value.keys()
+
+
+def exchanges(row: Row) -> dict[str, Any]:
+    if not is_exchanges(row):
+        raise BadRow("expected a list of objects with input and output")
+    turns = [
+        (role, one[key]) for one in row["conversation"] for role, key in (("user", "input"), ("assistant", "output"))
+    ]
+    return answered(led(row, [{"role": role, "content": text_of(said, "a turn")} for role, said in turns]))
 
 
 def completion(row: Row) -> dict[str, Any]:

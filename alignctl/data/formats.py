@@ -31,7 +31,7 @@ from alignctl.data.messages import (
 )
 from alignctl.data.tools import TOOLS, tools_of
 from alignctl.data.trees import is_tree
-from alignctl.data.votes import SIDES, votes_of
+from alignctl.data.votes import SIDES, WINNER, votes_of
 from alignctl.methods.registry import methods
 
 KINDS = {
@@ -56,20 +56,24 @@ class Format:
     columns: str
     """The columns it needs, for people."""
     uses: tuple[str, ...]
-    """All columns that it looks at."""
+    """All columns that it looks at; after a point, keys of the objects in a column that are no messages."""
     matches: Callable[[Row], bool]
+    """Whether a row looks like it."""
     convert: Callable[[Row], dict[str, Any] | list[dict[str, Any]]]
     """A row as trainers take it, or the rows that it gives. Raises BadRow, and KeyError for a column that is not
     there."""
     as_text: Callable[[Messages], str] | None
     """Writes messages as plain text for a tokenizer without chat template; ends with what leads to the next answer.
     None where there is no customary way."""
+    taken_as: Callable[[Row], bool] | None = None
+    """Whether a row can be read so where the format is named, if that is more than what looks like it."""
     votes: Callable[[Row], list[int]] | None = None
     """What several people say of a row, where they do; raises BadRow."""
 
-    def fits(self, row: Row) -> bool:
+    def fits(self, row: Row, is_named: bool = False) -> bool:
         """Whether a row has this format. No answer is a demonstration of which a row says whether it is wanted."""
-        return self.matches(row) and not (self.kind == "demonstrations" and label_column(row))
+        matches = is_named and self.taken_as or self.matches
+        return matches(row) and not (self.kind == "demonstrations" and label_column(row))
 
     def rows(self, row: Row) -> list[dict[str, Any]]:
         """What a row gives.
@@ -129,7 +133,7 @@ def detect_format(rows: Iterable[Row], kind: str, name: str = "auto", use: str |
     for candidate_kind in kinds:
         for row in rows:
             for candidate in candidates:
-                if candidate.kind == candidate_kind and candidate.fits(row) and not _written_out(row):
+                if candidate.kind == candidate_kind and candidate.fits(row, name != "auto") and not _written_out(row):
                     if name == "auto" and any(map(to.has_weights, rows)):
                         candidate = weighed(candidate)
                     return imitating_chosen(candidate) if use and kind == "demonstrations" else candidate
@@ -261,14 +265,15 @@ def _table() -> tuple[Format, ...]:
             columns="chosen, rejected: texts that begin with their prompt, and no other text",
             uses=("chosen", "rejected"),
             matches=to.is_text_pair,
+            taken_as=_has("chosen", "rejected"),
             convert=to.text_pair,
             as_text=None,
         ),
         Format(
             name="scored",
             kind="preferences",
-            columns="prompt, completions: a list; scores or ranks: a list, or a score with each completion",
-            uses=("prompt", *_INSTRUCTION, "completions", "responses", "scores", "ranks"),
+            columns="prompt; completions, responses or answers: a list; scores or ranks: a list, or one with each",
+            uses=("prompt", *_INSTRUCTION, *to.LISTS, "scores", "ranks", *to.IN_LISTS),
             matches=to.is_scored,
             convert=to.scored,
             as_text=None,
@@ -285,10 +290,20 @@ def _table() -> tuple[Format, ...]:
         Format(
             name="voted",
             kind="preferences",
-            columns="prompt or instruction; response_a, response_b; votes: a list, or annotator1, annotator2, ...",
-            uses=("prompt", *_INSTRUCTION, *(name for both in SIDES for name in both), "votes"),
+            columns="prompt or instruction; response_a, response_b; votes: a list, or annotator1, ..., or winner",
+            uses=("prompt", *_INSTRUCTION, *(name for both in SIDES for name in both), "votes", WINNER),
             matches=to.is_voted,
             convert=to.voted,
+            as_text=None,
+            votes=votes_of,
+        ),
+        Format(
+            name="arena",
+            kind="preferences",
+            columns="conversation_a, conversation_b: messages; winner: model_a, model_b or tie",
+            uses=(*to.ARENA, WINNER, *to.BEFORE),
+            matches=lambda row: all(is_messages(row.get(name)) for name in to.ARENA) and _has(WINNER)(row),
+            convert=to.arena,
             as_text=None,
             votes=votes_of,
         ),
@@ -300,6 +315,7 @@ def _table() -> tuple[Format, ...]:
             columns="messages or conversations, of which some turns have the weight 0",
             uses=("messages", "conversations", *to.BEFORE),
             matches=to.has_weights,
+            taken_as=to.has_conversation,
             convert=to.weighed,
             as_text=None,
         ),
@@ -319,6 +335,15 @@ def _table() -> tuple[Format, ...]:
             uses=("conversations", *to.BEFORE),
             matches=lambda row: to.has_turns(row) and not _has("chosen", "rejected")(row),
             convert=to.sharegpt,
+            as_text=None,
+        ),
+        Format(
+            name="exchanges",
+            kind="demonstrations",
+            columns="conversation: a list of objects with input and output",
+            uses=("conversation", "conversation.input", "conversation.output", *to.BEFORE),
+            matches=to.is_exchanges,
+            convert=to.exchanges,
             as_text=None,
         ),
         Format(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ def how_to_read(
         if not any(_dug(row, path) is not None for row in rows):
             found = ", ".join(f"`{name}`" for name in rows[0])
             raise ValueError(f"`data.columns={{{column}: {path}}}`, and the rows have no `{path}`: they have {found}")
-    render, seen = _renderer(template) if template is not None else (None, frozenset())
+    render, seen = _renderer(template, rows) if template is not None else (None, frozenset())
 
     made = [*columns, *([_PROMPT] if render else [])]
 
@@ -72,7 +73,10 @@ def how_to_read(
             found[_PROMPT] = render(row)
         return found | {key: value for key, value in row.items() if key not in found}
 
-    hidden = (frozenset(columns.values()) | seen) - frozenset(made)
+    tops = frozenset(_top(rows, path) for path in columns.values())
+    # An object that a column is made of is none itself; of a list there may be others.
+    objects = {top for top in tops if any(isinstance(row.get(top), Mapping) for row in rows)}
+    hidden = (frozenset(columns.values()) | objects | seen) - frozenset(made)
     row_format = detect_format(
         _mapped_rows(rows, lambda row: _shown(widened(row), hidden)) if made else rows, kind, name, use
     )
@@ -83,8 +87,24 @@ def how_to_read(
                 f"`{how}` would have no effect: the rows have the format `{row_format.name}` "
                 f"({row_format.columns}), which looks at no `{column}`"
             )
-    tops = frozenset(path if any(path in row for row in rows) else path.split(".")[0] for path in columns.values())
-    return Reading(row_format, widened if made else _as_it_is, hidden, tops | seen | frozenset(row_format.uses))
+    within = {
+        _without_places(path) + use.removeprefix(column)
+        for column, path in columns.items()
+        for use in (column, *row_format.uses)
+        if use == column or use.startswith(f"{column}.")
+    }
+    uses = tops | within | seen | frozenset(row_format.uses)
+    return Reading(row_format, widened if made else _as_it_is, hidden, uses)
+
+
+def _top(rows: list[Row], path: str) -> str:
+    """The column of the source that a path begins with."""
+    return path if any(path in row for row in rows) else path.split(".")[0]
+
+
+def _without_places(path: str) -> str:
+    """A path without places in lists."""
+    return ".".join(part for part in path.split(".") if not part.lstrip("-").isdecimal())
 
 
 def _as_it_is(row: Row) -> Row:
@@ -127,9 +147,34 @@ def _dug(row: Row, path: str) -> Any:
     return value
 
 
-def _renderer(template: str) -> tuple[Callable[[Row], Any], frozenset[str]]:
-    """Writes a row by a template that can reach nothing but the row; and the columns that it names."""
-    from jinja2 import StrictUndefined, TemplateError, meta, nodes
+class _Watched(dict):
+    """A row that notes which of its columns are read."""
+
+    def __init__(self, row: Row, note: set[str]):
+        super().__init__(row)
+        self._note = note
+
+    def __getitem__(self, name: str) -> Any:
+        self._note.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._note.add(name)
+        return super().get(name, default)
+
+    def items(self) -> Any:
+        self._note.update(self)
+        return super().items()
+
+    def values(self) -> Any:
+        self._note.update(self)
+        return super().values()
+
+
+def _renderer(template: str, rows: list[Row]) -> tuple[Callable[[Row], Any], frozenset[str]]:
+    """Writes a row by a template that can reach nothing but the row; and the columns that it names, or reads of some
+    rows."""
+    from jinja2 import StrictUndefined, TemplateError, meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
@@ -142,13 +187,14 @@ def _renderer(template: str) -> tuple[Callable[[Row], Any], frozenset[str]]:
     except TemplateError as error:
         raise ValueError(f"`data.template` is no template: {error}") from error
 
-    def render(row: Row) -> str:
+    def render(row: Row, whole: Row | None = None) -> str:
         try:
-            return compiled.render({"row": row} | row)
+            return compiled.render({"row": whole or row} | row)
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise BadRow(f"`data.template`: {error}") from error
 
-    tree = environment.parse(template)
-    of_row = (node.arg for node in tree.find_all(nodes.Getitem) if node.node == nodes.Name("row", "load"))
-    named = {name.value for name in of_row if isinstance(name, nodes.Const)}
-    return render, frozenset(meta.find_undeclared_variables(tree) | named)
+    read = set(meta.find_undeclared_variables(environment.parse(template)))
+    for row in rows:
+        with suppress(BadRow):
+            render(row, _Watched(row, read))
+    return render, frozenset(read)

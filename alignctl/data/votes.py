@@ -17,10 +17,14 @@ SIDES = tuple(
     for first, second in (("a", "b"), ("1", "2"))
 )
 """Columns of two completions to vote on."""
+WINNER = "winner"
+"""Column of one vote, as chatbot arenas have it."""
 _FIRST, _SECOND, _TIE = 1, 2, 0
 _ANNOTATOR = re.compile(r"(?:annotator|vote|rater|judge)_?\d+")
 _SAYS = re.compile(r"(?:(?:response|completion|answer|output|model)_?)?([12ab])")
-_WORDS = {"first": _FIRST, "second": _SECOND} | dict.fromkeys(("0", "tie", "both", "neither", "equal", "same"), _TIE)
+_WORDS = {"first": _FIRST, "second": _SECOND} | dict.fromkeys(
+    ("0 tie tie_(bothbad) tie_(both_bad) both both_bad neither equal same none".split()), _TIE
+)
 
 
 def sides_of(row: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -29,9 +33,11 @@ def sides_of(row: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def vote_columns(row: Mapping[str, Any]) -> list[str]:
-    """Columns that hold votes: `votes`, or one for each person."""
+    """Columns that hold votes: `votes`, `winner`, or one for each person."""
     if isinstance(row.get("votes"), list):
         return ["votes"]
+    if row.get(WINNER) is not None:
+        return [WINNER]
     return [name for name in row if _ANNOTATOR.fullmatch(name)]
 
 
@@ -48,7 +54,7 @@ def votes_of(row: Mapping[str, Any]) -> list[int]:
 
 def _vote(value: Any) -> int:
     whole = int(value) if isinstance(value, float) and value.is_integer() else value
-    word = str(whole).strip().lower().replace(" ", "_")
+    word = str(whole).strip().lower().replace(" ", "_").removesuffix(".0")
     if isinstance(value, bool) or not (word in _WORDS or _SAYS.fullmatch(word)):
         raise BadRow(f"a vote is `{value}`, and has to be 1 or 2 (a or b), or 0 (tie)")
     if word in _WORDS:

@@ -158,6 +158,16 @@ CONVERTED = [
         {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
     ),
     (
+        "scored",  # as in Nectar
+        {"prompt": "p", "answers": [{"answer": "a", "rank": 2.0, "model": "m"}, {"answer": "b", "rank": 1.0}]},
+        {"prompt": "p", "chosen": "b", "rejected": "a"},
+    ),
+    (
+        "scored",
+        {"prompt": "p", "completions": [[assistant("a")], [assistant("b")]], "scores": [2, 1]},
+        {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+    ),
+    (
         "preference",  # the completions go on from the prompt, in several turns
         {
             "prompt": [user("p")],
@@ -240,6 +250,35 @@ CONVERTED = [
         "voted",
         {"prompt": "p", "response_a": "a", "response_b": "b", "votes": ["model_a", "tie", "A", None]},
         {"prompt": "p", "chosen": "a", "rejected": "b"},
+    ),
+    (
+        "voted",
+        {"prompt": "p", "response_a": "a", "response_b": "b", "winner": "model_b"},
+        {"prompt": "p", "chosen": "b", "rejected": "a"},
+    ),
+    (
+        "voted",  # cells of a table
+        {"prompt": "p", "response1": "a", "response2": "b", "annotator1": "1.0", "annotator2": "1.0"},
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+    ),
+    (
+        "arena",  # as in LMSYS's conversations with two models
+        {
+            "conversation_a": [user("p"), assistant("a")],
+            "conversation_b": [user("p"), assistant("b")],
+            "winner": "model_b",
+        },
+        {"prompt": [user("p")], "chosen": [assistant("b")], "rejected": [assistant("a")]},
+    ),
+    (
+        "exchanges",  # as in Capybara
+        {"source": "x", "conversation": [{"input": "p", "output": "a"}, {"input": "q", "output": "b"}]},
+        {"messages": [user("p"), assistant("a"), user("q"), assistant("b")]},
+    ),
+    (
+        "text_pair",
+        {"id": "r1", "chosen": "Tell me: yes", "rejected": "Tell me: no"},
+        {"prompt": "Tell me:", "chosen": " yes", "rejected": " no"},
     ),
     (
         "steps",  # TRL's stepwise supervision
@@ -376,7 +415,7 @@ def test_what_cannot_be_used_is_a_bad_row(message, reason):
         ({"prompt": "p", "completions": ["a", "b"], "scores": [1, 10**400]}, "a score is not a number"),
         (
             {"prompt": "p", "completions": [{"text": "a", "score": 9, "rating": 1}, {"text": "b", "overall_score": 2}]},
-            "no score that all completions have",
+            "no completion is better",
         ),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [{"parameters": {}}]}, "a function without a name"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": 7}, "`tools` must be a list of functions"),
@@ -489,6 +528,24 @@ def test_completions_are_compared_by_a_score_that_all_have_and_empty_ones_are_le
     assert FORMATS["scored"].rows(row) == [{"prompt": "p", "chosen": "b", "rejected": "a"}]
 
 
+def test_a_completion_without_a_score_is_left_out_alone():
+    said = [("a", 2), ("b", None), ("c", "N/A"), ("d", float("nan")), ("e", "3")]
+    row = {"prompt": "p", "completions": [{"text": text, "score": score} for text, score in said]}
+    assert FORMATS["scored"].rows(row) == [{"prompt": "p", "chosen": "e", "rejected": "a"}]
+    row = {"prompt": "p", "completions": [text for text, _ in said], "scores": [score for _, score in said]}
+    assert FORMATS["scored"].rows(row) == [{"prompt": "p", "chosen": "e", "rejected": "a"}]
+
+
+def test_a_format_that_is_named_is_taken_where_it_can_be():
+    row = {"note": "a b", "chosen": "Tell me: yes", "rejected": "Tell me: no"}
+    with pytest.raises(ValueError, match="are no preferences"):
+        detect_format([row], "preferences")
+    assert detect_format([row], "preferences", "text_pair").rows(row)[0]["prompt"] == "Tell me:"
+    row = {"messages": [user("p"), assistant("a"), user("q"), assistant("b")]}
+    answers = detect_format([row], "demonstrations", "weighed_messages").rows(row)
+    assert [one["completion"] for one in answers] == [[assistant("a")], [assistant("b")]]
+
+
 def test_weights_are_looked_for_in_all_rows():
     plain, weighed = (
         {"messages": [user("p"), assistant("a")]},
@@ -545,6 +602,8 @@ def test_ranks_may_be_cells_of_a_table_and_not_there():
         {"prompt": "p", "response_a": "a", "response_b": "b", "votes": [1, 2]},
         {"prompt": "p", "response_a": "a", "response_b": "b", "votes": [0, 0, 1]},
         {"prompt": "p", "completions": ["a", "b"], "scores": [1, 1]},
+        {"prompt": "p", "response_a": "a", "response_b": "b", "winner": "tie (bothbad)"},
+        {"conversation_a": [user("p"), assistant("a")], "conversation_b": [user("p")], "winner": "tie"},
     ],
 )
 def test_ties_are_no_bad_rows(row):

@@ -33,6 +33,40 @@ def test_a_template_writes_the_prompt():
     assert "a b" in of_row.uses
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ row.context }} {{ row.instruction }}",
+        "{% for name in ['context', 'instruction'] %}{{ row[name] }} {% endfor %}",
+        "{{ row.get('context') }} {% if row.id %}{{ instruction }}{% endif %}",
+    ],
+)
+def test_columns_that_a_template_reads_in_any_way_are_its_own(template):
+    row = {"instruction": "q", "context": "c", "output": "a", "other": "o", "id": 1}
+    reading = how_to_read([row], "demonstrations", columns={"completion": "output"}, template=template)
+    assert reading.mapped(row)["prompt"].strip() == "c q"
+    assert {"instruction", "context", "output"} <= reading.uses
+    assert "other" not in reading.uses
+    assert not {"instruction", "context"} & reading.mapped(row).keys()
+
+
+def test_an_object_that_columns_are_made_of_is_none_itself():
+    row = {"input": {"question": "q"}, "output": {"answer": "a"}}
+    reading = how_to_read([row], "demonstrations", columns={"instruction": "input.question", "output": "output.answer"})
+    asked, said = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    assert reading.format.rows(reading.mapped(row)) == [{"prompt": [asked], "completion": [said]}]
+
+
+def test_what_is_used_within_a_list_is_used():
+    row = {"question": "q", "said": [{"answer": "a", "rank": 1, "model": "m"}, {"answer": "b", "rank": 0}]}
+    columns = {"prompt": "question", "completions": "said"}
+    assert {"said", "said.answer", "said.rank"} <= how_to_read([row], "preferences", columns=columns).uses
+    columns = {"prompt": "question", "chosen": "said.1.answer", "rejected": "said.0.answer"}
+    uses = how_to_read([row], "preferences", columns=columns).uses
+    assert "said.answer" in uses
+    assert "said.rank" not in uses
+
+
 def test_what_a_template_writes_is_not_read_twice():
     row = {"instruction": "q", "input": "i", "output": "a", "system": "s"}
     template = "{{ system }} {{ instruction }}"
