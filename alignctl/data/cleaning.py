@@ -23,9 +23,11 @@ from alignctl.data.tools import call_in, calls_of
 
 _SPEAKERS = {
     "human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant",
-    "assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system", "observation": "tool",
-    "function_response": "tool", "tool": "tool", "function_call": "assistant",
+    "assistant": "assistant", "model": "assistant", "bot": "assistant", "ai": "assistant", "system": "system",
+    "observation": "tool", "function_response": "tool", "function": "tool", "tool": "tool",
+    "function_call": "assistant",
 }  # fmt: skip
+"""Who speaks, by the names that rows have for them in any spelling."""
 _CALLS = "function_call"  # who speaks where ShareGPT has a call, as JSON
 _BARE = {"role", "content"}
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts")
@@ -85,26 +87,29 @@ def _unfolded(turn: Any) -> dict[str, Any]:
     if not isinstance(turn, Mapping):
         raise BadRow("a turn has no from and value")
     speaker = turn.get("from")
-    role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
-    if role is None:
+    if not isinstance(speaker, str) or _spelled(speaker) not in _SPEAKERS:
         raise BadRow(f"unknown speaker `{speaker}`")
     others = {key: value for key, value in turn.items() if key not in TURN_KEYS}
     said = "content" if turn.get("value") is None and "content" in turn else "value"
-    if speaker == _CALLS:
-        return others | {"role": role, "content": "", "tool_calls": call_in(turn.get(said))}
-    return others | {"role": role} | ({"content": turn[said]} if said in turn else {})
+    return others | {"role": speaker} | ({"content": turn[said]} if said in turn else {})
+
+
+def _spelled(speaker: str) -> str:
+    return speaker.strip().lower().replace(" ", "_")
 
 
 def _message(message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping) or "role" not in message:
         raise BadRow("a message has no role")
-    more = _more(message) if message.keys() - _BARE else {}
-    if "content" not in message and "tool_calls" not in more:
-        raise BadRow("a message has no content")
     role = message["role"]
     if not isinstance(role, str) or not role:
         raise BadRow(f"the role of a message is `{role}`")
-    return {"role": "tool" if role == "function" else role, "content": _said(message)} | more
+    if _spelled(role) == _CALLS and "tool_calls" not in message:
+        message = {**message, "content": "", "tool_calls": call_in(message.get("content"))}
+    more = _more(message) if message.keys() - _BARE else {}
+    if "content" not in message and "tool_calls" not in more:
+        raise BadRow("a message has no content")
+    return {"role": _SPEAKERS.get(_spelled(role), role), "content": _said(message)} | more
 
 
 def _more(message: Mapping[str, Any]) -> dict[str, Any]:

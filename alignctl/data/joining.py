@@ -39,7 +39,7 @@ def join(sources: Sequence[Rows], kind: str, names: Sequence[str | None], weight
     """
     if len({rows.format.kind for rows in sources}) > 1 and kind != "prompts":
         sources = [rows if rows.format.kind == kind else _as_kind(rows, kind) for rows in sources]
-    _check_forms(sources, kind)
+    _check_forms(sources, kind, of_mixture=not any(names))
     if any(RICH_MESSAGES in rows.dataset.features.values() for rows in sources):
         sources = [as_rich_messages(rows) for rows in sources]
     ledgers = [rows.ledger for rows in sources]
@@ -104,12 +104,26 @@ def _as_kind(rows: Rows, kind: str) -> Rows:
     return replace(made, format=replace(made.format, kind=kind))
 
 
-def _check_forms(sources: Sequence[Rows], kind: str) -> None:
+_ANSWERS = {"prompt as messages", "completion as messages"}
+"""The form of rows of which the last answer alone is trained on."""
+
+
+def _check_forms(sources: Sequence[Rows], kind: str, of_mixture: bool) -> None:
     def of(rows: Rows) -> set[str]:
         return {name for name in form_of(rows) if kind != "prompts" or name.startswith("prompt")}
 
     for rows in sources[1:]:
         if of(rows) != of(sources[0]):
+            forms = {source.ledger.source: of(source) for source in (sources[0], rows)}
+            whole = next((source for source, form in forms.items() if form == {"messages"}), None)
+            answers = next((source for source, form in forms.items() if form == _ANSWERS), None)
+            if whole and answers:
+                raise RequestError(
+                    f"{whole} has whole conversations, of which every turn is trained on (with `assistant_only_loss` "
+                    f"every answer), and {answers} prompts and completions, of which completions alone are",
+                    f"`format: weighed_messages` in the entry of {whole} makes each answer a completion, and what is "
+                    "before it its prompt" if of_mixture else "give all of them in one of these forms",
+                )  # fmt: skip
             first, other = (f"{each.ledger.source} ({', '.join(sorted(of(each)))})" for each in (sources[0], rows))
             raise RequestError(
                 f"the rows of {other} have another form than those of {first}: they cannot stand together",

@@ -31,6 +31,7 @@ _MARKS = re.compile(
     r"|### (?:Instruction|Response):"
 )
 _WRITTEN_MARKS = re.compile(r"<[|｜][^<>|｜\s]+[|｜]>|<(?:start|end)_of_turn>")
+_ROLES = ("user", "assistant", "system", "developer", "tool")  # that templates know, or refuse
 _OTHER_CALL = {"name": "-", "arguments": {}}
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
 
@@ -412,6 +413,11 @@ def _templated_text(one: Conversation) -> str | None:
     return f"the text has `{found[0]}`: it looks as if a chat template had written it already" if found else None
 
 
+def _unknown_role(one: Conversation) -> str | None:
+    role = next((message["role"] for message in one.messages if message["role"] not in _ROLES), None)
+    return role and f"a message has the role `{role}`, and the chat template writes it"
+
+
 def _asked_otherwise(one: Conversation) -> str | None:
     if one.messages and one.prompt and one.answer and not one.begins_as_asked:
         return (
@@ -506,6 +512,12 @@ CHECKS: tuple[Check, ...] = (
         _each(_templated_text),
         "tells",
         "rows of messages are written with the tokenizer's own chat template, and answers alone can be trained on",
+    ),
+    Check(
+        "somebody unknown speaks",
+        _each(_unknown_role),
+        "tells",
+        "models know user, assistant, system and tool: call them so, if that is who speaks",
     ),
     Check("a prompt is written otherwise", _each(_asked_otherwise), "tells", _OTHER_TEMPLATE, _CLOSELY),
     Check(

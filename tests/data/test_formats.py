@@ -360,6 +360,13 @@ def test_completions_are_drawn_without_tools():
         FORMATS["prompt"].rows({"prompt": "p", "tools": [TOOL]})
 
 
+def test_roles_have_the_names_that_templates_know():
+    said = [("System", "s"), ("human", "p"), ("GPT", "a"), ("User", "q"), ("model", "b")]
+    expected = {"messages": [system("s"), user("p"), assistant("a"), user("q"), assistant("b")]}
+    assert FORMATS["messages"].rows({"messages": [{"role": r, "content": text} for r, text in said]}) == [expected]
+    assert FORMATS["sharegpt"].rows({"conversations": [{"from": r, "value": text} for r, text in said]}) == [expected]
+
+
 def test_parts_of_a_message_are_joined():
     said = {"role": "assistant", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}
     assert FORMATS["messages"].convert({"messages": [user("p"), said]})["messages"][1] == assistant("Hello")

@@ -119,6 +119,11 @@ def test_calls_are_looked_for_where_they_are_made():
         assert look(made(template), row) == ({}, [])
 
 
+def test_unknown_speakers_are_told():
+    _, (notice,) = look(CHATML, {"messages": [ASKED, {"role": "narrator", "content": "A pause."}, SAID]})
+    assert notice.startswith("row 1: a message has the role `narrator`")
+
+
 def test_names_of_speakers_are_not_lost():
     row = {"messages": [ASKED | {"name": "Ada"}, SAID]}
     left_out, _ = look(CHATML, row, {"messages": [ASKED, SAID]})

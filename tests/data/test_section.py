@@ -136,6 +136,22 @@ def test_text_and_messages_are_no_mixture(sources, tmp_path):
         read([sources[0], {"path": str(file)}])
 
 
+def test_conversations_beside_prompts_and_completions_are_made_completions(tmp_path):
+    """Of conversations as a whole other tokens are trained on."""
+    said = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]
+    files = [tmp_path / "chat.jsonl", tmp_path / "alpaca.jsonl"]
+    for file, row in zip(files, ({"messages": said}, {"instruction": "Do", "output": "Done"}), strict=True):
+        file.write_text(json.dumps(row))
+    mix = [{"path": str(file)} for file in files]
+    with pytest.raises(
+        RequestError, match=r"chat.jsonl has whole conversations, .*alpaca.jsonl prompts and"
+    ) as refused:
+        read(mix, "demonstrations", eval_rows=0)
+    assert "`format: weighed_messages` in the entry of" in refused.value.problems[0].hint
+    train, _ = read([mix[0] | {"format": "weighed_messages"}, mix[1]], "demonstrations", eval_rows=0)
+    assert sorted(map(len, train.dataset["prompt"])) == [1, 1, 3]
+
+
 def test_rows_with_tools_stand_beside_rows_without(tmp_path):
     asked, said = ({"role": role, "content": "x"} for role in ("user", "assistant"))
     calls = said | {"content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
