@@ -202,12 +202,12 @@ def whole_pipelines(out: Path) -> Iterator[Won]:
 
 
 def rewarded_by_the_judge(out: Path, quickstart_sft: str) -> Iterator[Won]:
-    """64 rollouts each."""
+    """Half an epoch each."""
     for method, recipe in PIPELINES.items():
         alone = (
             f"recipe={recipe}", f"stages=[{method}]", f"{method}.from=null", f"{method}.reward_model=null",
             f"model.path={quickstart_sft}", "model.scratch=null", f"{method}.normalize_rewards=none",
-            f"{method}.reward_funcs=[alignctl.data.quickstart:reward]", f"{method}.max_steps=64",
+            f"{method}.reward_funcs=[alignctl.data.quickstart:reward]", f"{method}.max_steps=112",
         )  # fmt: skip
         for seed in SEEDS:
             yield won("judge", method, seed, out / method / str(seed), *alone)
