@@ -6,7 +6,7 @@ Ids and masks are what the trainer's own collator makes of a row, once as the st
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -17,7 +17,9 @@ from alignctl.beforehand.looking import Line, Ready
 from alignctl.data.converting import MARGIN
 from alignctl.data.scanning import lengths
 from alignctl.errors import RequestError
-from alignctl.stage.ledger import ledger
+from alignctl.stage.ledger import about_lengths, ledger
+from alignctl.stage.lengths import check_lengths
+from alignctl.stage.rows import check_skipped
 from alignctl.trainers.base.columns import ROW_NUMBER
 from alignctl.trainers.base.managed import StageTrainer
 
@@ -37,6 +39,8 @@ class Asked:
     """The longest, or those whose chosen completion is better by least."""
     count: int
     """At most so many."""
+    max_skipped: float | None = None
+    """What `data.max_skipped` is where rows are trained on, if the rows that are shown may all be skipped but one."""
 
 
 def preview(line: Line, name: str, asked: Asked) -> dict[str, Any]:
@@ -58,12 +62,29 @@ def preview(line: Line, name: str, asked: Asked) -> dict[str, Any]:
     return {
         "rows": ledger(cut.rows, cut.trainer.lengths_of["train"]),
         "notices": cut.said,
+        "refused": _refused(cut, asked.max_skipped),
         "shown": [
             {"row": number, "sequences": _sequences(cut.trainer, shown.get(number), whole.trainer, row)}
             | {column: row[column] for column in cut.trainer.row_columns if column in row}
             for number, row in _rows(whole.trainer, numbers)
         ],
     }
+
+
+def _refused(ready: Ready, max_skipped: float | None) -> list[dict[str, Any]]:
+    """Why a run would refuse the rows, as JSON takes it."""
+    stage, found = ready.job.stage, []
+    if max_skipped is not None:
+        stage = replace(stage, data=replace(stage.data, max_skipped=max_skipped))
+    for check, about in (
+        (check_skipped, (ready.rows, stage)),
+        (check_lengths, about_lengths(ready.job, ready.trainer)),
+    ):
+        try:
+            check(*about)
+        except RequestError as error:
+            found += error.told()
+    return found
 
 
 def _numbers(ready: Ready, asked: Asked) -> list[int]:

@@ -62,9 +62,11 @@ def preview_command(
         plan = read_plan(RunPaths(Path(source).resolve()))
     else:
         plan = _plan(source, overrides, recipe_dirs, method, model)
-    asked = {"row": row, "worst": worst, "count": count}
+    line = _line(plan, stage)
+    (most,) = (one.config.data.max_skipped for one in plan.stages if one.config.name == line[-1])
+    asked = {"row": row, "worst": worst, "count": count, "max_skipped": most}
     with Display(RunSettings.log_every, quiet=as_json) as display:
-        found = preview_rows(plan, _line(plan, stage), asked, display)
+        found = preview_rows(_skipping_any(plan), line, asked, display)
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -88,9 +90,19 @@ def _plan(
     given += [f"data.path={source}", *([f"model.path={model}"] if model else []), *overrides]
     request = read_request(given, recipe_dirs)
     plan = make_plan(absolute_paths(checked(request)), request.recipe.name, Path("preview").resolve())
+    return _with_data(plan, eval_rows=0)
+
+
+def _skipping_any(plan: RunPlan) -> RunPlan:
+    """A plan whose rows are shown, whether or not a run would refuse them."""
+    return _with_data(plan, max_skipped=1.0)
+
+
+def _with_data(plan: RunPlan, **settings: Any) -> RunPlan:
+    """A plan with other settings of the rows of all stages."""
     stages = tuple(
         dataclasses.replace(one, config=dataclasses.replace(
-            one.config, data=dataclasses.replace(one.config.data, eval_rows=0, max_skipped=1.0)
+            one.config, data=dataclasses.replace(one.config.data, **settings)
         ))
         for one in plan.stages
     )  # fmt: skip
@@ -117,6 +129,8 @@ def _print(found: dict[str, Any]) -> None:
     click.echo(f"{rows['source']}: rows of the format `{rows['format']}`: {counts}")
     for notice in [*found["notices"], *not_as_they_are("train", rows, all_in="--json")]:
         click.echo(f"notice: {notice}")
+    for problem in found["refused"]:
+        click.echo(f"a run would be refused: {problem['message']}\n  hint: {problem['hint']}")
     marks = ["trained", "context", "cut"]
     legend = [Text(name, _STYLES[name]) if coloured else Text(name.join(_MARKS[name])) for name in marks]
     console.print(Text(", ").join(legend))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from alignctl.config.stages import StageConfig
 from alignctl.data.joining import counted
 from alignctl.data.lengths import RowLengths, table
 from alignctl.data.places import Places
@@ -39,13 +40,18 @@ def write_ledgers(job: Job, trainer: StageTrainer, rows: Rows, held_rows: Rows |
             if some is not None
         }
         write_json(job.paths.data, ledgers)
-    args, lengths = trainer.args, trainer.lengths_of["train"]
-    field = "max_length" if hasattr(args, "max_length") else "max_prompt_length"
-    seen = longest_seen(trainer.trained_model)
-    about = lengths, job.stage, field, seen and seen - getattr(args, "response_length", 0)
+    about = about_lengths(job, trainer)
     check_lengths(*about)
     if said := said_of_cut(*about):
         job.progress.notice(said)
+
+
+def about_lengths(job: Job, trainer: StageTrainer) -> tuple[RowLengths, StageConfig, str, int | None]:
+    """What stage/lengths.py looks at."""
+    args = trainer.args
+    field = "max_length" if hasattr(args, "max_length") else "max_prompt_length"
+    seen = longest_seen(trainer.trained_model)
+    return trainer.lengths_of["train"], job.stage, field, seen and seen - getattr(args, "response_length", 0)
 
 
 def ledger(rows: Rows, lengths: RowLengths | None) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def test_pairs_are_cut_where_the_trainer_cuts_them(tmp_path):
 def test_the_longest_come_first_and_one_that_is_lost_is_all_cut(tmp_path):
     there = line(tmp_path, "sft_dpo_quickstart", "dpo", "dpo.max_length=8")
     found = preview(there, "dpo", Asked(row=None, worst="length", count=12))
+    (refused,) = found["refused"]
+    assert "training rows (100 %) are lost: with `dpo.max_length=8`" in refused["message"]
     lengths = [sum(len(joined(one)) for one in shown["sequences"]) for shown in found["shown"]]
     assert len(lengths) == 12
     assert all(one["cut"] == len(joined(one)) for one in found["shown"][0]["sequences"])
@@ -84,6 +86,7 @@ def test_the_least_margin_comes_first_and_counts_are_those_of_the_ledger(tmp_pat
     file = write_rows(tmp_path / "rows.jsonl", [*rows, {"prompt": "6?"}])
     there = line(tmp_path, "rlhf_quickstart", "rm", f"data.path={file}", "data.eval_rows=1", "eval.judge=null")
     found = preview(there, "rm", Asked(row=None, worst="margin", count=2))
+    assert found["refused"] == []
     held = there.ready("rm").held_rows.numbers
     left = sorted((m, i) for i, m in enumerate(margins, 1) if i not in held)
     assert [(shown["margin"], shown["row"]) for shown in found["shown"]] == left[:2]

@@ -40,9 +40,13 @@ def test_marks_stand_in_for_colours(capsys):
     cut = {"what": "cut", "why": "longer than 3 tokens", "count": 1, "first": [{"row": 7}]}
     rows = {"source": "a.jsonl", "format": "preference", "read": 9, "kept": 7, "held_out": 2, "cut": 1}
     rows |= {"reasons": [cut]} | dict.fromkeys(("lost", "num_skipped", "ties", "partly"), 0)
-    _print({"rows": rows, "notices": ["told"]} | {"shown": [{"row": 7, "sequences": [one], "margin": -0.5}]})
+    _print(
+        {"rows": rows, "notices": ["told"], "refused": [{"message": "lost", "hint": "mend"}]}
+        | {"shown": [{"row": 7, "sequences": [one], "margin": -0.5}]}
+    )
     said = capsys.readouterr().out
     assert "row 7, chosen: 2 trained, 1 context, 1 cut; margin -0.5\n[-Once-] upon [b]{+ a time+}\n" in said
     assert "  trained: 6 7\n" in said
     assert "rows of the format `preference`: 9 read, 7 kept, 2 held out, 1 cut\nnotice: told\n" in said
+    assert "a run would be refused: lost\n  hint: mend\n" in said
     assert "notice: 1 of 9 train rows cut (longer than 3 tokens): 7\n" in said
