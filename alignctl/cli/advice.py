@@ -28,7 +28,12 @@ def advice(
     """
     if "after" not in result:
         return []
-    return [*_few(stage, result, rows), *_shared(rows), *_still(stage, result), *_saturated(stage, result, logged)]
+    return [
+        *_few(stage, result, rows),
+        *_shared(stage, rows),
+        *_still(stage, result),
+        *_saturated(stage, result, logged),
+    ]
 
 
 def _few(stage: StageConfig, result: Mapping[str, Any], rows: Mapping[str, Any]) -> Iterator[str]:
@@ -46,12 +51,14 @@ def _few(stage: StageConfig, result: Mapping[str, Any], rows: Mapping[str, Any])
         yield f"{stage.eval.prompts} sampled answers say little: `eval.prompts={EvalSettings.prompts}`"
 
 
-def _shared(rows: Mapping[str, Any]) -> Iterator[str]:
-    held = rows.get("eval") or {}
+def _shared(stage: StageConfig, rows: Mapping[str, Any]) -> Iterator[str]:
+    """Where held-out rows stand among the training rows, too."""
+    held, data = rows.get("eval") or {}, stage.data
+    given = next((key for key in ("eval_split", "eval") if getattr(data, key)), "eval_path")
     if shared := held.get("shared_prompts"):
         yield (
             f"{shared:,} of {held['kept']:,} held-out rows have a prompt that training rows have, too, so their "
-            "numbers are too good: take these out, or hold out others, `data.eval_path=null data.eval_rows=256`"
+            f"numbers are too good: take these out, or hold out others, `data.{given}=null data.eval_rows=256`"
         )
 
 
@@ -86,6 +93,15 @@ def _more(stage: StageConfig) -> str:
     return " or ".join(options)
 
 
+def _less(stage: StageConfig) -> str:
+    """What has a stage learn less of the same rows."""
+    given = stage.trainer
+    if given.get("max_steps", -1) <= 0 and given.get("num_train_epochs", 3) > 1:
+        return f"`{stage.name}.num_train_epochs=1`"
+    rate = given.get("learning_rate")
+    return f"`{stage.name}.learning_rate={rate / _FASTER:.2g}`" if rate else f"a lower `{stage.name}.learning_rate`"
+
+
 def _saturated(stage: StageConfig, result: Mapping[str, Any], logged: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Where there is nothing left to learn, or to see."""
     before, name = result.get("before") or {}, stage.name
@@ -100,8 +116,11 @@ def _saturated(stage: StageConfig, result: Mapping[str, Any], logged: Sequence[M
     if known and len(known) >= _FEW // 3 and told < len(known) / 4:
         yield (
             f"all training pairs are told apart from step {known[told]['step']:,} of {steps[-1]['step']:,} on, the "
-            f"rest only widens margins: `{name}.num_train_epochs=1`, a lower `{name}.learning_rate`, or harder pairs"
+            f"rest only widens margins: {_less(stage)}, or harder pairs"
         )
+    spread = [value for key, value in result["after"].items() if key.startswith("rewards/") and key.endswith("_std")]
+    if spread and not any(spread):
+        yield "all answers to held-out prompts score the same: another `reward_funcs`, or harder prompts in `data.path`"
     alike = [row[_ALIKE] for row in steps[len(steps) // 2 :] if row.get(_ALIKE) is not None]
     if alike and sum(alike) / len(alike) >= 0.9:
         yield (

@@ -76,6 +76,7 @@ def test_few_held_out_rows(data, typed):
 def test_held_out_rows_that_training_rows_share_prompts_with():
     (line,) = said(rows={"eval": {"kept": 200, "shared_prompts": 40}})
     assert line.startswith("40 of 200 held-out rows have a prompt that training rows have, too")
+    assert line.endswith("`data.eval_path=null data.eval_rows=256`")
 
 
 def test_saturated():
@@ -86,6 +87,10 @@ def test_saturated():
     told = [{"step": n, "loss": 0.1, "rewards/accuracies": 1.0 if n > 3 else 0.5} for n in range(1, 21)]
     (line,) = said(logged=told)
     assert line.startswith("all training pairs are told apart from step 4 of 20 on")
+    assert line.endswith("`dpo.learning_rate=1e-07`, or harder pairs")
+    alike = {"rewards/a": 1.0, "rewards/a_std": 0.0}
+    assert "score the same" in said({"before": alike, "after": alike, "certainty": {}})[0]
+    assert said({"before": alike, "after": alike | {"rewards/b_std": 0.5}, "certainty": {}}) == []
     assert said(logged=[row | {"rewards/accuracies": 0.9} for row in told]) == []
     (line,) = said(logged=[{"step": n, "loss": 0.0, "frac_reward_zero_std": 0.95} for n in range(1, 21)])
     assert line.startswith("95% of the prompts have completions that all score the same")

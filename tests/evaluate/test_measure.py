@@ -40,11 +40,9 @@ def test_kl_estimate_is_the_kl_on_average():
     assert found == pytest.approx(exact, rel=0.02)  # the standard error of 200,000 draws is 0.5 %
 
 
-def test_sampling_follows_the_policy_and_leaves_the_caller_alone():
+def small_policy():
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from alignctl.config.schema import EvalSettings
-    from alignctl.evaluate.answers import draw_answers
     from alignctl.models.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["hello world"], 300)
@@ -55,6 +53,33 @@ def test_sampling_follows_the_policy_and_leaves_the_caller_alone():
             num_attention_heads=2, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )
     ).eval()  # fmt: skip
+    return model, tokenizer
+
+
+def test_what_is_measured_is_counted_to_its_end():
+    from alignctl.config.schema import EvalSettings
+    from alignctl.data.tokenizing import Answer
+    from alignctl.evaluate.evaluator import Evaluator
+    from alignctl.evaluate.held_out import HeldOut, Pairs, Questions
+
+    model, tokenizer = small_policy()
+    prompts = [[5, 6, n] for n in range(7)]
+    pairs = Pairs([Answer(ids, [9]) for ids in prompts], [Answer(ids, [8, 9]) for ids in prompts])
+    held_out = HeldOut(pairs, None, Questions(["a"] * 7, prompts, ["a"] * 7))
+    parts = []
+    Evaluator(
+        tokenizer, held_out, None, EvalSettings(max_new_tokens=2, batch_size=2), 1,
+        begins=lambda part, total, unit: parts.append([part, total, 0]),
+        count=lambda more: parts.__setitem__(-1, [*parts[-1][:2], parts[-1][2] + more]),
+    ).measure(model, lambda: nullcontext(model))  # fmt: skip
+    assert parts == [["preferences", 28, 28], ["answers", 7, 7], ["KL", 14, 14]]
+
+
+def test_sampling_follows_the_policy_and_leaves_the_caller_alone():
+    from alignctl.config.schema import EvalSettings
+    from alignctl.evaluate.answers import draw_answers
+
+    model, tokenizer = small_policy()
     prompts = [tokenizer("hello")["input_ids"], tokenizer("hello world hello")["input_ids"]] * 300
     settings = EvalSettings(max_new_tokens=1, batch_size=64)
     state = torch.get_rng_state()

@@ -65,7 +65,7 @@ def test_a_process_that_does_not_even_start_ends_with_one_request(tmp_path):
 
 def test_shortened_quickstart_ends_with_its_table(pipeline):
     out, err = (pipeline / "out").read_text(), (pipeline / "err").read_text()
-    for title in ("right answers", "wanted manner", "preference accuracy", "KL to the reference", "win rate"):
+    for title in ("right answers", "wanted manner", "preference accuracy", "KL to reference", "win rate"):
         assert title in out
     assert "before" in out
     assert "after" in out
