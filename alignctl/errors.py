@@ -28,6 +28,8 @@ class Problem:
 
     message: str
     hint: str | None = None
+    unusable: str | None = None
+    """The key whose value is of no use to checks that look further."""
 
 
 def first_few(items: Sequence[str], separator: str = ", ") -> str:
@@ -98,7 +100,7 @@ def refused(what: str, hint: str | None = None) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError, ArithmeticError) as error:
-        if _raised_in(error).startswith("alignctl."):
+        if raised_in(error).startswith("alignctl."):
             raise
         said = " ".join(str(error).split())
         raise RequestError(
@@ -106,7 +108,7 @@ def refused(what: str, hint: str | None = None) -> Iterator[None]:
         ) from error
 
 
-def _raised_in(error: BaseException) -> str:
+def raised_in(error: BaseException) -> str:
     """The module whose code raised an error."""
     trace = error.__traceback__
     while trace and trace.tb_next:

@@ -13,9 +13,10 @@ from alignctl.errors import Problem
 from alignctl.methods.registry import NOT_NEGATIVE, POSITIVE, Bound
 
 _AT_LEAST_1, _AT_LEAST_10 = Bound(least=1), Bound(least=10)
+_SEED = Bound(least=0, most=2**32 - 1, hint="numpy takes seeds of 32 bits")
 
 SETTINGS = {
-    "seed": NOT_NEGATIVE,
+    "seed": _SEED,
     "log_every": _AT_LEAST_1,
     "data.max_lost": NOT_NEGATIVE,
     "data.max_skipped": NOT_NEGATIVE,
@@ -54,14 +55,14 @@ TRAINER = dict.fromkeys(
     POSITIVE,
 ) | dict.fromkeys(
     ("weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon", "dataloader_num_workers",
-     "data_seed", "neftune_noise_alpha"),
+     "neftune_noise_alpha"),
     NOT_NEGATIVE,
 ) | dict.fromkeys(
     ("save_total_limit", "dataloader_prefetch_factor", "dataset_num_proc", "eval_accumulation_steps",
      "pad_to_multiple_of", "torch_empty_cache_steps", "pass_tokens"),
     _AT_LEAST_1,
 ) | dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Bound(least=0, below=1)) | {
-    "early_stopping_patience": _AT_LEAST_1, "early_stopping_threshold": NOT_NEGATIVE,
+    "data_seed": _SEED, "early_stopping_patience": _AT_LEAST_1, "early_stopping_threshold": NOT_NEGATIVE,
 }  # fmt: skip
 """Of the fields that the trainers of all methods have."""
 

@@ -71,7 +71,9 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
         )
     weights, losses = stage.get("loss_weights"), stage.get("loss_type")
     losses = [losses] if isinstance(losses, str) else losses
-    if isinstance(weights, list) and isinstance(losses, list) and len(weights) != len(losses):
+    if losses == []:
+        yield Problem(f"`{name}.loss_type` names no loss", f"take it out, or set `{name}.loss_type=[sigmoid]`")
+    elif isinstance(weights, list) and isinstance(losses, list) and len(weights) != len(losses):
         yield Problem(
             f"`{name}.loss_weights` has {len(weights)} values for {len(losses)} in `{name}.loss_type`",
             f"set `{name}.loss_weights=null`, or a weight for each",

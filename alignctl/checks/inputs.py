@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from alignctl.checks.checkpoints import (
 from alignctl.checks.hub_data import check_hub_data
 from alignctl.checks.mixtures import check_mix, entries_of
 from alignctl.checks.values import check_choice, check_value, method_of
+from alignctl.config.checkpoints import describe
 from alignctl.config.schema import MISSING, QUANTIZED
 from alignctl.config.stages import first_stage, merged_section, names_rows
 from alignctl.config.suggest import did_you_mean
@@ -241,6 +241,37 @@ def _scratch(scratch: Mapping[str, Any]) -> Iterator[Problem]:
     config = scratch.get("config")
     if isinstance(config, Mapping) and "model_type" not in config:
         yield Problem("`model.scratch.config.model_type` must be given", "for example `llama`")
+    if isinstance(config, Mapping):
+        yield from _sizes(config)
+
+
+_WHOLE = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_key_value_heads",
+    "head_dim",
+)
+
+
+def _sizes(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether the sizes of a model that starts from random weights go together."""
+    where = "model.scratch.config"
+    sizes = {key: config[key] for key in _WHOLE if config.get(key) is not None}
+    wrong = [key for key, size in sizes.items() if not isinstance(size, int) or isinstance(size, bool) or size < 1]
+    for key in wrong:
+        yield Problem(f"`{where}.{key}` must be a whole number of at least 1, got `{sizes[key]}`")
+    hidden, heads, shared = (sizes.get(key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    if wrong or not heads:
+        return
+    if hidden and not sizes.get("head_dim") and hidden % heads:
+        yield Problem(
+            f"`{where}.hidden_size={hidden}` is no multiple of `{where}.num_attention_heads={heads}`",
+            f"set `{where}.hidden_size={max(hidden // heads, 1) * heads}`",
+        )
+    if shared and heads % shared:
+        yield Problem(f"`{where}.num_attention_heads={heads}` is no multiple of `{where}.num_key_value_heads={shared}`")
 
 
 def _has_chat_template(config: Mapping[str, Any], name: str) -> bool:
@@ -250,12 +281,12 @@ def _has_chat_template(config: Mapping[str, Any], name: str) -> bool:
     source = model.get("tokenizer") or model.get("path")
     if model.get("chat_template") or not isinstance(source, str):
         return True
-    settings = Path(source).expanduser() / "tokenizer_config.json"
-    try:
-        described = json.loads(settings.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return True
-    return "chat_template" in described or settings.with_name("chat_template.jinja").is_file()
+    described = describe(source, "tokenizer_config.json")
+    return (
+        described is None
+        or "chat_template" in described
+        or Path(source).expanduser().joinpath("chat_template.jinja").is_file()
+    )
 
 
 def _rows(

@@ -29,6 +29,7 @@ from alignctl.config.trl_fields import config_fields
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method, methods
 
+_MOST_LETTERS = 100  # of the name of a stage, which is that of a folder
 _TOP_SECTIONS = SECTIONS | {
     "tracker": TrackerSettings, "distributed": DistributedSettings, "launcher": LauncherSettings,
 }  # fmt: skip
@@ -46,8 +47,10 @@ def check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
     names = stage_names(config)
     for key, value in config.items():
         if key in names:
-            if key in RESERVED_NAMES or not key.isidentifier():
-                yield Problem(f"`{key}` cannot be the name of a stage", "use letters, digits and `_`")
+            if key in RESERVED_NAMES or key in known or not key.isidentifier() or len(key) > _MOST_LETTERS:
+                yield Problem(
+                    f"`{key}` cannot be the name of a stage", "use letters, digits and `_`, and no key of a run"
+                )
         elif key not in known:
             stages = [name for name in names if config[name]["method"] == key]
             hint = f"the stage with the method `{key}` is called `{stages[0]}`" if stages else None
@@ -116,6 +119,8 @@ def check_stage(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
             yield Problem(f"`{where}` is not a stage's to set", method.owned_fields[key])
         elif key in fields:
             yield from check_trainer_value(where, value, fields[key])
+        elif key == "from":
+            yield from check_value(where, value, "str | None")
         elif key not in STAGE_KEYS:
             yield Problem(f"unknown key `{where}`", did_you_mean(key, offered, prefix=f"{name}."))
 
@@ -136,7 +141,7 @@ def _section(where: str, section: Any, settings: type) -> Iterator[Problem]:
     if not isinstance(section, Mapping):
         key = where.rpartition(".")[2]
         hint = f"to choose an option of the group: `{key}@{where}={section}`" if isinstance(section, str) else None
-        yield Problem(f"`{where}` must be a mapping, got `{section}`", hint)
+        yield Problem(f"`{where}` must be a mapping, got `{section}`", hint, where)
         return
     known = annotations(settings)
     for key, value in section.items():
@@ -148,7 +153,7 @@ def _section(where: str, section: Any, settings: type) -> Iterator[Problem]:
 
 def _peft(where: str, section: Any) -> Iterator[Problem]:
     if not isinstance(section, Mapping):
-        yield Problem(f"`{where}` must be a mapping, got `{section}`")
+        yield Problem(f"`{where}` must be a mapping, got `{section}`", None, where)
         return
     kind = section.get("type", "none")
     if problems := list(check_choice(f"{where}.type", kind, PEFT_CLASSES)):

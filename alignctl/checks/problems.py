@@ -6,7 +6,7 @@ together. Nothing here changes the config.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from alignctl.checks.adapters import check_adapter, check_kept_alone
@@ -39,10 +39,29 @@ def checked(request: Request) -> dict[str, Any]:
 def find_problems(config: Mapping[str, Any]) -> list[Problem]:
     """Runs every check on a composed config; an empty list means that it can be planned."""
     names = stage_names(config)
-    problems = [*check_top_level(config), *check_secrets(config), *check_run_dir(config)]
+    problems = [*check_top_level(config), *check_secrets(config)]
     for name in names:
         problems += check_stage(config, name)
-    problems += check_stage_order(config, names)
+    unusable = {problem.unusable for problem in problems if problem.unusable}
+    rest = _without(config, unusable)
+    told = [f"`{key}" for key in unusable]
+    problems += [one for one in _of_usable(rest, names) if not any(key in one.message for key in told)]
+    return list(dict.fromkeys(problems))
+
+
+def _without(config: Mapping[str, Any], unusable: Collection[str], before: str = "") -> dict[str, Any]:
+    """A config without values that are of no use, wherever a section is one of the run or of a stage."""
+    return {
+        key: _without(value, unusable, f"{before}{key}.") if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if isinstance(key, str) and not {f"{before}{key}", f"{before}{key}".partition(".")[2]} & set(unusable)
+    }
+
+
+def _of_usable(config: Mapping[str, Any], names: list[str]) -> list[Problem]:
+    """What is wrong with values that are each what they have to be."""
+    names = [name for name in names if name in config and "method" in config[name]]
+    problems = [*check_run_dir(config), *check_stage_order(config, names)]
     to_run = _stages_to_run(config, names)
     for name in to_run:
         problems += [*check_model(config, name), *check_rows_from(config, name), *check_data(config, name)]
@@ -50,7 +69,7 @@ def find_problems(config: Mapping[str, Any]) -> list[Problem]:
         problems += check_rewards(config, name)
     problems += [*check_kept_alone(config, to_run), *check_unused(config, to_run), *check_launch(config, to_run)]
     problems += check_rows_together(config, to_run)
-    return list(dict.fromkeys(problems))
+    return problems
 
 
 def _stages_to_run(config: Mapping[str, Any], names: list[str]) -> list[str]:

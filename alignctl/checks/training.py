@@ -56,6 +56,13 @@ def check_training(name: str, stage: Mapping[str, Any], processes: bool) -> Iter
     """
     yield from _precision(name, stage)
     yield from _strategies(name, stage)
+    for key in ("logging_steps", "eval_steps", "save_steps"):
+        steps = stage.get(key)
+        if isinstance(steps, float) and steps > 1 and not steps.is_integer():
+            yield Problem(
+                f"`{name}.{key}={steps}` must be a whole number, or a share of all steps below 1",
+                f"set `{name}.{key}={round(steps)}`",
+            )
     yield from _early_stopping(name, stage)
     yield from _optimizer(name, stage)
     yield from _schedule(name, stage)

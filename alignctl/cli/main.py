@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -306,6 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        _refuse_unreadable(arguments)
         result: Any = cli.main(args=arguments, prog_name="alignctl", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except AlignctlError as error:
@@ -319,10 +321,36 @@ def main(arguments: list[str] | None = None) -> None:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
         code = EXIT_FAILED
-    except OSError as error:
-        if debug or error.errno not in FULL:
+    except Exception as error:
+        if debug:
             raise
-        full = f"there is no room left to write to: {error.strerror}"
-        _say(AlignctlError(full, "make room, and run the same command again: it continues"))
+        _say(_unforeseen(error))
         code = EXIT_FAILED
     sys.exit(code)
+
+
+def _refuse_unreadable(arguments: list[str]) -> None:
+    """Whether the arguments are text: those that the system could not read as such cannot be shown either.
+
+    Raises:
+        RequestError: One is not.
+    """
+    for number, argument in enumerate(arguments, start=1):
+        if "\0" in argument or any("\ud800" <= letter <= "\udfff" for letter in argument):
+            shown = argument.encode("ascii", "backslashreplace").decode()
+            raise RequestError(f"argument {number} is no text: `{shown}`", "write it in UTF-8")
+
+
+def _unforeseen(error: Exception) -> AlignctlError:
+    """What to say of an error that nobody thought of: a disk without room, or a bug of ours, whose traceback goes into
+    a file."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        full = f"there is no room left to write to: {error.strerror}"
+        return AlignctlError(full, "make room, and run the same command again: it continues")
+    said = " ".join(str(error).split())
+    with tempfile.NamedTemporaryFile("w", prefix="alignctl-bug-", suffix=".log", delete=False) as log:
+        log.write(traceback.format_exc())
+    return AlignctlError(
+        f"this is a bug of alignctl: {type(error).__name__}: {said[:200]}",
+        f"please report it, with {log.name}; `--debug` shows the same",
+    )

@@ -15,7 +15,8 @@ from alignctl.cli.terminal import say
 from alignctl.config.stages import StageConfig
 from alignctl.methods.registry import methods
 from alignctl.plan.plan import RunPlan
-from alignctl.run.files import read_json, read_json_lines
+from alignctl.run.files import read_json_lines, read_record
+from alignctl.run.forms import LEDGERS, RESULT
 from alignctl.run.paths import StagePaths
 from alignctl.run.products import read_manifest
 
@@ -81,12 +82,12 @@ def run_summary(plan: RunPlan) -> dict[str, Any]:
     stages = {}
     for stage in plan.stages:
         paths = plan.paths.stage(stage.config.name)
-        rows = read_json(paths.data) or {}
+        rows = read_record(paths.data, LEDGERS) or {}
         stages[stage.config.name] = {
             "method": stage.config.method,
             **_made(stage.config, paths),
             "rows": {part: _row_counts(ledger) for part, ledger in rows.items() if ledger},
-            **(result := read_json(paths.result) or {}),
+            **(result := read_record(paths.result, RESULT) or {}),
             "advice": advice(stage.config, result, rows, read_json_lines(paths.metrics)),
         }
     return {"recipe": plan.recipe, "run_dir": plan.run_dir, "stages": stages}
@@ -110,7 +111,7 @@ def _row_counts(ledger: dict[str, Any]) -> dict[str, Any]:
         {name: ledger[name] for name in counts if name in ledger}
         | {
             "skipped": ledger["num_skipped"],
-            "skipped_rows": list(map(int, ledger["skipped"])),
+            "skipped_rows": [int(row) for row in ledger["skipped"] if row.isdigit()],
         }
         | ({"parts": ledger["parts"]} if ledger.get("parts") else {})
     )

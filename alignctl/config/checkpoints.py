@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.forms import misfit
 from alignctl.data.sources import is_hub_id
 from alignctl.errors import Problem
 from alignctl.methods.registry import Role
@@ -28,6 +29,22 @@ _CLASSES: dict[Role, str] = {
     "policy": "CausalLM", "reference": "CausalLM",
     "reward_model": "SequenceClassification", "value_model": "SequenceClassification",
 }  # fmt: skip
+FORMS = {
+    "config.json": {
+        "architectures?": "list[str]", "model_type?": "str", "max_position_embeddings?": "int", "id2label?": "dict",
+        "quantization_config?": "dict", "compression_config?": "dict",
+    } | dict.fromkeys(
+        ("hidden_size?", "intermediate_size?", "num_hidden_layers?", "num_attention_heads?", "num_key_value_heads?",
+         "vocab_size?", "head_dim?"), "int"),
+    "adapter_config.json": {
+        "base_model_name_or_path?": "str", "task_type?": "str", "peft_type?": "str", "r?": "int",
+        "target_modules?": "list[str] | str", "modules_to_save?": "list[str]",
+    },
+    "tokenizer_config.json": {"chat_template?": "str | list[dict] | dict", "tokenizer_class?": "str"},
+    "generation_config.json": {},
+}  # fmt: skip
+"""What is asked of each of its files."""
+
 _SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
 """What a checkpoint and the one that it was quantized from have in common."""
 
@@ -36,11 +53,31 @@ def describe(source: str, file: str = "config.json", revision: str | None = None
     """A JSON file of a checkpoint; None where there is none on this machine."""
     folder = Path(source).expanduser()
     path = folder / file if folder.is_dir() else _cached(source, file, revision)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path else None
-    except (OSError, ValueError):
+    content = _content(path) if path else None
+    if not isinstance(content, dict):
         return None
-    return content if isinstance(content, dict) else None
+    form = FORMS.get(file, {})
+    return {
+        key: one for key, one in content.items() if not misfit({key: one}, {f"{key}?": form.get(f"{key}?", "object")})
+    }
+
+
+def find_damage(given: str, source: str, revision: str | None = None) -> Problem | None:
+    """What is wrong with the JSON files of a checkpoint in themselves."""
+    for name, form in FORMS.items():
+        path = _file(source, name, revision)
+        flaw = misfit(_content(path), form) if path else None
+        if flaw:
+            return Problem(f"`{given}`: {name} is damaged: {flaw}", "copy or download the checkpoint again")
+    return None
+
+
+def _content(path: Path) -> Any:
+    """Of a JSON file; None where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def describe_model(model: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -62,8 +99,8 @@ def find_flaw(given: str, source: str, role: Role, trained: bool, revision: str 
         source: Folder or Hub id.
         trained: Whether the model of that role is the one that learns: a head that scores may then start at random.
     """
-    if shares := _in_shares(given, source):
-        return shares
+    if found := _in_shares(given, source) or find_damage(given, source, revision):
+        return found
     if adapter := describe(source, "adapter_config.json", revision):
         return _an_adapter(given, source, role, adapter)
     described = describe(source, "config.json", revision) or {}
@@ -229,10 +266,10 @@ def _command(imported: str, model: str, tokenizer: str, folder: str) -> str:
     )
 
 
-def _file(source: str, name: str) -> Path | None:
+def _file(source: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a checkpoint, where it is on this machine."""
     folder = Path(source).expanduser()
-    path = folder / name if folder.is_dir() else _cached(source, name, None)
+    path = folder / name if folder.is_dir() else _cached(source, name, revision)
     return path if path and path.is_file() else None
 
 

@@ -9,32 +9,39 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
+from alignctl.config.interpolations import find_flaw
+from alignctl.config.recipe_files import look_at
 from alignctl.config.renamed import former_names, rename_data
 from alignctl.config.schema import SECTIONS, RunSettings, annotations
 from alignctl.config.suggest import did_you_mean
-from alignctl.errors import Problem, RequestError
+from alignctl.errors import Problem, RequestError, raised_in
 
 DEFAULT_RECIPE = "quickstart"
 _SUFFIX, _COMMAND_LINE = ".yaml", "command line"
+_MOST_LETTERS, _MOST_TEXT = 200, 100_000  # of a key, and of an override
+_MOST_POINTS = 1_000  # of a sweep
 
 
 def _shipped(folder: str) -> Path:
@@ -111,20 +118,31 @@ def compose(request: Request) -> tuple[dict[str, Any], list[Problem]]:
     """
     loader = _loader(request)
     overrides, problems = _checked_overrides(request, loader)
-    try:
+    with suppress(RequestError):
         return _load(request, loader, overrides), problems
-    except RequestError:
-        config = _load(request, loader, [])  # raises again when the recipe itself is wrong
-    # Some override is: apply them one at a time to find which.
+    config = _load(request, loader, [])  # raises again when the recipe itself is wrong
+    # Some override is: halves of them are applied to find which.
     accepted: list[str] = []
-    for override in overrides:
+    waiting = [overrides]
+    while waiting:
+        some = waiting.pop()
         try:
-            config = _load(request, loader, [*accepted, override])
-            accepted.append(override)
+            config = _load(request, loader, [*accepted, *some])
+            accepted += some
         except RequestError as error:
-            reason = error.problems[0].message.rpartition(": ")[2]
-            problems.append(Problem(f"`{override.removeprefix('++')}`: {reason}"))
+            if len(some) > 1:
+                waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
+            else:
+                problems.append(_not_applied(some[0], error))
     return config, problems
+
+
+def _not_applied(override: str, error: RequestError) -> Problem:
+    """Why one override, in itself well written, cannot be applied."""
+    reason = error.problems[0].message
+    if "Could not append to config" in reason:
+        return Problem(f"`{override}` adds a key that is there already", f"write `{override.lstrip('+')}`")
+    return Problem(f"`{override.removeprefix('++')}`: {reason.partition('): ')[2] or reason}")
 
 
 def value_sources(request: Request) -> dict[str, str]:
@@ -136,7 +154,7 @@ def value_sources(request: Request) -> dict[str, str]:
         _assign(sources, place, loaded.config, file)
     for override in _parse(request.overrides, []):
         if not loader.get_group_options(override.key_or_group) and not override.is_delete():
-            _assign(sources, override.key_or_group, OmegaConf.create([override.value()])[0], _COMMAND_LINE)
+            _assign(sources, override.key_or_group, _node(override), _COMMAND_LINE)
     config = compose(request)[0]
     for stage, former, name in former_names(config):
         file = sources.pop(f"{stage}.{former}", None)
@@ -159,15 +177,32 @@ def expand_sweep(request: Request) -> list[Request]:
     for override in _parse(request.overrides, problems, _loader(request)):
         key = override.input_line.partition("=")[0]
         try:
-            values = override.sweep_string_iterator() if override.is_sweep_override() else None
-            choices.append(
-                [override.input_line] if values is None else [f"{key}={value}" for value in dict.fromkeys(values)]
-            )
-        except HydraException as error:
+            values = _swept_values(override) if override.is_sweep_override() else None
+            choices.append([override.input_line] if values is None else [f"{key}={value}" for value in values])
+        except (HydraException, ValueError, TypeError, ArithmeticError, NotImplementedError) as error:
             problems.append(Problem(f"cannot sweep over `{override.input_line}`: {error}", "list the values: `a,b,c`"))
+    if not problems and (points := math.prod(map(len, choices))) > _MOST_POINTS:
+        problems.append(Problem(f"the sweep has {points:,} points, and one has at most {_MOST_POINTS:,}"))
     if problems:
         raise RequestError.from_problems(problems)
     return [Request(request.recipe, point, request.recipe_dirs) for point in itertools.product(*choices)]
+
+
+def _swept_values(override: Override) -> list[str]:
+    """The values of one swept override, each once.
+
+    Raises:
+        ValueError: There are none, or too many.
+    """
+    swept = override.value()
+    if isinstance(swept, RangeSweep) and not swept.step:
+        raise ValueError("its step is 0")
+    values = list(dict.fromkeys(itertools.islice(override.sweep_string_iterator(), _MOST_POINTS + 1)))
+    if not values:
+        raise ValueError("it has no values")
+    if len(values) > _MOST_POINTS:
+        raise ValueError(f"it has more than {_MOST_POINTS:,} values")
+    return values
 
 
 def swept(request: Request, point: Request) -> list[str]:
@@ -237,7 +272,19 @@ def _loader(request: Request) -> ConfigLoaderImpl:
     for folder in folders:
         search_path.append("main" if folder == folders[0] else "alignctl", f"file://{folder}")
     search_path.append("schema", "structured://")
-    return ConfigLoaderImpl(search_path)
+    loader = ConfigLoaderImpl(search_path)
+    loader.repository = _Repository(search_path)
+    return loader
+
+
+class _Repository(ConfigRepository):
+    """Hydra's, which looks at files of users before it reads them."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source and source.scheme() == "file" and source.path not in map(str, (CONF_DIR, RECIPES_DIR)):
+            look_at(Path(source.path, config_path.removesuffix(_SUFFIX) + _SUFFIX))
+        return super().load_config(config_path)
 
 
 def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> dict[str, Any]:
@@ -245,6 +292,8 @@ def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> d
         config = loader.load_configuration(request.recipe.path.stem, overrides, RunMode.RUN, from_shell=False)
         with open_dict(config):
             del config["hydra"]
+        if flaw := find_flaw(OmegaConf.to_container(config, resolve=False)):
+            raise RequestError(f"{_named(request)}: {flaw}")
         return OmegaConf.to_container(config, resolve=True)
 
     config = _translated(request, load)
@@ -273,7 +322,7 @@ def _given_last(
     layers.append(("the command line", {}))
     for override in _parse(overrides, []):
         if not override.is_delete():
-            _assign(layers[-1][1], override.key_or_group, OmegaConf.create([override.value()])[0], "")
+            _assign(layers[-1][1], override.key_or_group, _node(override), "")
     for where, keys in reversed(layers):
         given = [name for name in names if f"{stage}.{name}" in keys]
         if len(given) > 1:
@@ -294,6 +343,7 @@ def _files(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> 
         yield loaded, item.package if item.package != "_global_" else "", file
 
 
+_MANY_DIGITS = re.compile(r"""(?<![\w"'])\d{41,}(?![\w"'])""")
 _TOKEN = r"[^\[\]\"'\\${}(),]+"
 _TOKENS = re.compile(rf"\[{_TOKEN}(,{_TOKEN})*\]")
 
@@ -311,6 +361,9 @@ def _parse(overrides: Sequence[str], problems: list[Problem], loader: ConfigLoad
     """Parses what can be parsed; the rest goes to `problems`. With a loader, `glob(*)` finds options of groups."""
     parsed: list[Override] = []
     for text in overrides:
+        if problem := _not_taken(text):
+            problems.append(problem)
+            continue
         if "=" not in text and not text.startswith("~"):
             known = text in {recipe.name for recipe in list_recipes()}
             hint = f"write `recipe={text}`" if known else "write `key=value`, for example `dpo.beta=0.2`"
@@ -318,13 +371,29 @@ def _parse(overrides: Sequence[str], problems: list[Problem], loader: ConfigLoad
             continue
         try:
             parsed += OverridesParser.create(config_loader=loader).parse_overrides([_items_quoted(text)])
-        except HydraException as error:
+        except (HydraException, RecursionError, ValueError) as error:
             key, _, value = text.partition("=")
             hint = f"""quote a value with special characters: `'{key}="{value}"'`"""
             reason = str(error).splitlines()[0]
             reason = "" if "Exception" in reason else f": {reason}"
             problems.append(Problem(f"cannot read the override `{text}`{reason}", hint))
     return parsed
+
+
+def _not_taken(text: str) -> Problem | None:
+    """What is wrong with an override before Hydra's grammar looks at it."""
+    key = text.partition("=")[0].lstrip("+~")
+    if key == "hydra" or key.startswith(("hydra.", "hydra/", "hydra@")):
+        return Problem(f"`{key}`: settings of Hydra itself are not taken", "take it out")
+    if len(key) > _MOST_LETTERS:
+        return Problem(f"`{key[:20]}...` has {len(key):,} letters, and no key has more than {_MOST_LETTERS}")
+    if len(text) > _MOST_TEXT:
+        return Problem(f"the value of `{key}` has more than {_MOST_TEXT:,} characters", "give a file, or a recipe")
+    if digits := _MANY_DIGITS.search(text):
+        return Problem(f"`{key}` has a number of {len(digits[0]):,} digits", "write it as text, in quotes, or shorter")
+    if text.startswith("~") and "=" in text:
+        return Problem(f"`~{key}` takes a key out, and has no value", f"write `~{key}`")
+    return None
 
 
 def _checked_overrides(request: Request, loader: ConfigLoaderImpl) -> tuple[list[str], list[Problem]]:
@@ -386,32 +455,46 @@ def _number_problem(override: Override) -> Problem | None:
     return Problem(f"`{override.key_or_group}` must be text, and `{typed}` is read as `{value}`", hint)
 
 
+def _named(request: Request) -> str:
+    return f"recipe `{request.recipe.name}` ({request.recipe.path})"
+
+
 def _translated(request: Request, action: Callable[[], Any]) -> Any:
     """Runs a step of Hydra's; its errors become one paragraph about the recipe."""
     try:
         return action()
     except RecursionError as error:
         raise RequestError(
-            f"recipe `{request.recipe.name}` ({request.recipe.path}) starts from itself",
-            "give it another name than the recipe in its `defaults`",
+            f"{_named(request)} starts from itself", "give it another name than the recipe in its `defaults`"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"recipe `{request.recipe.name}` ({request.recipe.path}) cannot be read: {error}") from error
-    except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error
-        lines = [line.strip() for line in str(cause if str(cause) else error).splitlines()]
-        reason = " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
-        raise RequestError(f"recipe `{request.recipe.name}` ({request.recipe.path}): {reason}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("yaml"):
-            raise RequestError(f"recipe `{request.recipe.name}`: the YAML is broken: {error}") from error
+    except OSError as error:
+        raise RequestError(f"{_named(request)} cannot be read: {error}") from error
+    except RequestError:
         raise
+    except Exception as error:
+        if raised_in(error).partition(".")[0] not in ("hydra", "omegaconf", "yaml", "antlr4"):
+            raise
+        raise RequestError(f"{_named(request)}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """What Hydra says, in one line, after the key that it is about."""
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause if str(cause) else error).splitlines()]
+    key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
+    reason = " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
+    return (f"`{key}`: " if key and key not in reason else "") + (reason or type(cause).__name__)
 
 
 def _assign(sources: dict[str, str], prefix: str | None, node: Any, file: str) -> None:
     """Notes `file` as the source of every value in `node`."""
     for leaf in _leaves(node) if isinstance(node, DictConfig) else [""]:
         sources[".".join(filter(None, (prefix, leaf)))] = file
+
+
+def _node(override: Override) -> Any:
+    """The value of an override as it would stand in a config, interpolations as they are."""
+    return OmegaConf.create([override.value()])._get_node(0)
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> list[str]:

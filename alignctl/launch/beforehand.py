@@ -19,7 +19,7 @@ from alignctl.config.trl_fields import config_fields
 from alignctl.errors import AlignctlError, RequestError
 from alignctl.launch.child import ChildFailed, as_error, ask
 from alignctl.methods.registry import methods
-from alignctl.monitor.heartbeat import read_beats
+from alignctl.monitor.heartbeat import progress, read_beats
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.files import read_json, write_json
 from alignctl.run.paths import RunPaths, StagePaths
@@ -29,6 +29,7 @@ SEEN_ON_SUBMIT = 100_000
 """Rows in a file up to which the command that submits looks at them; of more, the first job does."""
 _LEAST_STEPS = 20  # of the stages before the last: as few as a stage takes without a rehearsal
 _WAIT_POLL_S = 2.0  # of a file system that many machines share
+_BEGINS_S = 600  # a child may take until it says what it does: it imports much
 
 
 class Watcher(Protocol):
@@ -123,17 +124,47 @@ def _answer(plan: RunPlan, asked: dict[str, Any], watcher: Watcher) -> dict[str,
 
     Raises:
         ChildFailed: It found nothing.
+        AlignctlError: It did not get on.
     """
     seen: Any = None
 
-    def show() -> None:
+    def look() -> None:
         nonlocal seen
         seen = _show(plan, asked["stages"], scratch, watcher, seen)
+        patience.look()
 
     with tempfile.TemporaryDirectory(prefix="alignctl-rows-") as folder:
         scratch = RunPaths(Path(folder))
         write_json(scratch.plan, mask(plan.to_dict()))
-        return ask("alignctl.beforehand", scratch.root, [folder, json.dumps(asked)], _environment(plan), show)
+        patience = _Patience(plan, [scratch.stage(name) for name in asked["stages"]])
+        return ask("alignctl.beforehand", scratch.root, [folder, json.dumps(asked)], _environment(plan), look)
+
+
+class _Patience:
+    """How long a child may stand still: as long as the workers of its stages."""
+
+    def __init__(self, plan: RunPlan, folders: Sequence[StagePaths]):
+        self._folders, self._limit_s = folders, max(stage.config.launcher.stall_timeout for stage in plan.stages)
+        self._said: list[Any] = []
+        self._since = time.monotonic()
+
+    def look(self) -> None:
+        """Takes note of what has changed; to be called often.
+
+        Raises:
+            AlignctlError: Nothing has, for too long.
+        """
+        beats = [beat for folder in self._folders for beat in read_beats(folder.beats(0))]
+        said, now = [progress(beat) for beat in beats], time.monotonic()
+        if said != self._said:
+            self._said, self._since = said, now
+        elif now > self._since + (self._limit_s if beats else max(self._limit_s, _BEGINS_S)):
+            doing = beats[-1]["doing"] if beats else "starting"
+            raise AlignctlError(
+                f"before training ({doing}) nothing got on for {self._limit_s} s",
+                "a chat template that never ends does this: `model.chat_template` or that of the tokenizer; for slow "
+                "files raise `launcher.stall_timeout`",
+            )
 
 
 def _environment(plan: RunPlan) -> dict[str, str]:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.forms import misfit
 from alignctl.launch.queue import UNKNOWN, JobState, job_states
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json
+from alignctl.run.forms import PROGRESS
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.state import is_done, is_held, read_status
 
@@ -107,7 +109,8 @@ def _stage(plan: RunPlan, stage: StagePlan, noted: Mapping[str, Any], jobs: Mapp
     job = noted.get("job")
     found = jobs.get(job["id"]) if job else None
     state, why = _state(noted, paths, found, held=is_held(owner))
-    progress = read_json(paths.progress) or {}
+    progress = read_json(paths.progress)
+    progress = {} if misfit(progress, PROGRESS) else progress  # only for whoever looks
     training = progress if "step" in progress else progress.get("trained") or {}
     running = state == "running"
     doing = progress.get("phase", "starting") if running and "step" not in progress else ""
@@ -120,7 +123,7 @@ def _stage(plan: RunPlan, stage: StagePlan, noted: Mapping[str, Any], jobs: Mapp
         attempts=noted.get("attempts", 0),
         step=training.get("step"),
         max_steps=training.get("max_steps"),
-        metrics=training.get("metrics", {}),
+        metrics=training.get("metrics") or {},
         seconds_left=training.get("seconds_left") if running and not doing else None,
         time_left=found.time_left if found else None,
         note="; ".join(filter(None, [why, doing])),

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from alignctl.config.flat import flatten
+from alignctl.config.recipe_files import look_at
 from alignctl.config.renamed import present_names
 from alignctl.config.rewards import function_of
 from alignctl.config.schema import FUNCTION_KEYS, PATHS, ROLE_KEYS, ZERO_STAGES
@@ -24,9 +25,10 @@ from alignctl.errors import LaunchError, RequestError
 from alignctl.plan.deepspeed import deepspeed_config
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
-from alignctl.run.files import read_json, write_json, write_text
+from alignctl.run.files import read_record, write_json, write_text
 from alignctl.run.fingerprint import VERSION
-from alignctl.run.frozen import frozen_fingerprints, frozen_version, read_stage
+from alignctl.run.forms import PROVENANCE
+from alignctl.run.frozen import frozen_fingerprints, frozen_version, read_frozen, read_stage
 from alignctl.run.paths import PLAN, RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
 from alignctl.run.shares import kind_of, must_convert
@@ -87,8 +89,9 @@ def find_run(recipe: str, root: Path, fingerprints: Mapping[str, str]) -> Path |
     """The newest run of a recipe that would do exactly the same, finished or not."""
     plans = sorted((root / recipe).glob(f"*/{PLAN}"), reverse=True)
     for plan in plans:
-        if frozen_fingerprints(RunPaths(plan.parent)) == fingerprints:
-            return plan.parent
+        with suppress(RequestError):  # it is damaged, and none that is named
+            if frozen_fingerprints(RunPaths(plan.parent)) == fingerprints:
+                return plan.parent
     return None
 
 
@@ -102,7 +105,7 @@ def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> 
     paths = plan.paths
     paths.make_root()
     write_text(paths.config, OmegaConf.to_yaml(OmegaConf.create(mask(dict(config)))))
-    earlier = read_json(paths.provenance) or []
+    earlier = read_record(paths.provenance, PROVENANCE) or []
     write_json(paths.provenance, [*earlier, collect_provenance(command)])
     stage = plan.stages[0].config
     deepspeed = deepspeed_config(stage.distributed, on_cpu=bool(stage.launcher.processes))
@@ -141,11 +144,7 @@ def read_plan(paths: RunPaths) -> RunPlan:
     Raises:
         RequestError: There is no run.
     """
-    frozen = read_json(paths.plan)
-    if frozen is None:
-        raise RequestError(
-            f"{paths.root} is not a run directory", "runs are folders below runs/: `alignctl status --all`"
-        )
+    frozen = read_frozen(paths)
     stages = [
         StagePlan(
             **stage | {"config": read_stage(paths, stage["config"]["name"])[0], "command": tuple(stage["command"])}
@@ -161,7 +160,7 @@ def refuse_moved(paths: RunPaths) -> None:
     Raises:
         RequestError: It was moved, or is a copy.
     """
-    then = read_json(paths.plan)["run_dir"]
+    then = read_frozen(paths)["run_dir"]
     if Path(then).resolve() != paths.root.resolve():
         raise RequestError(
             f"{paths.root} was begun as {then}",
@@ -176,7 +175,7 @@ def refuse_other_version(paths: RunPaths) -> None:
         RequestError: It was begun under another version.
     """
     if paths.plan.exists() and (then := frozen_version(paths)) != VERSION:
-        by = (read_json(paths.provenance) or [{}])[0].get("alignctl", "another version")
+        by = (read_record(paths.provenance, PROVENANCE) or [{}])[0].get("alignctl", "another version")
         raise RequestError(
             f"{paths.root} was begun by alignctl {by}, which makes other stages of the same settings (its plan.json "
             f"is of version {then}, and this alignctl writes version {VERSION})",
@@ -250,6 +249,7 @@ def _begun(stage: StagePaths) -> bool:
 
 def _changes(paths: RunPaths, config: Mapping[str, Any]) -> list[str]:
     """Settings that differ from the frozen ones, `key: then -> now`."""
+    look_at(paths.config)
     then = flatten(present_names(OmegaConf.to_container(OmegaConf.load(paths.config))))
     now = flatten(mask(dict(config)))
     keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.forms import misfit
 from alignctl.run.files import publish_folder, read_json, write_json
 from alignctl.run.fingerprint import file_digest
+from alignctl.run.forms import CHECKPOINT
 
 PREFIX = "checkpoint-"
 STAGING = ".staging"
@@ -132,16 +134,18 @@ def _read(path: Path) -> Checkpoint | str:
         return "it is a link to another folder"
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if misfit(manifest, CHECKPOINT):
+            return f"its {MANIFEST} is damaged"
         sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
         checkpoint = Checkpoint(path, manifest["step"], manifest["kind"])
     except (FileNotFoundError, NotADirectoryError):
         return f"it has no {MANIFEST}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError):
         return f"its {MANIFEST} is damaged"
     for name, size in sizes.items():
         try:
             found = (path / name).stat().st_size
-        except FileNotFoundError:
+        except (OSError, ValueError):
             return f"{name} is missing"
         if found != size:
             return f"{name} has {found:,} bytes, not {size:,}"

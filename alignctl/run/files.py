@@ -11,6 +11,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.forms import Form, misfit
+from alignctl.errors import RequestError
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or leaves the old one: to a temporary name, to disk, then renamed."""
@@ -56,8 +59,26 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; None where there is none or it is torn."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_record(path: Path, form: Form) -> Any:
+    """The content of a JSON file that is written whole or not at all; None where there is none.
+
+    Raises:
+        RequestError: It is damaged, which nothing of ours does.
+    """
+    if not path.exists():
+        return None
+    content = read_json(path)
+    flaw = "it is no JSON" if content is None else misfit(content, form)
+    if flaw:
+        raise RequestError(
+            f"{path} is damaged, or of another alignctl: {flaw}",
+            "put it back as it was, or begin anew with another `run_dir`",
+        )
+    return content
 
 
 def read_json_lines(path: Path) -> list[Any]:
@@ -65,12 +86,12 @@ def read_json_lines(path: Path) -> list[Any]:
     rows = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return []
     for line in lines:
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     return rows
 

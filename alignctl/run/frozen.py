@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from alignctl.config.schema import DistributedSettings, EvalSettings, LauncherSettings, ModelSettings
+from typing import Any
+
 from alignctl.config.stages import StageConfig
-from alignctl.data.settings import DataSettings
-from alignctl.run.files import read_json
+from alignctl.errors import RequestError
+from alignctl.methods.registry import methods
+from alignctl.run.files import read_record
+from alignctl.run.forms import PLAN, SECTIONS
 from alignctl.run.paths import RunPaths
+
+
+def read_frozen(paths: RunPaths) -> dict[str, Any]:
+    """The content of plan.json.
+
+    Raises:
+        RequestError: There is no run, or the file is damaged.
+    """
+    plan = read_record(paths.plan, PLAN)
+    if plan is None:
+        raise RequestError(
+            f"{paths.root} is not a run directory", "runs are folders below runs/: `alignctl status --all`"
+        )
+    names = [stage["config"]["name"] for stage in plan["stages"]]
+    known = all(stage["config"]["method"] in methods() for stage in plan["stages"])
+    if not names or not known or not all(name.isidentifier() for name in names):
+        raise RequestError(
+            f"{paths.plan} is damaged, or of another alignctl: its stages are {', '.join(names) or 'none'}",
+            "put it back as it was, or begin anew with another `run_dir`",
+        )
+    return plan
 
 
 def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, dict[str, str | None]]:
     """A stage, and where the weights of each of its roles come from (None: random)."""
-    stage = next(stage for stage in read_json(paths.plan)["stages"] if stage["config"]["name"] == name)
+    stage = next(stage for stage in read_frozen(paths)["stages"] if stage["config"]["name"] == name)
     config = StageConfig(
-        **stage["config"]
-        | {
-            "model": ModelSettings(**stage["config"]["model"]),
-            "data": DataSettings(**stage["config"]["data"]),
-            "eval": EvalSettings(**stage["config"]["eval"]),
-            "distributed": DistributedSettings(**stage["config"]["distributed"]),
-            "launcher": LauncherSettings(**stage["config"]["launcher"]),
-        }
+        **stage["config"] | {key: settings(**stage["config"][key]) for key, settings in SECTIONS.items()}
     )
     from_scratch = config.start_from is None and config.model.path is None
     random = stage["start"] if from_scratch else None
@@ -29,10 +46,10 @@ def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, dict[str, str |
 
 def frozen_version(paths: RunPaths) -> int:
     """The version (run/fingerprint.py) under which a run was begun."""
-    return read_json(paths.plan).get("version", 1)
+    return read_frozen(paths).get("version", 1)
 
 
 def frozen_fingerprints(paths: RunPaths) -> dict[str, str]:
     """Stages of a run directory and their fingerprints, in order; empty where there is no run."""
-    plan = read_json(paths.plan) or {"stages": []}
+    plan = read_frozen(paths) if paths.plan.exists() else {"stages": []}
     return {stage["config"]["name"]: stage["fingerprint"] for stage in plan["stages"]}

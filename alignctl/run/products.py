@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from alignctl.config.stages import StageConfig
 from alignctl.data.formats import Row
 from alignctl.data.writing import write_rows
 from alignctl.errors import AlignctlError
-from alignctl.run.files import publish_folder, read_json, write_json
+from alignctl.run.files import publish_folder, read_record, write_json
 from alignctl.run.fingerprint import file_digest, listed
+from alignctl.run.forms import INPUTS, PRODUCT, ROWS
 from alignctl.run.paths import PRODUCT_MANIFEST, RowsPaths, RunPaths, StagePaths
 
 
@@ -61,8 +62,9 @@ def write_rows_product(paths: StagePaths, rows: Iterable[Row], kind: str, stage:
 
 def read_manifest(folder: RowsPaths) -> RowsManifest | None:
     """What a folder of rows holds; None where there is none."""
-    content = read_json(folder.manifest)
-    return RowsManifest(**content) if content else None
+    content = read_record(folder.manifest, ROWS)
+    names = [one.name for one in fields(RowsManifest)]
+    return RowsManifest(**{name: content[name] for name in names}) if content else None
 
 
 def check_models(stage: StageConfig, paths: StagePaths) -> None:
@@ -78,7 +80,7 @@ def check_models(stage: StageConfig, paths: StagePaths) -> None:
     for name, adapter in taken:
         giver = _giver(paths, name)
         folder = giver.adapter if adapter else giver.model
-        manifest = read_json(folder / PRODUCT_MANIFEST) or {"files": {}}
+        manifest = read_record(folder / PRODUCT_MANIFEST, PRODUCT) or {"files": {}}
         if changed := _changed(folder, manifest["files"], by_content=False):
             raise AlignctlError(
                 f"{changed} is not what stage `{name}` saved",
@@ -98,7 +100,7 @@ def take_rows(stage: StageConfig, paths: StagePaths) -> bool:
         return False
     manifest = _whole(stage.data.rows_from, _giver(paths, stage.data.rows_from).rows)
     now = {"rows_from": stage.data.rows_from, "files": manifest.files}
-    others = read_json(paths.inputs) not in (None, now)
+    others = read_record(paths.inputs, INPUTS) not in (None, now)
     if others:
         begin_anew(paths)
     write_json(paths.inputs, now)
@@ -107,7 +109,7 @@ def take_rows(stage: StageConfig, paths: StagePaths) -> bool:
 
 def rows_changed(paths: StagePaths) -> bool:
     """Whether the rows that a stage was trained on have been replaced by others since."""
-    taken = read_json(paths.inputs)
+    taken = read_record(paths.inputs, INPUTS)
     manifest = taken and read_manifest(_giver(paths, taken["rows_from"]).rows)
     return bool(manifest) and manifest.files != taken["files"]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignctl.errors import LaunchError
-from alignctl.run.files import read_json, write_json
+from alignctl.run.files import read_record, write_json
+from alignctl.run.forms import RESULT, STATUS
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.products import rows_changed
 
@@ -21,12 +22,12 @@ State = Literal["waiting", "queued", "running", "done", "failed", "stopped", "in
 
 def read_status(paths: RunPaths) -> dict[str, Any]:
     """The status of a run: {state, host, pid, updated, stages: {name: {state, attempts, seconds, error, job}}}."""
-    return read_json(paths.status) or {"state": "waiting", "stages": {}}
+    return read_record(paths.status, STATUS) or {"state": "waiting", "stages": {}}
 
 
 def is_done(stage: StagePaths) -> bool:
     """Whether a stage has its result and what it makes, of the rows of an earlier stage as they are now."""
-    result = read_json(stage.result)
+    result = read_record(stage.result, RESULT)
     if result is None:
         return False
     alone = result.get("product") == "adapter"

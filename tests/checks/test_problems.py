@@ -271,7 +271,7 @@ BAD = [
     ([DPO, "peft.type=[lora]"], ["`peft.type=['lora']`"]),
     ([DPO, "tracker.report_to=[wandb]"], ["`tracker.report_to=['wandb']`"]),
     ([DPO, "tracker.report_to=nonsense"], ["`tracker.report_to=nonsense`"]),
-    ([DPO, "eval.judge=[x]"], ["`eval.judge=['x']`"]),
+    ([DPO, "eval.judge=[x]"], ["`eval.judge` must be text"]),
     ([DPO, "peft.target_modules=5"], ["a list of texts or text or null"]),
     (["recipe=quickstart", "model.scratch.config=5"], ["`model.scratch.config` must be a mapping"]),
     (["recipe=quickstart", "model.scratch.vocab_size=big"], ["`model.scratch.vocab_size` must be a whole number"]),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from support.in_process import frozen
 
-from alignctl.launch.beforehand import _known_by, is_due, look_beforehand
+from alignctl.errors import AlignctlError
+from alignctl.launch.beforehand import _known_by, _Patience, is_due, look_beforehand
+from alignctl.monitor.heartbeat import Heartbeat
 from alignctl.run.files import write_json
 
 PAIR = ("recipe=sft_dpo_quickstart", "rehearse=true")
@@ -41,3 +45,19 @@ def test_of_two_stages_the_last_one_left_reads_its_own(tmp_path):
     write_json(done.result, {})
     done.model.mkdir()
     assert not is_due(plan)
+
+
+def test_what_stands_still_is_ended(tmp_path):
+    """A chat template without an end would be waited for for ever."""
+    plan = frozen(tmp_path / "run", *PAIR)
+    stage = plan.stages[0]
+    launcher = dataclasses.replace(stage.config.launcher, stall_timeout=0)
+    stage = dataclasses.replace(stage, config=dataclasses.replace(stage.config, launcher=launcher))
+    folder = plan.paths.stage("sft")
+    heartbeat = Heartbeat(folder, rank=0)
+    patience = _Patience(dataclasses.replace(plan, stages=(stage,)), [folder])
+    patience.look()
+    heartbeat.beat("tokenising")
+    patience.look()
+    with pytest.raises(AlignctlError, match="tokenising"):
+        patience.look()
