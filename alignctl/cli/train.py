@@ -40,6 +40,7 @@ from alignctl.plan.freeze import (
     refuse_other_shares,
 )
 from alignctl.plan.plan import RunPlan, common_stages, make_plan
+from alignctl.plan.room import refuse_without_room
 from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, locked
 
@@ -82,6 +83,9 @@ def train_command(
     prepared = _prepare(request, points, new, make=not dry_run)
     if dry_run:
         _print_plans(prepared, multirun, as_json)
+        for point in prepared:
+            _refuse(point)
+        click.echo("\nDry run: nothing was written. Without `--dry-run` this starts.", err=as_json)
         return
     with _unused_folders_removed(prepared):
         _start(prepared, multirun, as_json)
@@ -172,11 +176,23 @@ def _on_slurm(plan: RunPlan) -> bool:
     return any(stage.config.launcher.type == "slurm" for stage in plan.stages)
 
 
+def _refuse(point: Prepared) -> None:
+    """What keeps a plan from being run, as far as it takes no machine and no model to see it.
+
+    Raises:
+        RequestError, LaunchError: What is in its folder is another run, or begun by processes that shared it otherwise;
+            another job has it; there is no room on the disk.
+    """
+    refuse_other_run(point.plan, point.config)
+    refuse_other_shares(point.plan)
+    refuse_if_queued(point.plan)
+    refuse_without_room(point.plan)
+
+
 def _is_finished(point: Prepared) -> bool:
     """Whether nothing is left to do, which is said then. What is there has to be this run."""
     plan = point.plan
-    refuse_other_run(plan, point.config)
-    refuse_other_shares(plan)
+    _refuse(point)
     if not plan.paths.plan.exists() or not all(is_done(plan.paths.stage(stage.config.name)) for stage in plan.stages):
         return False
     again = "" if point.config.get("run_dir") else " (`--new` runs it again)"
@@ -188,8 +204,6 @@ def _submit(prepared: Sequence[Prepared], as_json: bool) -> None:
     """Freezes plans and submits them together."""
     check_slurm_here()
     left = [point for point in prepared if not _is_finished(point)]
-    for point in left:
-        refuse_if_queued(point.plan)
     with ExitStack() as locks:
         for point in left:
             locks.enter_context(locked(point.plan.paths))
@@ -206,7 +220,6 @@ def _run(point: Prepared) -> None:
     plan = point.plan
     if _is_finished(point):
         return
-    refuse_if_queued(plan)
     check_machine(plan)
     helps = any(stage.config.launcher.node_rank > 0 for stage in plan.stages)  # the first machine keeps the books
     with (
@@ -234,7 +247,6 @@ def _print_plans(prepared: Sequence[Prepared], multirun: bool, as_json: bool) ->
         print_plan(point.plan)
     if any(_on_slurm(point.plan) for point in prepared):
         print_jobs([point.plan for point in prepared])
-    click.echo("\nDry run: nothing was written. Without `--dry-run` this starts.")
 
 
 def _print_results(finished: list[tuple[str, dict[str, Any]]], multirun: bool, as_json: bool) -> None:

@@ -99,7 +99,7 @@ class Part:
 def held(stage: StageConfig, shape: Shape, place: Place) -> Held | None:
     """What a stage (plan/alone.py) takes of one of its processes; None for a model or an adapter that is not known
     here."""
-    models = _models(stage, shape)
+    models = models_of(stage, shape)
     if models is None:
         return None
     kind, mixed = stage.distributed.type, bool(stage.trainer.get("bf16") or stage.trainer.get("fp16"))
@@ -241,7 +241,7 @@ def _state(stage: StageConfig, trained: Sequence[tuple[int, int, int]]) -> int |
     return sum(moments * numbers * size + _FLOAT32 * count for numbers, size, count in trained)
 
 
-def _models(stage: StageConfig, shape: Shape) -> dict[str, list[Part]] | None:
+def models_of(stage: StageConfig, shape: Shape) -> dict[str, list[Part]] | None:
     """The models of a stage's roles."""
     method, adapter = methods()[stage.method], has_adapter(stage.peft)
     models: dict[str, list[Part]] = {}

@@ -29,13 +29,14 @@ from alignctl.run.checkpoints import (
 from alignctl.run.disk import free_bytes, lack_of_room, shown_bytes
 from alignctl.run.files import write_json
 from alignctl.run.paths import StagePaths
+from alignctl.run.room import Writes, refuse_full_disk
 from alignctl.run.shares import must_convert, shares
 from alignctl.stage.finished_type import finished_type
 from alignctl.stage.job import Job
 from alignctl.trainers.base.device import ran_out
 from alignctl.trainers.base.managed import StageTrainer
 from alignctl.trainers.base.not_finite import NotFinite
-from alignctl.trainers.base.room import Writes, checkpoints_at_a_time, optimizer_steps, writes_of
+from alignctl.trainers.base.room import checkpoints_at_a_time, optimizer_steps, writes_of
 from alignctl.trainers.base.universal import converted
 
 _SAID = 200  # characters of what torch says
@@ -218,21 +219,11 @@ def check_room(job: Job, trainer: StageTrainer, rows: int) -> Writes:
         LaunchError: The disk has less free than the stage is going to write.
     """
     stage, paths = job.stage, job.paths
-    checkpoints = checkpoints_at_a_time(job.args, rows, keep_last := stage.trainer.get("save_total_limit"))
+    checkpoints = checkpoints_at_a_time(job.args, rows, stage.trainer.get("save_total_limit"))
     writes = writes_of(trainer, checkpoints, trainer.trained_model, finished_type(job), stage.model.merge)
     if not trainer.is_world_process_zero():
         return writes
-    there = sum(file.stat().st_size for file in paths.checkpoints.rglob("*") if file.is_file())
-    needed, free = writes.total - there, free_bytes(paths.root)
-    if needed > free:
-        fewer = "" if keep_last == 1 else f"`{stage.name}.save_total_limit=1`, or "
-        raise LaunchError(
-            f"the disk of {paths.root} has {shown_bytes(free)} free, and {shown_bytes(needed)} are needed: "
-            f"{writes.checkpoints:,} checkpoints of {shown_bytes(writes.checkpoint)} at a time, and "
-            f"{shown_bytes(writes.finished)} for the finished {'adapter' if stage.leaves_adapter else 'model'}",
-            f"set {fewer}`{stage.name}.save_only_model=true` (which cannot be continued from), or give another "
-            "`run_dir`",
-        )
+    refuse_full_disk(stage, paths.root, writes)
     return writes
 
 

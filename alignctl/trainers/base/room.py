@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -13,30 +12,12 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from alignctl.models.merging import is_beside
+from alignctl.run import room
+from alignctl.run.room import Writes
 from alignctl.trainers.base.averages import is_schedule_free
 from alignctl.trainers.base.moving_reference import moves
 
-_DEEPSPEED_STATE = 12  # bytes a parameter: float32 weights and AdamW's two moments, whatever type it is trained in
 _FILES, _BLOCK = 10, 4096  # of a converted checkpoint: files for each weight, and bytes that one is rounded up to
-
-
-@dataclass(frozen=True)
-class Writes:
-    """What a stage writes, in bytes."""
-
-    checkpoint: int
-    """Each: the trained weights, and what the optimizer keeps of them."""
-    checkpoints: int
-    """Most that are there at a time: a new one is complete before an old one is removed."""
-    finished: int
-    """The model in the type it is saved in, and the adapter where one is trained, or that alone."""
-    conversion: int
-    """Most that is there beside a checkpoint of DeepSpeed's while it is converted for other processes: the state in
-    pieces and put together, and weights that are tied once more."""
-
-    @property
-    def total(self) -> int:
-        return self.checkpoint * self.checkpoints + self.finished
 
 
 def writes_of(
@@ -93,20 +74,13 @@ def _count(weight: nn.Parameter) -> int:
 
 
 def state_bytes(trainer: Trainer, trained: list[nn.Parameter]) -> int:
-    """What an optimizer keeps. Of AdamW, which most need no more than: two numbers of the weight's type for each
-    trained weight."""
-    if trainer.is_deepspeed_enabled:
-        return _DEEPSPEED_STATE * sum(map(_count, trained))
-    optimizer = str(trainer.args.optim.value)
-    if "8bit" in optimizer:
-        return 2 * sum(map(_count, trained))
-    if is_schedule_free(trainer.args):
-        return 3 * _bytes(trained)  # the weights that training goes on with, too
-    return 0 if "adafactor" in optimizer or "sgd" in optimizer else 2 * _bytes(trained)
+    """What the trainer's optimizer keeps."""
+    kept = "schedule_free" if is_schedule_free(trainer.args) else str(trainer.args.optim.value)
+    return room.state_bytes(kept, trainer.is_deepspeed_enabled, sum(map(_count, trained)), _bytes(trained))
 
 
 def _conversion(trained: list[nn.Parameter]) -> int:
-    return (2 * _DEEPSPEED_STATE + 4) * sum(map(_count, trained)) + _FILES * _BLOCK * len(trained)
+    return (2 * room.DEEPSPEED_STATE + 4) * sum(map(_count, trained)) + _FILES * _BLOCK * len(trained)
 
 
 def checkpoints_at_a_time(args: TrainingArguments, rows: int, keep_last: int | None) -> int:
@@ -119,8 +93,7 @@ def checkpoints_at_a_time(args: TrainingArguments, rows: int, keep_last: int | N
     if every is None:
         return 1  # the one that a request to stop saves
     saves = math.ceil(optimizer_steps(args, rows) / every)
-    best = 1 if args.load_best_model_at_end else 0
-    return min(saves, keep_last + 1 + best) if keep_last else saves
+    return room.most_checkpoints(saves, keep_last, args.load_best_model_at_end)
 
 
 def steps_between_saves(args: TrainingArguments, rows: int) -> int | None:
