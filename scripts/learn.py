@@ -54,6 +54,8 @@ REAL = {
 PARTS = ("quickstart", "rlhf", "judge", "addition", "functions", "llms", "hh")
 SEEDS = (0, 1, 2)
 PIPELINES = {"ppo": "rlhf_quickstart", "grpo": "grpo_quickstart", "rloo": "rloo_quickstart"}
+# The judge's rewards are 0 to 1, a reward model's spread wider; GRPO divides both by their deviation.
+BY_THE_JUDGE = {"ppo": ("ppo.kl_coef=0.05",), "grpo": (), "rloo": ("rloo.beta=0.1",)}
 WINS, NEAR = 0.75, 2.5  # share that they have to win, and nats per completion that they may go away from the start
 FEW, MOST = 0.30, 0.80  # right sums, before and after
 NUMBERS = range(1, 16)  # with 0 the sum is the difference, too
@@ -210,7 +212,7 @@ def rewarded_by_the_judge(out: Path, quickstart_sft: str) -> Iterator[Won]:
             f"{method}.reward_funcs=[alignctl.data.quickstart:reward]", f"{method}.max_steps=112",
         )  # fmt: skip
         for seed in SEEDS:
-            yield won("judge", method, seed, out / method / str(seed), *alone)
+            yield won("judge", method, seed, out / method / str(seed), *alone, *BY_THE_JUDGE[method])
 
 
 def won(rewarded_by: str, method: str, seed: int, folder: Path, *arguments: str) -> Won:

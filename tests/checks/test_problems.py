@@ -278,7 +278,7 @@ BAD = [
     (["recipe=quickstart", "model.scratch.confg=1"], ["`model.scratch.confg`", "`model.scratch.config`"]),
     # out of range
     ([DPO, "log_every=0"], ["`log_every` must be at least 1"]),
-    ([DPO, "seed=-1"], ["`seed` must be at least 0"]),
+    ([DPO, "seed=-1"], ["`seed` must be from 0 to 4294967295"]),
     ([DPO, "dpo.data.limit=0"], ["`dpo.data.limit` must be at least 1"]),
     ([DPO, "eval.batch_size=0"], ["`eval.batch_size` must be at least 1"]),
     ([DPO, "dpo.beta=nan"], ["`dpo.beta` must be a finite number"]),
