@@ -14,13 +14,14 @@ from alignctl.methods.registry import NOT_NEGATIVE, POSITIVE, Bound
 
 _AT_LEAST_1, _AT_LEAST_10 = Bound(least=1), Bound(least=10)
 _SEED = Bound(least=0, most=2**32 - 1, hint="numpy takes seeds of 32 bits")
+_SHARE = Bound(least=0, most=1, hint="a share of the rows: 0.05 is 5 %")
 
 SETTINGS = {
     "seed": _SEED,
     "log_every": _AT_LEAST_1,
-    "data.max_lost": NOT_NEGATIVE,
-    "data.max_skipped": NOT_NEGATIVE,
-    "data.max_truncated": NOT_NEGATIVE,
+    "data.max_lost": _SHARE,
+    "data.max_skipped": _SHARE,
+    "data.max_truncated": _SHARE,
     "data.max_pairs": _AT_LEAST_1,
     "data.eval_rows": NOT_NEGATIVE,
     "data.limit": _AT_LEAST_1,

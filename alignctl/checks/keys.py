@@ -26,6 +26,7 @@ from alignctl.config.secrets import looks_secret
 from alignctl.config.stages import merged_section, stage_names
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import config_fields
+from alignctl.data.settings import RENAMED, DataSettings
 from alignctl.errors import Problem
 from alignctl.methods.registry import Method, methods
 
@@ -145,7 +146,12 @@ def _section(where: str, section: Any, settings: type) -> Iterator[Problem]:
         return
     known = annotations(settings)
     for key, value in section.items():
-        if key not in known:
+        if settings is DataSettings and key in RENAMED:  # renamed where it is there alone
+            yield Problem(
+                f"`{where}.{key}` is the former name of `{where}.{RENAMED[key]}`, which is set, too",
+                "take one of them out",
+            )
+        elif key not in known:
             yield Problem(f"unknown key `{where}.{key}`", did_you_mean(key, known, prefix=f"{where}."))
         elif value != MISSING:
             yield from check_value(f"{where}.{key}", value, known[key])

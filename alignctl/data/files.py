@@ -35,6 +35,9 @@ COMPRESSED = (".gz", ".xz", ".zst")
 _AT_ONCE = 1_000  # rows of a column file
 _CHUNK = 2**20  # bytes of a .json file
 _PEEKED = 2**12  # bytes
+_MAGIC = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\x00": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}  # what no text begins with
+_OTHER_NAMES = {".ndjson": ".jsonl"}
+_AS_TEXT = "write it as text, in quotes, or take it out"
 _LONGEST_ROW = 2**27  # characters; what is longer is a bracket that was never closed
 _SPACE = re.compile(r"[ \t\r\n]*")
 _KEY = re.compile(rb'"\s*:')  # what each key ends with, and now and then a text
@@ -59,8 +62,9 @@ class _Twice(ValueError):
 
 def suffix(path: str | Path) -> str:
     """The ending that says what kind of file it is, without that of a compression."""
-    path = Path(path)
-    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    path = Path(str(path).lower())
+    ending = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    return _OTHER_NAMES.get(ending, ending)
 
 
 def read_file(file: Path) -> Iterator[Row]:
@@ -78,7 +82,7 @@ def read_placed(file: Path) -> Iterator[Placed]:
     read = _READERS[suffix(file)]
     with errors_told():
         if read in (_parquet, _arrow):
-            if file.suffix in COMPRESSED:
+            if file.suffix.lower() in COMPRESSED:
                 raise BadFile(f"a `{suffix(file)}` file is compressed inside, not as a whole", "unpack it")
             yield from read(file)
             return
@@ -98,12 +102,16 @@ def errors_told() -> Iterator[None]:
 
 
 def unpacked(file: Path) -> BinaryIO:
-    """What a file holds, unpacked."""
-    if file.suffix == ".gz":
+    """What a file holds, unpacked. How it is packed its first bytes say, and not its name: servers and browsers unpack
+    files and leave them their names."""
+    with file.open("rb") as stream:
+        start = stream.read(max(map(len, _MAGIC)))
+    packed = next((ending for magic, ending in _MAGIC.items() if start.startswith(magic)), None)
+    if packed == ".gz":
         return gzip.open(file)
-    if file.suffix == ".xz":
+    if packed == ".xz":
         return lzma.open(file)
-    if file.suffix == ".zst":
+    if packed == ".zst":
         import pyarrow
 
         return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
@@ -140,7 +148,8 @@ def _not_utf8(line: int, error: UnicodeDecodeError) -> BadFile:
 
 
 def _json_lines(stream: BinaryIO) -> Iterator[Placed]:
-    if stream.peek(_PEEKED).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):  # all rows in one array
+    start = stream.peek(_PEEKED).removeprefix(codecs.BOM_UTF8).lstrip()
+    if start.startswith(b"[") or start.partition(b"\n")[0].strip() == b"{":  # one array, or objects of several lines
         yield from _json(stream)
         return
     for number, line in _lines(stream):
@@ -167,7 +176,7 @@ def _parsed(line: bytes, number: int) -> Any:
         why = _why(error)
         raise BadFile(f"line {number} is not JSON: {why}", "mend the line: one object in each, all of it") from error
     except (ValueError, RecursionError) as error:
-        raise BadFile(f"line {number} cannot be read: {_too_much(error)}") from error
+        raise BadFile(f"line {number} cannot be read: {_too_much(error)}", _AS_TEXT) from error
 
 
 def _keys(value: Any) -> int:
@@ -204,7 +213,10 @@ def _why(error: json.JSONDecodeError) -> str:
 
 
 def _too_much(error: Exception) -> str:
-    return "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    digits = sys.get_int_max_str_digits()
+    return f"it has a number of more than {digits:,} digits" if "digits" in str(error) else str(error)
 
 
 def _object(value: Any, line: int) -> Row:
@@ -281,7 +293,7 @@ class _Text:
             except (ValueError, RecursionError) as error:
                 if isinstance(error, BadFile):
                     raise
-                raise BadFile(f"line {self.line} cannot be read: {_too_much(error)}") from error
+                raise BadFile(f"line {self.line} cannot be read: {_too_much(error)}", _AS_TEXT) from error
 
     def bad(self, why: str) -> BadFile:
         return BadFile(f"line {self.line} is not JSON: {why}", "mend the file")
@@ -325,6 +337,12 @@ def _table(separator: str) -> Callable[[BinaryIO], Iterator[Placed]]:
             try:
                 cells = next(rows, None)
             except csv.Error as error:
+                if "new-line character" in str(error):
+                    raise BadFile(
+                        f"the row that begins in line {line} has a carriage return (CR) without a line feed",
+                        "save the file with the line ends of Unix or Windows; a field with such a character stands in "
+                        '`"`',
+                    ) from error
                 raise BadFile(
                     f"the row that begins in line {line} cannot be read: {error}",
                     'a field with quotes or line ends stands in `"`, and each `"` inside it is written twice',

@@ -144,15 +144,45 @@ def detect_format(rows: Iterable[Row], kind: str, name: str = "auto", use: str |
             ".parquet file"
         )
     found = ", ".join(f"`{column}`" for column in row)
-    wanted = "; ".join(f"{f.name} ({f.columns})" for f in candidates)
+    names = ", ".join(f.name for f in candidates)
+    described = "; ".join(f"{f.name} ({f.columns})" for f in candidates)
+    wanted = described if len(candidates) <= _DESCRIBED else f"{names}; docs/data.md has the columns of each"
     others = [k for k in KINDS if k not in kinds and any(f.kind == k and f.fits(row) for f in FORMATS.values())]
     instead = f" They would do as {_described(others[0])}, for the method {_methods_for(others[0])}." if others else ""
     if kind == "demonstrations" and others[:1] == ["preferences"]:
         instead += " To imitate the chosen completions: `data.use=chosen`."
     needed = _described("preferences" if use else kind)
     raise ValueError(
-        f"the rows have the columns {found}, which are no {needed}.{instead}{_odd_label(row, kinds)} Formats: {wanted}"
+        f"the rows have the columns {found}, which are no {needed}.{instead}{_odd_label(row, kinds)}"
+        f"{_guess(row, 'preferences' if use else kind)} Formats: {wanted}"
     )
+
+
+_DESCRIBED = 3  # formats, of which more would not be read
+_NEEDED = {
+    "demonstrations": ("prompt", "completion"),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "feedback": ("prompt", "completion", "label"),
+    "prompts": ("prompt",),
+}
+_OTHER_NAMES = {
+    "prompt": "question query problem instruction user_input input context",
+    "completion": "answer response output solution reply target assistant",
+    "chosen": "chosen_response chosen_answer answer_chosen better preferred good accepted winner win positive",
+    "rejected": "rejected_response rejected_answer answer_rejected worse dispreferred bad loser lose negative",
+    "label": "feedback vote is_good accepted correct",
+}
+
+
+def _guess(row: Row, kind: str) -> str:
+    """What `data.columns` may be, by the names of columns; nothing where some are not known."""
+    texts = {name.lower(): name for name, value in row.items() if value is not None}
+    found = {
+        needed: next((texts[name] for name in (needed, *_OTHER_NAMES[needed].split()) if name in texts), None)
+        for needed in _NEEDED[kind]
+    }
+    mapped = ", ".join(f"{needed}: {name}" for needed, name in found.items() if needed != name)
+    return f" Perhaps `data.columns={{{mapped}}}`." if mapped and None not in found.values() else ""
 
 
 def weighed(row_format: Format) -> Format:

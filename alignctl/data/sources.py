@@ -8,6 +8,7 @@ import importlib.util
 import re
 from functools import partial
 from itertools import islice
+from os.path import commonprefix
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,6 +34,7 @@ _OF_DATASETS = (
     "dataset_info.json",
     "state.json",
 )  # beside the .arrow files that the library `datasets` saves
+_ARCHIVES = (".bz2", ".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4")
 _PEEK_ROWS = 20
 _CHUNK = 2**20  # bytes
 
@@ -132,7 +134,8 @@ def files_by_key(key: str, path: str | list[str] | None) -> dict[str, str]:
 
 def _check_suffix(file: Path) -> None:
     if suffix(file) not in FILE_SUFFIXES:
-        raise BadFile(f"cannot read `{file.suffix or file.name}`", f"use {', '.join(FILE_SUFFIXES)}")
+        packed = "unpack it, or pack it as .gz, .xz or .zst; " if file.suffix.lower() in _ARCHIVES else ""
+        raise BadFile(f"cannot read `{file.suffix or file.name}`", f"{packed}use {', '.join(FILE_SUFFIXES)}")
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -154,9 +157,19 @@ def _in_folder(folder: Path) -> list[Path]:
         )
         raise BadFile(
             f"the folder has {one} beside {other}: are both to be read?",
-            f"name the folder or the files that are: `{folder / other.parent}/*{kinds[0]}`, `{folder / other}`",
+            f"name those that are: `{_pattern([file for file in files if file not in held_out], held_out)}`",
         )
     return files
+
+
+def _pattern(files: list[Path], others: list[Path]) -> str:
+    """What names some files of a folder and none of others: a pattern of those beside the first, or the first."""
+    folder, first = files[0].parent, files[0]
+    beside = [file for file in files if file.parent == folder]
+    same = commonprefix([file.name for file in beside]).rstrip("0123456789")
+    pattern = folder / f"{same}*{''.join(first.suffixes)}"
+    named = set(folder.glob(pattern.name))
+    return str(pattern if len(beside) > 1 and named == set(beside) and not named & set(others) else first)
 
 
 def digest(*files: Path) -> str:

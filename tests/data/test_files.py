@@ -43,6 +43,12 @@ def zstd(content):
         ("rows.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("rows.jsonl.xz", lzma.compress(LINES)),
         ("rows.jsonl.zst", zstd(LINES)),
+        ("unpacked.jsonl.gz", LINES),
+        ("packed.jsonl", gzip.compress(LINES, mtime=0)),
+        ("packed.csv.xz.jsonl", lzma.compress(LINES)),
+        ("rows.ndjson", LINES),
+        ("ROWS.JSONL.GZ", gzip.compress(LINES, mtime=0)),
+        ("written.jsonl", b"{\n" + LINES.replace(b"}\n{", b"}\n{\n").removeprefix(b"{")),
     ],
 )
 def test_json_in_every_dress(tmp_path, name, content):
@@ -101,7 +107,8 @@ def test_a_list_is_read_a_part_at_a_time(tmp_path, monkeypatch, rows_in_a_chunk)
         ("cut.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], "the compressed file ends early"),
         ("cut.jsonl.xz", lzma.compress(LINES)[:-9], "the compressed file ends early"),
         ("cut.jsonl.zst", zstd(LINES)[:-3], "the compressed file ends early"),
-        ("no.jsonl.gz", LINES, "the compressed file ends early or is damaged"),
+        ("long.jsonl", b'{"a": ' + b"1" * 5_001 + b"}", "line 1 cannot be read: it has a number of more than 4,300 "),
+        ("cr.csv", b"a,b\r1,2\r", "begins in line 1 has a carriage return"),
         ("no.parquet", LINES, "is no Parquet file"),
         ("no.arrow", LINES, "is no Arrow file"),
     ],

@@ -468,6 +468,22 @@ def test_answers_without_their_prompt_are_no_pair():
         detect_format([{"question": "q", "chosen": "I see a", "rejected": "I see b"}], "preferences")
 
 
+def test_what_columns_may_be_is_guessed_and_formats_are_named_shortly():
+    guessed = {
+        "demonstrations": ({"question": "q", "Answer": "a", "id": 1}, "{prompt: question, completion: Answer}"),
+        "preferences": ({"prompt": "q", "good": "a", "bad": "b"}, "{chosen: good, rejected: bad}"),
+        "prompts": ({"query": "q"}, "{prompt: query}"),
+    }
+    for kind, (row, columns) in guessed.items():
+        with pytest.raises(ValueError, match="are no ") as refused:
+            detect_format([row], kind)
+        assert f"Perhaps `data.columns={columns}`." in str(refused.value)
+        assert len(str(refused.value)) < 500
+    with pytest.raises(ValueError, match="are no ") as refused:
+        detect_format([{"question": "q", "note": "a"}], "demonstrations")
+    assert "Perhaps" not in str(refused.value)
+
+
 def test_messages_written_as_text_are_refused():
     row = {"prompt": "[{'role': 'user', 'content': 'p'}]", "chosen": "[{'role': 'assistant'", "rejected": "x"}
     with pytest.raises(ValueError, match="messages are written as text"):

@@ -59,6 +59,28 @@ def test_there_is_no_telling_which_files_are_meant(folder, names, path, expected
         files_of(path)
 
 
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"], "d/train-*.jsonl"),
+        (["train", "test"], "d/train.jsonl"),
+        (["a", "b", "test"], "d/a.jsonl"),
+    ],
+)
+def test_the_files_of_the_split_are_named(folder, names, hint):
+    folder(*(f"d/{name}.jsonl" for name in names))
+    with pytest.raises(BadFile) as refused:
+        files_of("d")
+    assert refused.value.hint == f"name those that are: `{hint}`"
+
+
+def test_a_packing_that_is_not_read_is_named(folder):
+    folder("a.jsonl.bz2")
+    with pytest.raises(BadFile, match="cannot read `.bz2`") as refused:
+        files_of("a.jsonl.bz2")
+    assert "unpack it, or pack it as .gz, .xz or .zst" in refused.value.hint
+
+
 def test_every_file_of_a_folder_is_an_input(folder):
     """One that changes, or comes, makes another stage."""
     root = folder("rows/a.jsonl", "rows/b.jsonl", "held.jsonl")
