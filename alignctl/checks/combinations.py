@@ -134,9 +134,23 @@ def _length(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
     """Whether sequences fit into the model, as far as its config is on this machine."""
     described = describe_model(merged_section(config, first_stage(config, name), "model")) or {}
     limit = described.get("max_position_embeddings")
+    if not isinstance(limit, int):
+        return
     wanted = config[name].get("max_length")
-    if isinstance(limit, int) and isinstance(wanted, int) and wanted > limit:
+    if isinstance(wanted, int) and wanted > limit:
         yield Problem(
             f"`{name}.max_length={wanted}` is longer than the model can see: {limit} tokens",
             f"set `{name}.max_length={limit}`",
+        )
+    method = method_of(config, name)
+    fields = config_fields(method.config_class) if method else {}
+    if not {"max_prompt_length", "response_length"} <= fields.keys():
+        return
+    drawn = [config[name].get(key, fields[key].default) for key in ("max_prompt_length", "response_length")]
+    if all(isinstance(one, int) for one in drawn) and sum(drawn) > limit:
+        prompt, response = drawn
+        yield Problem(
+            f"`{name}.max_prompt_length={prompt}` and `{name}.response_length={response}` together are longer than the "
+            f"model can see: {limit} tokens",
+            f"set `{name}.max_prompt_length={max(limit - response, 1)}`",
         )

@@ -13,6 +13,7 @@ from alignctl.checks.checkpoints import (
     check_tokenizer_packages,
     check_trained_weights,
 )
+from alignctl.checks.code import check_template
 from alignctl.checks.hub_data import check_hub_data
 from alignctl.checks.mixtures import check_mix, entries_of
 from alignctl.checks.values import check_choice, check_value, method_of
@@ -75,6 +76,8 @@ def check_model(config: Mapping[str, Any], name: str) -> Iterator[Problem]:
         yield Problem("`model.add_tokens` has a token without a character", "take it out")
     if isinstance(template := model.get("chat_template"), str):
         yield from _chat_template(template)
+    elif isinstance(source := model.get("tokenizer") or model.get("path"), str):
+        yield from _own_template("model.tokenizer" if model.get("tokenizer") else "model.path", source)
     if isinstance(tokenizer := model.get("tokenizer"), str):
         if not Path(tokenizer).expanduser().exists() and not is_hub_id(tokenizer):
             yield Problem(f"`model.tokenizer={tokenizer}`: there is no such file or folder")
@@ -119,6 +122,28 @@ def _chat_template(given: str) -> Iterator[Problem]:
             f"`model.chat_template={given}`: there is no such template or file",
             did_you_mean(given, TEMPLATES, prefix="model.chat_template="),
         )
+    elif given not in TEMPLATES:
+        yield from _jinja("model.chat_template", given, file)
+
+
+def _jinja(where: str, text: str, file: Path | None) -> Iterator[Problem]:
+    """Whether a text, or the file where there is one, is a chat template."""
+    try:
+        text = text if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        yield Problem(f"`{where}={file}` cannot be read: {error}")
+        return
+    yield from check_template(where if file is None else f"{where}={file}", text)
+
+
+def _own_template(where: str, source: str) -> Iterator[Problem]:
+    """Whether the chat template that comes with a tokenizer is one, as far as it is on this machine."""
+    file = Path(source).expanduser() / "chat_template.jinja"
+    given = (describe(source, "tokenizer_config.json") or {}).get("chat_template")
+    if file.is_file():
+        yield from _jinja(where, "", file)
+    elif isinstance(given, str):
+        yield from _jinja(f"{where}={source}: chat_template", given, None)
 
 
 def check_data(config: Mapping[str, Any], name: str) -> Iterator[Problem]:

@@ -43,6 +43,7 @@ def find_problems(config: Mapping[str, Any]) -> list[Problem]:
     for name in names:
         problems += check_stage(config, name)
     unusable = {problem.unusable for problem in problems if problem.unusable}
+    unusable.discard("stages")  # of which those that are names are looked at
     rest = _without(config, unusable)
     told = [f"`{key}" for key in unusable]
     problems += [one for one in _of_usable(rest, names) if not any(key in one.message for key in told)]

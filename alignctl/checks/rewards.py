@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
-from pathlib import Path
 from string import Formatter
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from alignctl.checks.code import check_function
 from alignctl.checks.values import check_value, method_of
 from alignctl.config.rewards import KINDS, READY, given_in, kinds_of, longest_wait_s, read_entry
 from alignctl.config.schema import LauncherSettings
@@ -128,8 +128,8 @@ def _function(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             f"`{where}`: `{target}` is no `module:function` or `file.py:function`, no URL and no ready function", ready
         )
-    elif place.endswith(".py") and not Path(place).expanduser().is_file():
-        yield Problem(f"`{where}={target}`: there is no file {place}")
+    else:
+        yield from check_function(where, target)
 
 
 def _server(where: str, given: Mapping[str, Any]) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.config.forms import misfit
+from alignctl.config.weights import find_broken
 from alignctl.data.sources import is_hub_id
 from alignctl.errors import Problem
 from alignctl.methods.registry import Role
@@ -106,7 +107,7 @@ def find_flaw(given: str, source: str, role: Role, trained: bool, revision: str 
     described = describe(source, "config.json", revision) or {}
     return _another_head(given, described, role, trained) or _unknown_quantization(given, described) or _no_safetensors(
         given, source, role
-    )  # fmt: skip
+    ) or _broken_weights(given, source, revision)  # fmt: skip
 
 
 def quantization(described: Mapping[str, Any]) -> str | None:
@@ -256,6 +257,18 @@ def _no_safetensors(given: str, source: str, role: Role) -> Problem | None:
         "loaded",
         f"if you trust them, convert them, and name the outcome, `{given.partition('=')[0]}=NEW`: {convert}",
     )
+
+
+def _broken_weights(given: str, source: str, revision: str | None) -> Problem | None:
+    """Files of weights that are not there as a whole; of a Hub id those that are in the local cache."""
+    folder = Path(source).expanduser()
+    here = folder.is_dir()
+    config = None if here else _cached(source, "config.json", revision)
+    if not here and config is None:
+        return None
+    flaw = find_broken(folder if here else config.parent, whole=here)  # type: ignore[union-attr]
+    hint = "copy or download the checkpoint again" if here else f"hf download {source} --force-download"
+    return Problem(f"`{given}`: {flaw}", hint) if flaw else None
 
 
 def _command(imported: str, model: str, tokenizer: str, folder: str) -> str:

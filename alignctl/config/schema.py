@@ -244,7 +244,7 @@ QUANTIZED = ("qlora",)
 ROLE_KEYS = ("reference", "reward_model")
 """Keys of a stage, named as the roles of models that it does not train: a stage before it, a folder or a Hub id."""
 
-RESERVED_NAMES = ("config", "plan", "provenance", "status", "logs", "deepspeed")
+RESERVED_NAMES = ("config", "plan", "provenance", "status", "logs", "deepspeed", "tensorboard")
 """Names a stage may not have: files of the run directory beside the folders of the stages."""
 
 STAGE_KEYS = ("method", "from", *ROLE_KEYS, *SECTIONS, "peft")

@@ -43,6 +43,42 @@ def saved_tensors(folder: Path) -> dict[str, SavedTensor]:
     return tensors
 
 
+def find_broken(folder: Path, whole: bool = True) -> str | None:
+    """The first file of weights in a folder that is not there as a whole, as after a download that was cut short, and
+    what is wrong with it; None where all are.
+
+    Args:
+        whole: Whether all files that the index names have to be there.
+    """
+    index, names = folder / _INDEX, [_FILE]
+    if index.is_file():
+        try:
+            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = sorted({Path(name).name for name in named})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return f"{_INDEX} is damaged"
+        if whole and (missing := next((name for name in names if not (folder / name).is_file()), None)):
+            return f"{missing} is missing, which {_INDEX} names"
+    found = ((name, _cut_short(folder / name)) for name in names if (folder / name).is_file())
+    return next((f"{name} {flaw}" for name, flaw in found if flaw), None)
+
+
+def _cut_short(file: Path) -> str | None:
+    """What is wrong with the size of a file of safetensors."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 2 <= length <= size - 8:
+                return f"has {size:,} bytes, and no whole header"
+            header = json.loads(opened.read(length))
+        ends = [one["data_offsets"][1] for key, one in header.items() if key != "__metadata__"]
+        wanted = 8 + length + max(ends, default=0)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        return f"has no header of safetensors: {type(error).__name__}"
+    return None if size == wanted else f"has {size:,} bytes, and by its header {wanted:,}"
+
+
 def saved_type(tensors: Mapping[str, SavedTensor]) -> str | None:
     """The type of most of the numbers, as torch calls it; None where none of them are of a type to compute with."""
     counts: dict[str, int] = {}

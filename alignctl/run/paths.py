@@ -224,6 +224,11 @@ class RunPaths:
         return self.root / "status.json"
 
     @property
+    def tensorboard(self) -> Path:
+        """Curves for TensorBoard, a folder for each stage, where it is the tracker."""
+        return self.root / "tensorboard"
+
+    @property
     def beforehand(self) -> Path:
         """Stages whose rows were looked at before the first of them trained, by their fingerprints."""
         return self.root / "beforehand.json"

@@ -14,6 +14,7 @@ from alignctl.config.compose import compose, read_request
 
 PAIRS = "builtin:quickstart"
 LM = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64}
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"  # a whole file of safetensors
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 
 
@@ -22,7 +23,7 @@ def folder(path: Path, config: dict | None = None, adapter: dict | None = None, 
     for name, content in (("config.json", config), ("adapter_config.json", adapter)):
         if content is not None:
             (path / name).write_text(json.dumps(content))
-    (path / weights).touch()
+    (path / weights).write_bytes(NO_TENSORS)
     return path
 
 

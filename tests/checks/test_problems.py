@@ -559,7 +559,7 @@ def test_conversations_and_a_checkpoint_without_template_are_told_apart(tmp_path
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "tokenizer_config.json").write_text("{}")
-    (model / "model.safetensors").touch()
+    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]}))
     arguments = ["recipe=sft_local", f"model.path={model}", f"data.path={file}"]
