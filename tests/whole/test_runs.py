@@ -326,7 +326,7 @@ def test_real_pairs_on_a_real_checkpoint(tmp_path, alignctl, shared_data):
     assert stage["rows"]["train"]["skipped_rows"] == [65]
     assert stage["rows"]["eval"]["read"] == 64
     assert 0 < stage["before"]["preference_accuracy"] < 1
-    assert stage["after"]["preference_accuracy"] != stage["before"]["preference_accuracy"]
+    assert stage["after"]["kl"] != 0  # of as few pairs as these the same number may be told apart before and after
     assert stage["after"]["reward_accuracy"] > 0.5
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "dpo" / "model")
     assert sum(p.numel() for p in model.parameters()) == 260_032
