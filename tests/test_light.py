@@ -111,7 +111,8 @@ ALLOWED = {
     "config": {"data", "errors", "methods"},
     # evaluate: for the checks the table of judges
     "checks": {"config", "data", "errors", "evaluate", "methods"},
-    "run": {"config", "data", "errors"},
+    # run: of methods which there are
+    "run": {"config", "data", "errors", "methods"},
     "plan": {"config", "data", "errors", "methods", "run"},
     # launch: of monitor only what knows no torch
     # and of methods the fields that say how long a stage takes
@@ -125,7 +126,19 @@ ALLOWED = {
     "trainers": {"cache", "data", "engine", "errors", "models", "monitor", "rollout", "run"},
     "stage": {"config", "data", "errors", "evaluate", "methods", "models", "monitor", "run", "trainers"},
     "beforehand": {"config", "data", "errors", "methods", "models", "monitor", "run", "stage", "trainers"},
-    "alone": {"config", "data", "errors", "methods", "models", "monitor", "run", "stage", "trainers"},
+    "alone": {
+        "config",
+        "data",
+        "errors",
+        "methods",
+        "models",
+        "monitor",
+        "plan",
+        "rollout",
+        "run",
+        "stage",
+        "trainers",
+    },
     # worker: of stage only what the table of methods names
     "worker": {"cache", "config", "errors", "methods", "monitor", "run"},
     "cli": {"cache", "checks", "config", "data", "errors", "launch", "methods", "plan", "run"},

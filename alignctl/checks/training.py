@@ -92,9 +92,6 @@ def check_packages(name: str, stage: Mapping[str, Any], model: Mapping[str, Any]
     """Whether the packages of an optimizer and of kernels are there, where the stage runs in this environment."""
     if stage.get("use_liger_kernel"):
         yield from _needs(f"{name}.use_liger_kernel=true", ("liger_kernel",), "liger-kernel")
-    if stage.get("generation") == "vllm" or stage.get("use_vllm"):
-        asked = "generation=vllm" if stage.get("generation") == "vllm" else "use_vllm=true"
-        yield from _needs(f"{name}.{asked}", ("vllm",), '"alignctl[vllm]"')
     optimizer, kernel = stage.get("optim"), model.get("attn_implementation")
     if isinstance(optimizer, str) and not wants_bitsandbytes(name, {}, optimizer):
         for part, (module, package) in _OPTIMIZERS.items():

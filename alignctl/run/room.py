@@ -77,7 +77,8 @@ def refuse_full_disk(stage: StageConfig, folder: Path, writes: Writes, beside: i
     earlier = f", and {shown_bytes(beside)} for those of the stages before it" if beside else ""
     raise LaunchError(
         f"the disk of {folder} has {shown_bytes(free)} free, and {shown_bytes(needed)} are needed: "
-        f"{writes.checkpoints:,} checkpoints of {shown_bytes(writes.checkpoint)} at a time, and "
+        f"{writes.checkpoints:,} checkpoint{'s' * (writes.checkpoints > 1)} of {shown_bytes(writes.checkpoint)} at a "
+        "time, and "
         f"{shown_bytes(writes.finished)} for the finished {'adapter' if stage.leaves_adapter else 'model'}{earlier}",
         f"set {fewer}`{stage.name}.save_only_model=true` (which cannot be continued from), or give another `run_dir`",
     )
