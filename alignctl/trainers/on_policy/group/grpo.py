@@ -127,7 +127,7 @@ class GRPOTrainer(GroupTrainer):
         members = [member for group in groups or [0] for member in episodes.groups[group]]
         prompts = [episodes.prompt_ids[member] for member in members]
         of_all = args.train_batch_size * self.accelerator.num_processes
-        drawn = self._draw(prompts, [attempt * of_all + member for member in members])
+        drawn = self.draw(prompts, [attempt * of_all + member for member in members])
         columns = {name: [values[member] for member in members] for name, values in episodes.columns.items()}
         given = [episodes.prompts[member] for member in members]
         part = episodes_of(given, prompts, drawn, self.processing_class, columns, episodes.group_size)
