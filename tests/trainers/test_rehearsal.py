@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from alignctl.data.quickstart import demonstrations
 from alignctl.errors import AlignctlError, LaunchError, Stopped
 from alignctl.models import shared_files
-from alignctl.stage import proof, rehearsal, training
+from alignctl.run import room
+from alignctl.stage import proof, rehearsal
 from alignctl.trainers.base import checkpointing
 
 pytestmark = pytest.mark.train
@@ -186,7 +187,7 @@ def test_shares_of_a_checkpoint_are_saved_in_part(tmp_path, monkeypatch):
 
 def test_room_is_looked_at_before(tmp_path, monkeypatch):
     """Not after two steps and a checkpoint."""
-    monkeypatch.setattr(training, "free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(room, "free_bytes", lambda folder: 1000)
     with pytest.raises(LaunchError, match=r"has 1.0 kB free, and .* are needed: 2 checkpoints of"):
         run_stages(tmp_path, *arguments("sft"), "rehearse=true")
     assert not (tmp_path / "sft" / "metrics.jsonl").exists()
