@@ -32,8 +32,9 @@ def render_config(config: Mapping[str, Any], sources: Mapping[str, str] | None, 
 
 
 def _ordered(config: dict[str, Any]) -> dict[str, Any]:
-    """Stages last, in the order they run."""
-    stages = [name for name in config.get("stages") or [] if name in config]
+    """Stages last, in the order they run, as far as that is said."""
+    said = config.get("stages")
+    stages = [name for name in said if isinstance(name, str) and name in config] if isinstance(said, list) else []
     return {key: value for key, value in config.items() if key not in stages} | {name: config[name] for name in stages}
 
 

@@ -156,6 +156,14 @@ def test_other_lines_that_were_seen(folder, arguments, word):
     assert found.code == 2
 
 
+@pytest.mark.parametrize("stages", ["-0.5", "abc", "[[a],sft]", "null"])
+def test_a_config_is_shown_whatever_its_stages_are(folder, stages):
+    """To whoever looks for what is wrong with it."""
+    found = answer(["show", *MINE, f"++stages={stages}"], folder)
+    assert not flaw(found, [])
+    assert found.code == 0
+
+
 RECIPE = """defaults: [/base, {/data: local}, {/method@sft: sft}, _self_]
 stages: [sft]
 model: {path: m}
