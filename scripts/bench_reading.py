@@ -71,6 +71,7 @@ def write_rows(file: Path, size: int) -> int:
 
 def write_model(folder: Path) -> None:
     """A folder with a tokenizer (byte-level BPE, learnt from the rows) and a config; weights are not read."""
+    from safetensors.numpy import save_file
     from transformers import LlamaConfig
 
     from alignctl.models.tokenizer import train_tokenizer
@@ -79,7 +80,7 @@ def write_model(folder: Path) -> None:
     tokenizer = train_tokenizer(texts, _VOCABULARY)
     tokenizer.save_pretrained(folder)
     LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=_LONGEST).save_pretrained(folder)
-    (folder / "model.safetensors").touch()
+    save_file({}, folder / "model.safetensors")
 
 
 def measured(folder: Path) -> dict[str, Any]:
