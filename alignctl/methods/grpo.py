@@ -35,6 +35,7 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
             f"`{name}.vllm_importance_sampling_mode={mode}` completions",
             f"set `{name}.vllm_importance_sampling_mode=token_truncate`",
         )
+    yield from _check_adapted(name, stage)
     yield from _check_unused(name, stage, loss)
     delta, high = stage.get("delta"), stage.get("epsilon_high") or epsilon
     if all(isinstance(one, int | float) for one in (delta, high)) and delta <= 1 + high:
@@ -65,6 +66,19 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     if stage.get("max_redraws") is not None and stage.get("zero_signal_groups") != "redraw":
         yield Problem(
             f"`{name}.max_redraws` would have no effect", f"set `{name}.zero_signal_groups=redraw`, or take it out"
+        )
+
+
+def _check_adapted(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether the entropy's weight starts within what it is adapted to."""
+    usual = {"entropy_coef_min": 0.0, "entropy_coef": 0.0, "entropy_coef_max": 1.0}
+    least, start, most = (stage.get(key, value) for key, value in usual.items())
+    numbers = all(isinstance(one, int | float) for one in (least, start, most))
+    if stage.get("use_adaptive_entropy") and numbers and not least <= start <= most:
+        yield Problem(
+            f"`{name}.entropy_coef={start}` does not lie between `entropy_coef_min={least}` and "
+            f"`entropy_coef_max={most}`, to which it is adapted",
+            f"set `{name}.entropy_coef` or these",
         )
 
 

@@ -38,6 +38,7 @@ def composed(*more):
         (["grpo.sync_ref_model=true"], "`grpo.sync_ref_model` would have no effect with `grpo.beta=0`"),
         (["grpo.delta=1.1"], "`grpo.delta=1.1` bounds the ratio before the clipping does, at 1.2"),
         (["grpo.max_redraws=3"], "`grpo.max_redraws` would have no effect"),
+        (["grpo.use_adaptive_entropy=true", "grpo.entropy_coef=2"], "does not lie between `entropy_coef_min=0.0` and"),
         (["grpo.multi_objective_aggregation=normalize_then_sum", "grpo.scale_rewards=batch"],
          "`grpo.scale_rewards` would have no effect with `multi_objective_aggregation=normalize_then_sum`"),
         (["grpo.soft_overlong_tokens=200"], "is more than `grpo.response_length=128`"),
