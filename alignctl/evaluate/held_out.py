@@ -64,6 +64,8 @@ class Questions:
     """As the rows have them, text or messages."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
     """What the rows have beside them, by name: for functions that score answers."""
+    numbers: list[int] = field(default_factory=list)
+    """Of their rows among the held-out ones; empty where these have none."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ def build_held_out(
     return HeldOut(
         pairs=build_pairs(dataset, tokenizer, lengths) if kind == "preferences" else None,
         feedback=build_feedback(dataset, tokenizer, lengths) if kind == "feedback" else None,
-        questions=build_questions(left.dataset, tokenizer, num_questions, longest, columns) if asks else None,
+        questions=(
+            build_questions(left.dataset, tokenizer, num_questions, longest, columns, left.numbers) if asks else None
+        ),
     )
 
 
@@ -137,6 +141,7 @@ def build_questions(
     count: int,
     longest: int | None,
     columns: Sequence[str] = (),
+    numbers: Sequence[int] = (),
 ) -> Questions | None:
     """The first distinct prompts of rows, text or messages, that leave enough for an answer.
 
@@ -144,9 +149,10 @@ def build_questions(
         count: At most so many.
         longest: Longest prompt in tokens; None for any.
         columns: To be taken from the rows, too.
+        numbers: Of the rows, where they have some.
     """
     questions, seen = Questions([], [], [], {name: [] for name in columns}), set()
-    for row in rows:
+    for place, row in enumerate(rows):
         if len(questions.prompts) >= count:
             break
         prompt = row["prompt"]
@@ -156,6 +162,7 @@ def build_questions(
             questions.texts.append(prompt if isinstance(prompt, str) else prompt[-1]["content"])
             questions.prompts.append(ids)
             questions.given.append(prompt)
+            questions.numbers.extend(numbers[place : place + 1])
             for name, values in questions.columns.items():
                 values.append(row[name])
     return questions if questions.prompts else None

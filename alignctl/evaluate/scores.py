@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,8 +49,11 @@ def scores_of_answers(
         given, prompts = [questions.given[i] for i in own], [questions.prompts[i] for i in own]
         columns = {name: [values[i] for i in own] for name, values in questions.columns.items()}
         drawn = as_drawn([answers[i] for i in own], ends)
+        episodes = episodes_of(given, prompts, drawn, tokenizer, columns, 1)
+        if questions.numbers:
+            episodes = replace(episodes, row_numbers=[questions.numbers[i] for i in own])
         try:
-            found = scoring.ask(episodes_of(given, prompts, drawn, tokenizer, columns, 1))
+            found = scoring.ask(episodes)
         except NotANumber as error:  # says nothing about the model
             raise AlignctlError(error.problems[0].message, error.problems[0].hint) from error
         of_each = {

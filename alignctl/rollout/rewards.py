@@ -173,7 +173,7 @@ def named_row(episodes: Episodes, member: int) -> str:
     """The row of a completion, for people: its place among the rows, and how its prompt begins."""
     prompt = episodes.prompts[member]
     text = " ".join((prompt[-1]["content"] if is_messages(prompt) else prompt).split())
-    number = f"row {episodes.row_numbers[member]:,}" if episodes.row_numbers else f"prompt {member + 1} of the rollout"
+    number = f"row {episodes.row_numbers[member]:,}" if episodes.row_numbers else f"prompt {member + 1}"
     return f'{number}, "{text[:_SHOWN]}{"..." if len(text) > _SHOWN else ""}"'
 
 

@@ -163,6 +163,7 @@ def test_what_is_lost_is_not_measured(base, tmp_path):
     held_out = build_held_out(rows, tokenizer, Lengths(512, 32, "keep_end"), 4, NEW_TOKENS, lost={2})
     assert (len(held_out.pairs.chosen), len(held_out.pairs.rejected)) == (3, 3)
     assert held_out.questions.texts == ["Once 0", "Once 2", "Once 3"]
+    assert held_out.questions.numbers == [1, 3, 4], "by which a function that fails on an answer is told"
 
 
 def test_no_rows_nothing_measured(base):
