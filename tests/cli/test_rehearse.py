@@ -9,8 +9,10 @@ FSDP = ("recipe=dpo_llama3", "distributed=fsdp2")
 
 def test_a_dry_run_says_how_processes_divide_a_model(alignctl):
     """Which `rehearse` then does."""
-    done = alignctl("train", "recipe=dpo_llama3_70b", "distributed.parallelism_config.tp_size=8", "--dry-run")
-    assert done.code in (0, 3), done.err  # a small disk has no room for it
+    small = ("model=smollm", "dpo.save_only_model=true")  # for which any disk has room
+    tp = "distributed.parallelism_config.tp_size=8"
+    done = alignctl("train", "recipe=dpo_llama3_70b", *small, tp, "--dry-run")
+    assert done.code == 0, done.err
     assert "32 (4 x 8), fsdp2, tp_size 8" in done.out
 
 

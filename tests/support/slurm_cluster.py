@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -105,6 +105,19 @@ def login_node(cluster: Cluster, folder: Path) -> Callable[..., str]:
         return done.stdout + done.stderr
 
     return run
+
+
+def started(tmp_path_factory, *options: str) -> Iterator[Cluster]:
+    """A cluster that is gone afterwards, for a fixture."""
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"), *options)
+    yield cluster
+    cluster.down()
+
+
+def logged_in(cluster: Cluster, folder: Path) -> Iterator[Callable[..., str]]:
+    """See `login_node`; every job of the test is gone afterwards."""
+    yield login_node(cluster, folder)
+    cluster.end_jobs()
 
 
 def states(alignctl, run: str) -> dict[str, str]:

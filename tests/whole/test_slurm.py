@@ -13,9 +13,9 @@ from support.processes import beats, finish, start, wait_for_step, wait_until
 from support.slurm_cluster import (
     ONE,
     TINY,
-    Cluster,
     job,
-    login_node,
+    logged_in,
+    started,
     states,
     wait_for_end,
     wait_for_more_steps,
@@ -30,16 +30,12 @@ LONG = "sft.max_steps=200000"  # never done before something happens to it
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    yield cluster
-    cluster.down()
+    yield from started(tmp_path_factory)
 
 
 @pytest.fixture
 def alignctl(cluster, tmp_path):
-    """Every job of the test is gone afterwards."""
-    yield login_node(cluster, tmp_path)
-    cluster.end_jobs()
+    yield from logged_in(cluster, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from support.slurm_cluster import (
     TINY,
     Cluster,
     job,
-    login_node,
+    logged_in,
+    started,
     states,
     wait_for_end,
     wait_for_state,
@@ -25,16 +26,12 @@ pytestmark = [pytest.mark.train, pytest.mark.slow, pytest.mark.night]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"), "--accounts")
-    yield cluster
-    cluster.down()
+    yield from started(tmp_path_factory, "--accounts")
 
 
 @pytest.fixture
 def alignctl(cluster, tmp_path):
-    """Every job of the test is gone afterwards."""
-    yield login_node(cluster, tmp_path)
-    cluster.end_jobs()
+    yield from logged_in(cluster, tmp_path)
 
 
 def forgotten(cluster: Cluster, *jobs: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.files import write_rows
 from support.models import TINY
-from support.slurm_cluster import ONE, Cluster, job, login_node, states, wait_for_state
+from support.slurm_cluster import ONE, job, logged_in, started, states, wait_for_state
 
 from alignctl.launch.beforehand import SEEN_ON_SUBMIT
 
@@ -19,15 +19,12 @@ PIPELINE = (
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    yield cluster
-    cluster.down()
+    yield from started(tmp_path_factory)
 
 
 @pytest.fixture
 def alignctl(cluster, tmp_path):
-    yield login_node(cluster, tmp_path)
-    cluster.end_jobs()
+    yield from logged_in(cluster, tmp_path)
 
 
 def rows(count: int) -> list[dict]:
