@@ -15,7 +15,7 @@ from datasets import Dataset, Features
 
 from alignctl.data.kept import write_rows
 
-_AT_ONCE = 500  # rows
+_AT_ONCE = 100  # rows
 _WORTH_ONE = 2_000  # rows, for which a process is started
 _LOOK_EVERY_S = 0.2
 
