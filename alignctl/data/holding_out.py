@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from heapq import heapify, heappop
 
 import numpy as np
 from datasets import Dataset
@@ -40,7 +40,10 @@ def held_out(
         for prompt, key in zip(own, prompt_keys(rows, seed), strict=True):
             order[prompt] = min(key, order.get(prompt, key))
         taken = sum(counts[prompt] for prompt in held)
-        for prompt in sorted(order.keys() - held, key=order.__getitem__):
+        first = [(key, prompt) for prompt, key in order.items() if prompt not in held]
+        heapify(first)
+        while first and taken < most:
+            _, prompt = heappop(first)
             if taken + counts[prompt] <= most:
                 held.add(prompt)
                 taken += counts[prompt]
@@ -58,8 +61,9 @@ def _together(prompts: Sequence[list[bytes]], numbers: Sequence[Sequence[int]]) 
         return prompt
 
     for own, rows in zip(prompts, numbers, strict=True):
-        for (one, row), (other, other_row) in pairwise(zip(own, rows, strict=True)):
-            if row == other_row and (a := least(one)) != (b := least(other)):
+        rows = np.asarray(rows)
+        for place in np.flatnonzero(rows[1:] == rows[:-1]).tolist():
+            if (a := least(own[place])) != (b := least(own[place + 1])):
                 less[max(a, b)] = min(a, b)
     return [[least(prompt) for prompt in own] for own in prompts] if less else list(prompts)
 

@@ -41,8 +41,11 @@ def prompt_keys(rows: Dataset, seed: int) -> Iterator[bytes]:
 def plain_prompts(rows: Dataset) -> Iterator[bytes]:
     """A hash of each row's prompt, the same where white space, capital letters and roles are all that differs."""
     for prompt in _prompts(rows):
-        texts = [prompt] if isinstance(prompt, str) else [message["content"] or "" for message in prompt]
-        yield hashlib.sha256("\n".join("".join(text.lower().split()) for text in texts).encode()).digest()
+        if isinstance(prompt, str):
+            plain = "".join(prompt.lower().split())
+        else:
+            plain = "\n".join("".join((message["content"] or "").lower().split()) for message in prompt)
+        yield hashlib.sha256(plain.encode()).digest()
 
 
 def row_tokens(rows: Dataset, columns: Sequence[str], count: Callable[[list[str]], list[int]]) -> np.ndarray:
