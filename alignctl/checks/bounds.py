@@ -19,6 +19,7 @@ _SHARE = Bound(least=0, most=1, hint="a share of the rows: 0.05 is 5 %")
 SETTINGS = {
     "seed": _SEED,
     "log_every": _AT_LEAST_1,
+    "global_batch_size": _AT_LEAST_1,
     "data.max_lost": _SHARE,
     "data.max_skipped": _SHARE,
     "data.max_truncated": _SHARE,
@@ -60,7 +61,7 @@ TRAINER = dict.fromkeys(
     NOT_NEGATIVE,
 ) | dict.fromkeys(
     ("save_total_limit", "dataloader_prefetch_factor", "dataset_num_proc", "eval_accumulation_steps",
-     "pad_to_multiple_of", "torch_empty_cache_steps", "pass_tokens"),
+     "pad_to_multiple_of", "torch_empty_cache_steps", "pass_tokens", "global_batch_size", "batch_for"),
     _AT_LEAST_1,
 ) | dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Bound(least=0, below=1)) | {
     "data_seed": _SEED, "early_stopping_patience": _AT_LEAST_1, "early_stopping_threshold": NOT_NEGATIVE,

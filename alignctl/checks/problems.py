@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from alignctl.checks.adapters import check_adapter, check_kept_alone
+from alignctl.checks.batches import check_batch, check_batch_of_all
 from alignctl.checks.combinations import check_combinations, check_unused
 from alignctl.checks.inputs import check_data, check_model, check_run_dir
 from alignctl.checks.keys import check_secrets, check_stage, check_top_level
@@ -67,9 +68,9 @@ def _of_usable(config: Mapping[str, Any], names: list[str]) -> list[Problem]:
     for name in to_run:
         problems += [*check_model(config, name), *check_rows_from(config, name), *check_data(config, name)]
         problems += [*check_combinations(config, name), *check_adapter(config, name)]
-        problems += check_rewards(config, name)
+        problems += [*check_rewards(config, name), *check_batch(config, name)]
     problems += [*check_kept_alone(config, to_run), *check_unused(config, to_run), *check_launch(config, to_run)]
-    problems += check_rows_together(config, to_run)
+    problems += [*check_batch_of_all(config, to_run), *check_rows_together(config, to_run)]
     return problems
 
 

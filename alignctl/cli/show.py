@@ -9,12 +9,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from alignctl.config.batches import batch_of
 from alignctl.config.flat import flatten
 from alignctl.config.secrets import mask
+from alignctl.config.stages import stage_names
 
 
 def render_config(config: Mapping[str, Any], sources: Mapping[str, str] | None, as_json: bool) -> str:
-    """The config as YAML or JSON, secrets masked.
+    """The config as YAML or JSON, secrets masked; in YAML followed by comments that say what an optimizer step takes.
 
     Args:
         sources: File of each dotted key; given, every value is followed by where it comes from.
@@ -23,12 +25,16 @@ def render_config(config: Mapping[str, Any], sources: Mapping[str, str] | None, 
     if as_json:
         content = {"config": config, "sources": dict(sources)} if sources is not None else config
         return json.dumps(content, indent=2) + "\n"
+    batches = {name: batch_of(config, name) for name in stage_names(config)}
+    follows = "".join(f"# global batch of {name}: {batch}\n" for name, batch in batches.items() if batch)
     if sources is None:
-        return OmegaConf.to_yaml(OmegaConf.create(config))
+        return OmegaConf.to_yaml(OmegaConf.create(config)) + follows
     flat = flatten(config)
     lines = {key: f"{key}: {json.dumps(value)}" for key, value in flat.items()}
     width = max(map(len, lines.values()))
-    return "".join(f"{line:<{width}}  # {_short(sources.get(key, 'default'))}\n" for key, line in lines.items())
+    return (
+        "".join(f"{line:<{width}}  # {_short(sources.get(key, 'default'))}\n" for key, line in lines.items()) + follows
+    )
 
 
 def _ordered(config: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def print_plan(plan: RunPlan) -> None:
             "data": _data(config.data, holds_out=not makes),
             **({"makes": makes} if makes else {"trained": stage.trained}),
             "models": ", ".join(_role(stage, role) for role in stage.roles if role != spared),
-            **({} if makes else {"global batch": f"{stage.global_batch_size} per optimizer step"}),
+            **({} if makes else {"global batch": f"{_batch(stage)} per optimizer step"}),
             **({} if config.distributed.type == "none" else {"processes": _processes(config)}),
             "output": stage.output,
             "state": _state(plan.paths.stage(config.name)),
@@ -37,6 +37,22 @@ def print_plan(plan: RunPlan) -> None:
             print(f"   {name:<13} {fact}")
         settings = " ".join(f"{key}={value}" for key, value in sorted(stage.environment.items()))
         print(f"   $ {settings} {shlex.join(stage.command)}")
+
+
+def _batch(stage: StagePlan) -> str:
+    """What an optimizer step takes, and how that comes about where more than one process or batch has a part in it."""
+    config = stage.config
+    if methods()[config.method].data_kind == "prompts":
+        return f"{stage.global_batch_size:,} completions"
+    steps, processes = config.trainer.get("gradient_accumulation_steps", 1), config.launcher.world_size
+    size = stage.global_batch_size // steps // processes
+    parts = [
+        f"{size:,}",
+        f"{steps:,} accumulated" if steps > 1 else "",
+        f"{processes:,} processes" if processes > 1 else "",
+    ]
+    made = " x ".join(filter(None, parts))
+    return f"{stage.global_batch_size:,} rows" + (f" ({made})" if steps * processes > 1 else "")
 
 
 def _role(stage: StagePlan, role: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from alignctl.checks.notices import find_notices
 from alignctl.checks.problems import find_problems
 from alignctl.cli.display import Display
 from alignctl.cli.submit import print_jobs, submit_plans
@@ -83,6 +84,8 @@ def train_command(
     prepared = _prepare(request, points, new, make=not dry_run)
     if dry_run:
         _print_plans(prepared, multirun, as_json)
+        for notice in dict.fromkeys(line for point in prepared for line in _notices(point)):
+            click.echo(f"\nnote: {notice}", err=as_json)
         for point in prepared:
             _refuse(point)
         click.echo("\nDry run: nothing was written. Without `--dry-run` this starts.", err=as_json)
@@ -210,6 +213,8 @@ def _submit(prepared: Sequence[Prepared], as_json: bool) -> None:
             freeze(point.plan, point.config, sys.argv)
             link_stages(point.plan, point.shared)
             with Display(RunSettings.log_every) as display:
+                for notice in _notices(point):
+                    display.say(f"note: {notice}")
                 look_beforehand(point.plan, display, SEEN_ON_SUBMIT)
         if left:
             submit_plans([point.plan for point in left], as_json)
@@ -235,7 +240,15 @@ def _run(point: Prepared) -> None:
         for stage in plan.stages:
             if is_done(plan.paths.stage(stage.config.name)):
                 display.say(f"{stage.config.name}: done before")
+        for notice in _notices(point):
+            display.say(f"note: {notice}")
         run_plan(plan, display)
+
+
+def _notices(point: Prepared) -> list[str]:
+    """What people should know of the stages that are left."""
+    names = [stage.config.name for stage in point.plan.stages]
+    return find_notices(point.config, [name for name in names if not is_done(point.plan.paths.stage(name))])
 
 
 def _print_plans(prepared: Sequence[Prepared], multirun: bool, as_json: bool) -> None:

@@ -31,10 +31,12 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from alignctl.config.batches import Batch, batch_of
 from alignctl.config.interpolations import find_flaw
 from alignctl.config.recipe_files import look_at
 from alignctl.config.renamed import former_names, rename_data
 from alignctl.config.schema import SECTIONS, RunSettings, annotations
+from alignctl.config.stages import stage_names
 from alignctl.config.suggest import did_you_mean
 from alignctl.errors import Problem, RequestError, raised_in
 
@@ -160,6 +162,11 @@ def value_sources(request: Request) -> dict[str, str]:
         file = sources.pop(f"{stage}.{former}", None)
         if file and _given_last(request, loader, overrides, stage, (former, name)) == former:
             sources[f"{stage}.{name}"] = file
+    layers = [keys for _, keys in _layers(request, loader, overrides)]
+    for name in stage_names(config):
+        batch = batch_of(config, name)
+        if batch and batch.divides and not _is_given_beside(layers, config, name, batch):
+            sources[f"{name}.{batch.follows}"] = f"follows from `{batch.where}`"
     composed = set(_leaves(OmegaConf.create(config)))
     return {key: file for key, file in sources.items() if key in composed}
 
@@ -303,7 +310,34 @@ def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> d
             if name not in config[stage] or _given_last(request, loader, overrides, stage, (former, name)) == former:
                 config[stage][name] = value
     rename_data(config)
+    _settle_batches(config, request, loader, overrides)
     return config
+
+
+def _settle_batches(config: dict[str, Any], request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> None:
+    """Has follow what follows from a global batch, and takes out for which batch a learning rate was published where
+    another is set later."""
+    batches = {name: batch for name in stage_names(config) if (batch := batch_of(config, name))}
+    if not any(batch.wanted or config[name].get("batch_for") for name, batch in batches.items()):
+        return
+    layers = [keys for _, keys in _layers(request, loader, overrides)]
+    for name, batch in batches.items():
+        if _last(layers, f"{name}.learning_rate") > _last(layers, f"{name}.batch_for"):
+            config[name].pop("batch_for", None)
+        if batch.divides and not _is_given_beside(layers, config, name, batch):
+            config[name][batch.follows] = batch.following
+
+
+def _is_given_beside(layers: list[dict[str, str]], config: dict[str, Any], name: str, batch: Batch) -> bool:
+    """Whether what would follow from a global batch is given where the batch is, or after it, and not by a file that
+    knows nothing of it."""
+    given = f"{name}.{batch.follows}"
+    return batch.follows in config[name] and _last(layers, given) >= _last(layers, batch.where)
+
+
+def _last(layers: list[dict[str, str]], key: str) -> int:
+    """Which of them gives a key last; -1 where none does."""
+    return max((number for number, keys in enumerate(layers) if key in keys), default=-1)
 
 
 def _given_last(
@@ -315,15 +349,7 @@ def _given_last(
     Raises:
         RequestError: One of them has both.
     """
-    layers: list[tuple[str, dict[str, str]]] = []
-    for loaded, place, file in _files(request, loader, overrides):
-        layers.append((file, {}))
-        _assign(layers[-1][1], place, loaded.config, "")
-    layers.append(("the command line", {}))
-    for override in _parse(overrides, []):
-        if not override.is_delete():
-            _assign(layers[-1][1], override.key_or_group, _node(override), "")
-    for where, keys in reversed(layers):
+    for where, keys in reversed(_layers(request, loader, overrides)):
         given = [name for name in names if f"{stage}.{name}" in keys]
         if len(given) > 1:
             former, name = (f"`{stage}.{one}`" for one in names)
@@ -331,6 +357,19 @@ def _given_last(
         if given:
             return given[0]
     raise AssertionError("one of them is there")
+
+
+def _layers(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> list[tuple[str, dict[str, str]]]:
+    """The files that are composed, in order, and the command line, each with the dotted keys that it gives."""
+    layers: list[tuple[str, dict[str, str]]] = []
+    for loaded, place, file in _files(request, loader, overrides):
+        layers.append((file, {}))
+        _assign(layers[-1][1], place, loaded.config, "")
+    layers.append(("the command line", {}))
+    for override in _parse(overrides, []):
+        if not override.is_delete() and not loader.get_group_options(override.key_or_group):
+            _assign(layers[-1][1], override.key_or_group, _node(override), "")
+    return layers
 
 
 def _files(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> Iterator[tuple[ConfigResult, str, str]]:

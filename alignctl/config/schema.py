@@ -188,6 +188,8 @@ class RunSettings:
     rehearse: bool = True
     """Begin each stage of 20 optimizer steps or more with two steps on its longest rows, in a folder of their own: what
     would fail after hours (memory, saving, measuring) fails in the first minutes. Changes nothing about the result."""
+    global_batch_size: int | None = None
+    """What an optimizer step takes on all processes together, in every stage that does not say so itself."""
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     peft: dict[str, Any] = field(default_factory=dict)

@@ -12,12 +12,13 @@ from alignctl.methods.registry import POSITIVE, RUN_OWNED_FIELDS, Method
 
 def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     size, steps = stage.get("per_device_train_batch_size", 8), stage.get("gradient_accumulation_steps", 1)
+    given = stage.get("global_batch_size")
     whole = isinstance(size, int) and isinstance(steps, int)
     if stage.get("loss_type", "kto") == "kto" and not stage["processes"] and whole and size * steps < 2:
         yield Problem(
             f"`{name}.per_device_train_batch_size={size}`: KTO estimates the KL divergence with the other completions "
             "of an optimizer step, so it needs 2 or more",
-            f"set `{name}.per_device_train_batch_size=2`",
+            f"set `{name}.per_device_train_batch_size=2`" + (" and a global batch of 2 or more" if given else ""),
         )
     yield from check_reference(name, stage)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignctl.config.adapters import has_adapter
+from alignctl.config.batches import with_batches
 from alignctl.config.schema import QUANTIZED, LauncherSettings, ModelSettings
 from alignctl.config.stages import StageConfig, stage_names
 from alignctl.config.suggest import did_you_mean
@@ -91,7 +92,7 @@ def with_processes(config: Mapping[str, Any], place: Place, run_dir: str) -> dic
     launcher |= {key: each, "nodes": place.processes // each, "node_rank": 0}
     if launcher.get("type", "local") == "local" and launcher["nodes"] > 1:
         launcher["rdzv_endpoint"] = launcher.get("rdzv_endpoint") or "localhost:29500"  # nobody is going to meet there
-    return dict(config) | {"launcher": launcher, "run_dir": run_dir}
+    return with_batches(dict(config) | {"launcher": launcher, "run_dir": run_dir})
 
 
 def without_vllm(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.config.adapters import has_adapter
+from alignctl.config.batches import rows_of_step
 from alignctl.config.stages import StageConfig, stage_config
 from alignctl.config.trl_fields import config_fields
 from alignctl.data.sources import is_hub_id
@@ -63,7 +63,9 @@ def make_plan(config: Mapping[str, Any], recipe: str, run_dir: Path) -> RunPlan:
         stage = stage_config(config, name)
         givers = (stage.start_from, *stage.roles_from.values(), stage.data.rows_from)
         upstream = [stages[other].fingerprint for other in givers if other]
-        batch = _global_batch_size(stage)
+        batch = rows_of_step(
+            stage.trainer, config_fields(methods()[stage.method].config_class), stage.launcher.world_size
+        )
         stages[name] = StagePlan(
             config=_with_rows(stage, paths),
             start=_start(stage, paths),
@@ -132,19 +134,6 @@ def _trained(peft: Mapping[str, Any]) -> str:
     modules = peft.get("target_modules") or "the modules peft chooses"
     kind = "dora" if peft.get("use_dora") else peft["type"]
     return f"{kind} r={peft.get('r', 8)} on {', '.join(modules) if isinstance(modules, list) else modules}"
-
-
-def _global_batch_size(stage: StageConfig) -> int:
-    """Of a rollout an optimizer step takes a mini-batch of prompts with all their completions; where those are not of
-    one size, a large one."""
-    fields = config_fields(methods()[stage.method].config_class)
-
-    def given(key: str) -> int:
-        return int(stage.trainer.get(key, fields[key].default if key in fields else 1))
-
-    a_process = given("per_device_train_batch_size") * given("gradient_accumulation_steps")
-    group = given("num_generations")
-    return math.ceil(a_process / group / given("num_mini_batches")) * group * stage.launcher.world_size
 
 
 def _command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:

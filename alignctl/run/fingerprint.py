@@ -22,6 +22,7 @@ _DIVIDES = (
     "activation_checkpointing_kwargs", "compile",
 )  # fmt: skip
 _PATIENCE = ("reward_timeout", "reward_retries", "reward_workers")
+_SAID_OF_BATCHES = ("global_batch_size", "batch_for")  # what the batch is counts by itself
 
 
 def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_size: int) -> str:
@@ -37,7 +38,8 @@ def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_
         del settings[key]
     for section in SECTIONS:
         settings[section] = _given(getattr(stage, section))
-    settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in (*_DIVIDES, *_PATIENCE)}
+    left_out = (*_DIVIDES, *_PATIENCE, *_SAID_OF_BATCHES)
+    settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in left_out}
     settings["global_batch_size"] = global_batch_size
     inputs = {key: _identity(path) for key, path in stage.inputs.items()}
     return _hash(json.dumps([VERSION, settings, inputs, list(upstream)], sort_keys=True).encode())

@@ -185,6 +185,33 @@ BAD = [
     ([DPO, "~dpo.disable_dropout"], ["`peft.lora_dropout=0.05` would have no effect"]),
     ([DPO, "dpo.fp16=true"], ["`dpo.bf16` and `dpo.fp16` exclude each other"]),
     ([DPO, "dpo.load_best_model_at_end=true"], ["`dpo.load_best_model_at_end`", "eval_strategy"]),
+    (
+        [DPO, "dpo.global_batch_size=9"],
+        ["`dpo.global_batch_size=9` is no multiple of 2", "`dpo.global_batch_size=8`", "`dpo.global_batch_size=10`"]
+        + ["`dpo.per_device_train_batch_size=1`"],
+    ),
+    (
+        [DPO, "global_batch_size=36", "dpo.per_device_train_batch_size=8", *EIGHT],
+        ["no multiple of 64, what the 8 processes of `dpo` take at once", "set `global_batch_size=64`"],
+    ),
+    (
+        [DPO, "dpo.global_batch_size=64", "dpo.gradient_accumulation_steps=4"],
+        ["`dpo.gradient_accumulation_steps=4` contradict each other", "makes it 32"],
+    ),
+    ([DPO, "global_batch_size=64", "dpo.global_batch_size=16"], ["`global_batch_size=64` would have no effect"]),
+    ([DPO, "dpo.global_batch_size=16", "dpo.auto_find_batch_size=true"], ["exclude each other", "`dpo.pass_tokens`"]),
+    ([DPO, "dpo.global_batch_size=0"], ["`dpo.global_batch_size` must be at least 1"]),
+    ([DPO, "global_batch_size=many"], ["`global_batch_size` must be a whole number"]),
+    ([KTO, "kto.global_batch_size=1", "kto.per_device_train_batch_size=1"], ["a global batch of 2 or more"]),
+    ([PPO, "ppo.global_batch_size=7", *EIGHT], ["no multiple of 8, the number of processes of `ppo`"]),
+    (
+        [PPO, "ppo.global_batch_size=64", "ppo.per_device_train_batch_size=32"],
+        ["`ppo.per_device_train_batch_size=32` contradict each other", "makes it 64"],
+    ),
+    (
+        ["recipe=grpo_quickstart", "grpo.global_batch_size=20"],
+        ["`grpo.num_generations` is 8", "`grpo.global_batch_size=16`, or `grpo.global_batch_size=24`"],
+    ),
     ([DPO, "dpo.early_stopping_patience=3"], ["counts evaluations, and there are none", "eval_strategy"]),
     ([DPO, "dpo.early_stopping_patience=0"], ["`dpo.early_stopping_patience` must be at least 1"]),
     ([DPO, "dpo.early_stopping_threshold=0.1"], ["would have no effect", "`dpo.early_stopping_patience`"]),

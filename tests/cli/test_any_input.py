@@ -120,6 +120,8 @@ SEEN = (
     ("sft.loss_type=[]", "loss_type"), ("model.attn_implementation=nope", "nope"), ("+seed=1", "write `seed=1`"),
     ("hydra.searchpath=[pkg://antigravity]", "hydra"), ("a=${b}", "`a=${b}`"), ("stages=[1]", "stages"),
     ("launcher.stages.sft=3", "launcher.stages"), ("data.mix=[1]", "data.mix"), ("data.columns=[a]", "data.columns"),
+    ("global_batch_size=[1]", "global_batch_size"), ("global_batch_size=3", "`global_batch_size=3`"),
+    ("sft.global_batch_size=9223372036854775807", "sft.global_batch_size"), ("sft.batch_for=-1", "batch_for"),
     ("x=" + "[" * 900 + "]" * 900, "x="),
 )  # fmt: skip
 """Overrides that ended in a traceback once, or could have, and a word of the answer."""

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from alignctl.checks.notices import find_notices
 from alignctl.checks.problems import find_problems
 from alignctl.config.compose import (
     CONF_DIR,
@@ -36,9 +37,11 @@ def test_recipes_are_found():
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_composes_without_problems(name):
     given = GIVEN if name.endswith("_local") else []
-    found = [one.message for one in find_problems(composed(f"recipe={name}", *given))]
+    config = composed(f"recipe={name}", *given)
+    found = [one.message for one in find_problems(config)]
     lacks = name == "grpo_qwen3_32b" and importlib.util.find_spec("vllm") is None
     assert found == (["`grpo.generation=vllm` needs the package `vllm`"] if lacks else [])
+    assert find_notices(config, config["stages"]) == []
 
 
 @pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)

@@ -46,7 +46,7 @@ def test_every_key_with_its_default(page, section):
 
 
 def test_every_key_of_the_run(page):
-    assert list(rows(page, "Of the run")) == ["stages", "run_dir", "seed", "log_every", "rehearse"]
+    assert list(rows(page, "Of the run")) == ["stages", "run_dir", "seed", "log_every", "rehearse", "global_batch_size"]
     headings = re.findall(r"^## `(\w+)`$", page, re.MULTILINE)
     assert set(annotations(RunSettings)) == {*rows(page, "Of the run"), *headings}
 

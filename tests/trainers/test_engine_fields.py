@@ -147,6 +147,8 @@ UNTRIED = {
         gradient_checkpointing gradient_checkpointing_kwargs liger_kernel_config parallelism_config tf32 torch_compile
         torch_compile_backend torch_compile_mode torch_empty_cache_steps use_cache use_cpu use_liger_kernel""",
     "test_passes.py has it": "pass_tokens",
+    "accumulation follows from it before there is a trainer": "global_batch_size",
+    "it is told, and nothing is done with it": "batch_for",
     "a mixture's rows are padded": "router_aux_loss_coef",
     "each number is dropped by itself: other numbers than in padded rows, as likely": "disable_dropout",
     "trainers of text models do not look at it": "label_names label_smoothing_factor",

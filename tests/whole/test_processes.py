@@ -178,8 +178,9 @@ def test_what_cannot_be_launched_is_refused(alignctl, arguments, expected):
     assert expected in done.err
 
 
-def test_a_run_continues_on_other_processes_where_that_loses_nothing(tmp_path, alignctl):
-    """The global batch is the same in all of them, so it is one run."""
+def test_a_run_continues_on_other_processes_where_that_loses_nothing(tmp_path, alignctl, undisturbed):
+    """The global batch is the same in all of them, as it follows or as it is given, so it is one run, with the losses
+    of one that was left alone."""
     stage = tmp_path / "run" / "sft"
     run = start(tmp_path, *SMALL, "distributed=zero2")
     wait_for_step(stage, 6, run)
@@ -192,14 +193,16 @@ def test_a_run_continues_on_other_processes_where_that_loses_nothing(tmp_path, a
 
     again = tmp_path / "again"
     again.mkdir()
-    run = start(again, *SMALL, "distributed=ddp")
+    given = "sft.global_batch_size=16"
+    run = start(again, *SMALL, "distributed=ddp", given)
     wait_for_step(again / "run" / "sft", 6, run)
     run.send_signal(signal.SIGTERM)
     finish(run, 75)
-    err = finish(start(again, *alone, "sft.per_device_train_batch_size=16"))
+    err = finish(start(again, *alone, "sft.per_device_train_batch_size=4", given))
     assert "continues after step" in err
-    steps = [row[0] for row in outcome(again / "run" / "sft")[1]]
-    assert steps == list(range(1, STEPS + 1))
+    rows, expected = outcome(again / "run" / "sft")[1], undisturbed[1][1]
+    assert [row[0] for row in rows] == list(range(1, STEPS + 1))
+    assert [row[1:] for row in rows] == [pytest.approx(row[1:], abs=2e-5) for row in expected]
 
 
 @pytest.mark.parametrize(("how", "processes"), [("zero2", 1), ("zero3", 1)])

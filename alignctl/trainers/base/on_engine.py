@@ -60,6 +60,12 @@ class EngineConfig:
     """Whether torch compiles what lies between the matrix products of each layer, for all layers at once. auto: on a
     GPU, where the model and what divides it allow; on: also on a CPU, and refused where it cannot be. The numbers are
     the same to rounding."""
+    global_batch_size: int | None = None
+    """What an optimizer step takes on all processes together: rows, pairs of preferences, or completions. Accumulation
+    follows from it, and of PPO, GRPO and RLOO `per_device_train_batch_size`. None: it follows from these."""
+    batch_for: int | None = None
+    """The global batch that `learning_rate` was published for; a run with another one says so. It is of the rate that
+    it stands beside, not of one that is set later."""
     early_stopping_patience: int | None = None
     """Ends training once `metric_for_best_model`, of the held-out rows, has not got better for so many evaluations in
     turn."""

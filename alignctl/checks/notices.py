@@ -1,0 +1,30 @@
+"""What people should know of a composed config with nothing wrong in it, a line each. Torch-free, pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from alignctl.config.batches import GLOBAL, PER_DEVICE, batch_of
+
+
+def find_notices(config: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
+    """Of these stages."""
+    return [line for name in stages for line in _of_batch(config, name)]
+
+
+def _of_batch(config: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Whether the learning rate is one for other batches than the stage takes."""
+    batch, published = batch_of(config, name), config[name].get("batch_for")
+    if batch is None or published in (None, batch.rows):
+        return
+    instead = [f"scale `{name}.learning_rate`"]
+    size = batch.smaller_part(published)
+    if published % batch.unit == 0:
+        instead.append(f"set `{name}.{GLOBAL}={published}`")
+    elif size:
+        instead.append(f"set `{name}.{GLOBAL}={published}` and `{name}.{PER_DEVICE}={size}`")
+    yield (
+        f"the learning rate of `{name}` was published for batches of {published:,} rows, and this run takes "
+        f"{batch.rows:,}: {', or '.join(instead)}"
+    )
