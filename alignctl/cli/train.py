@@ -26,7 +26,7 @@ from alignctl.config.schema import RunSettings
 from alignctl.config.secrets import mask, mask_override
 from alignctl.errors import AlignctlError, Interrupted, Problem, RequestError, Stopped
 from alignctl.launch.beforehand import SEEN_ON_SUBMIT, look_beforehand
-from alignctl.launch.local import check_machine, run_plan, wait_for_first
+from alignctl.launch.local import check_machine, refuse_four_bits_here, run_plan, wait_for_first
 from alignctl.launch.queue import check_slurm_here
 from alignctl.launch.slurm import refuse_if_queued
 from alignctl.plan.freeze import (
@@ -184,11 +184,12 @@ def _refuse(point: Prepared) -> None:
 
     Raises:
         RequestError, LaunchError: What is in its folder is another run, or begun by processes that shared it otherwise;
-            another job has it; there is no room on the disk.
+            another job has it; it wants a GPU for 4 bits; there is no room on the disk.
     """
     refuse_other_run(point.plan, point.config)
     refuse_other_shares(point.plan)
     refuse_if_queued(point.plan)
+    refuse_four_bits_here(point.plan)
     refuse_without_room(point.plan)
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from alignctl.config.schema import QUANTIZED
+from alignctl.config.stages import StageConfig
 from alignctl.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError, LaunchError
 from alignctl.launch.beforehand import is_due, look_beforehand
 from alignctl.launch.environment import own_environment
@@ -64,7 +65,8 @@ def check_machine(plan: RunPlan) -> None:
     Raises:
         LaunchError: A stage wants GPUs, 16-bit training or 4-bit weights, and there are not enough of them.
     """
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*"))) or (1 if Path("/dev/kfd").exists() else 0)
+    refuse_four_bits_here(plan)
+    gpus = _gpus_here()
     for stage in plan.stages:
         trainer, name = stage.config.trainer, stage.config.name
         if is_done(plan.paths.stage(name)):
@@ -75,11 +77,9 @@ def check_machine(plan: RunPlan) -> None:
                 f"`launcher.gpus_per_node={wanted}`, and this machine shows {gpus or 'none'}",
                 "run it where they are, see the plan with `--dry-run`, or set `launcher.processes=2` to try it on CPUs",
             )
-        if trainer.get("use_cpu") or (gpus and not stage.config.launcher.processes):
+        if _has_gpu(stage.config):
             continue
-        kind = stage.config.peft.get("type")
         wants = {f"{name}.{key}=true": f"{name}.{key}=false" for key in _ON_GPUS if trainer.get(key)}
-        wants |= {f"peft.type={kind}": "peft=lora"} if kind in QUANTIZED else {}
         if stage.config.model.attn_implementation == "flex_attention":
             wants["model.attn_implementation=flex_attention"] = "model.attn_implementation=null"
         for setting, instead in wants.items():
@@ -87,6 +87,33 @@ def check_machine(plan: RunPlan) -> None:
                 f"`{setting}` needs a GPU, and this machine shows none",
                 f"run it where there is one, see the plan with `--dry-run`, or set `{instead}`",
             )
+
+
+def refuse_four_bits_here(plan: RunPlan) -> None:
+    """Refuses weights in 4 bits where a stage runs on this machine and finds no GPU. A dry run refuses them, too: the
+    group is chosen for a machine that is at hand, and what it does on CPUs nobody waits for.
+
+    Raises:
+        LaunchError: There are such.
+    """
+    for stage in plan.stages:
+        config, kind = stage.config, stage.config.peft.get("type")
+        here = config.launcher.type == "local" and not is_done(plan.paths.stage(config.name))
+        if here and kind in QUANTIZED and not _has_gpu(config):
+            raise LaunchError(
+                f"`peft.type={kind}` of `{config.name}` needs a GPU, and this machine shows none",
+                f"run it where there is one, set `peft=lora`, or try it on CPUs with `{config.name}.use_cpu=true`",
+            )
+
+
+def _has_gpu(stage: StageConfig) -> bool:
+    """Whether a stage computes on a GPU of this machine, or is not meant to."""
+    return bool(stage.trainer.get("use_cpu") or (_gpus_here() and not stage.launcher.processes))
+
+
+def _gpus_here() -> int:
+    """GPUs by their device files; of AMD's, whose cards have none of their own, one for all."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or (1 if Path("/dev/kfd").exists() else 0)
 
 
 def wait_for_first(plan: RunPlan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from support.any_input import answer
@@ -58,6 +59,27 @@ def test_a_disk_without_room(tmp_path):
     found = answer(["train", *PAIR, *model, "--dry-run"], tmp_path)
     assert found.code == EXIT_LAUNCH
     assert "are needed" in found.err
+
+
+@pytest.mark.skipif(bool(list(Path("/dev").glob("nvidia[0-9]*"))), reason="this machine has a GPU")
+@pytest.mark.parametrize(
+    ("command", "more", "code"),
+    [
+        (["train", "--dry-run"], [], EXIT_LAUNCH),
+        (["train"], [], EXIT_LAUNCH),
+        (["train", "--dry-run"], ["dpo.use_cpu=true"], EXIT_DONE),
+        (["train", "--dry-run"], ["launcher=slurm", "launcher.gpus_per_node=1"], EXIT_DONE),
+        (["show"], [], EXIT_DONE),
+    ],
+    ids=["dry run", "run", "meant for CPUs", "on SLURM", "show"],
+)
+def test_weights_in_4_bits_want_a_gpu(tmp_path, command, more, code):
+    pytest.importorskip("bitsandbytes")
+    found = answer([*command, "recipe=dpo_local", "model.path=owner/name", "data.path=owner/rows", "peft=qlora", *more],
+                   tmp_path)  # fmt: skip
+    assert found.code == code, found.err
+    assert ("`peft.type=qlora` of `dpo` needs a GPU" in found.err) == (code == EXIT_LAUNCH)
+    assert code == EXIT_DONE or "set `peft=lora`" in found.err
 
 
 def stage(*arguments, tmp_path) -> StageConfig:

@@ -121,7 +121,7 @@ def test_qlora_without_a_gpu_is_refused_before_training(alignctl, base):
     done = alignctl("train", "recipe=dpo_local", f"model.path={base}", "data.path=builtin:quickstart", "peft=qlora",
                     "dpo.max_length=64")  # fmt: skip
     assert done.code == 3
-    assert "`peft.type=qlora` needs a GPU" in done.err
+    assert "`peft.type=qlora` of `dpo` needs a GPU" in done.err
 
 
 @pytest.mark.parametrize("peft", ["none", "lora", "qlora"])
