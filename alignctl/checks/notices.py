@@ -6,11 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignctl.config.batches import GLOBAL, PER_DEVICE, batch_of
+from alignctl.methods.registry import methods
 
 
 def find_notices(config: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
     """Of these stages."""
-    return [line for name in stages for line in _of_batch(config, name)]
+    return [line for name in stages for line in (*_of_batch(config, name), *_of_method(config, name))]
+
+
+def _of_method(config: Mapping[str, Any], name: str) -> Iterator[str]:
+    method = methods()[config[name]["method"]]
+    return method.notices(name, config[name]) if method.notices else iter(())
 
 
 def _of_batch(config: Mapping[str, Any], name: str) -> Iterator[str]:

@@ -27,4 +27,5 @@ METHOD = Method(
     renamed={},
     bounds=BETA | REFERENCE | SMOOTHING,
     check=check_losses,
+    notices=None,
 )

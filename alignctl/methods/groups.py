@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignctl.errors import Problem
 from alignctl.methods.on_policy import BOUNDS as ON_POLICY_BOUNDS
 from alignctl.methods.on_policy import OWNED_FIELDS as ON_POLICY_OWNED
-from alignctl.methods.on_policy import check_on_policy
+from alignctl.methods.on_policy import check_on_policy, uneven_mini_batches
 from alignctl.methods.preferences import REFERENCE, check_reference
 from alignctl.methods.registry import NOT_NEGATIVE, POSITIVE, Bound
 
@@ -79,3 +80,32 @@ def check_groups(name: str, stage: Mapping[str, Any], num_generations: int) -> I
     soft, longest = stage.get("soft_overlong_tokens"), stage.get("response_length", 512)
     if isinstance(soft, int) and isinstance(longest, int) and soft > longest:
         yield Problem(f"`{name}.soft_overlong_tokens={soft}` is more than `{name}.response_length={longest}`")
+
+
+def notices_of_groups(name: str, stage: Mapping[str, Any], num_generations: int) -> Iterator[str]:
+    """What on-policy methods say, and which bounds of ratios nothing comes up to.
+
+    Args:
+        num_generations: Where the stage does not say.
+    """
+    yield from uneven_mini_batches(name, {"num_generations": num_generations} | dict(stage))
+    if stage.get("num_iterations", 1) * stage.get("num_mini_batches", 1) > 1:
+        return
+    usual = {"epsilon": 0.2, "epsilon_high": None, "delta": None}
+    bounds = [key for key, value in usual.items() if stage.get(key) not in (None, value)]
+    if stage.get("loss_type") == "cispo":  # which is not without one
+        bounds.remove("epsilon_high")
+    if stage.get("off_policy_mask_threshold") is not None and not _may_use_vllm(stage):
+        bounds.append("off_policy_mask_threshold")
+    if bounds:
+        yield (
+            f"with one optimizer step a rollout the policy is the one that drew, so nothing comes up to "
+            f"{', '.join(f'`{name}.{key}`' for key in bounds)}: more steps are made by `{name}.num_iterations=2` or "
+            f"`{name}.num_mini_batches=2`"
+        )
+
+
+def _may_use_vllm(stage: Mapping[str, Any]) -> bool:
+    """Whether vLLM may draw, whose probabilities are others than the policy's."""
+    asked = stage.get("use_vllm") or stage.get("generation") == "vllm"
+    return bool(asked or (stage.get("generation", "auto") == "auto" and importlib.util.find_spec("vllm")))

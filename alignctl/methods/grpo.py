@@ -6,10 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignctl.errors import Problem
-from alignctl.methods.groups import BOUNDS, OWNED_FIELDS, RENAMED, check_groups, spares_reference
+from alignctl.methods.groups import BOUNDS, OWNED_FIELDS, RENAMED, check_groups, notices_of_groups, spares_reference
 from alignctl.methods.registry import EVERY_OTHER_COLUMN, NOT_NEGATIVE, POSITIVE, Bound, Method
 
 _CLIPPED = ("grpo", "dapo", "bnpo", "dr_grpo", "luspo")
+# Losses whose papers have more than what the sum is divided by: the setting, its default, the paper's value, the paper.
+_BESIDE = {
+    "dr_grpo": ("scale_rewards", "group", "none", "arXiv:2503.20783"),
+    "luspo": ("importance_sampling_level", "token", "sequence", "arXiv:2602.05261"),
+}
 
 
 def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
@@ -99,6 +104,20 @@ def _check_unused(name: str, stage: Mapping[str, Any], loss: str) -> Iterator[Pr
             yield Problem(f"`{name}.{key}` would have no effect", hint)
 
 
+def _notices(name: str, stage: Mapping[str, Any]) -> Iterator[str]:
+    yield from notices_of_groups(name, stage, num_generations=8)
+    loss = stage.get("loss_type", "dapo")
+    if loss not in _BESIDE or stage.get("multi_objective_aggregation") == "normalize_then_sum":
+        return
+    key, usual, value, paper = _BESIDE[loss]
+    given = {True: "group", False: "none"}.get(stage.get(key, usual), stage.get(key, usual))
+    if given != value:
+        yield (
+            f"`{name}.loss_type={loss}` is half of what its paper has ({paper}) with `{name}.{key}={given}`: the other "
+            f"half is `{name}.{key}={value}`"
+        )
+
+
 METHOD = Method(
     name="grpo",
     summary="group relative policy optimization: several completions a prompt, each learnt by what it is better",
@@ -135,4 +154,5 @@ METHOD = Method(
         "delta": Bound(above=1),
     },
     check=_check,
+    notices=_notices,
 )  # fmt: skip

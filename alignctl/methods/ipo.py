@@ -27,4 +27,5 @@ METHOD = Method(
     renamed={},
     bounds=BETA | REFERENCE,
     check=check_reference,
+    notices=None,
 )

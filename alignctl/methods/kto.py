@@ -46,4 +46,5 @@ METHOD = Method(
     renamed={},
     bounds=BETA | REFERENCE | {"desirable_weight": POSITIVE, "undesirable_weight": POSITIVE},
     check=_check,
+    notices=None,
 )

@@ -64,6 +64,20 @@ def _check_sizes(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
         )
 
 
+def uneven_mini_batches(name: str, stage: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the prompts that a process draws to are as many in one mini-batch as in the other."""
+    size, group = stage.get("per_device_train_batch_size", 8), stage.get("num_generations", 1)
+    parts = stage.get("num_mini_batches", 1)
+    prompts = size // group
+    if prompts % parts:
+        even = [count for count in range(1, prompts + 1) if prompts % count == 0]
+        below, above = max(count for count in even if count < parts), min(count for count in even if count > parts)
+        yield (
+            f"`{name}.num_mini_batches={parts}` does not divide the {prompts} prompts of a process's rollout, so some "
+            f"optimizer steps have fewer of them: `{name}.num_mini_batches={below}` or `={above}` does"
+        )
+
+
 def _check_generation(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
     """Whether vLLM is there where it is asked for, and asked for where it is set up."""
     generation, use_vllm = stage.get("generation", "auto"), stage.get("use_vllm")

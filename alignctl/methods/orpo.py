@@ -27,4 +27,5 @@ METHOD = Method(
     renamed={},
     bounds=BETA,
     check=None,
+    notices=None,
 )

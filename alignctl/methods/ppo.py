@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignctl.methods.on_policy import BOUNDS, OWNED_FIELDS, check_on_policy
+from alignctl.methods.on_policy import BOUNDS, OWNED_FIELDS, check_on_policy, uneven_mini_batches
 from alignctl.methods.registry import EVERY_OTHER_COLUMN, FRACTION, NOT_NEGATIVE, POSITIVE, Bound, Method
 
 _BOUNDS = {
@@ -35,4 +35,5 @@ METHOD = Method(
     renamed={"roles": "sharing", "update_tokens": "pass_tokens", "max_completion_length": "response_length"},
     bounds=BOUNDS | _BOUNDS,
     check=check_on_policy,
+    notices=uneven_mini_batches,
 )

@@ -99,6 +99,9 @@ class Method:
     check: Callable[[str, Mapping[str, Any]], Iterator[Problem]] | None
     """Says which fields of a stage exclude each other, given its name and its fields, `peft` merged, and whether there
     are several `processes`; None where none do."""
+    notices: Callable[[str, Mapping[str, Any]], Iterator[str]] | None
+    """Says what people should know of fields that are as they may be, given the name of a stage and its fields: that
+    some do nothing so, or less than they are known for. None where there is nothing to say."""
 
     @property
     def trained(self) -> Role:

@@ -27,4 +27,5 @@ METHOD = Method(
     renamed={},
     bounds={},
     check=None,
+    notices=None,
 )

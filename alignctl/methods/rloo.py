@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignctl.errors import Problem
-from alignctl.methods.groups import BOUNDS, OWNED_FIELDS, RENAMED, check_groups, spares_reference
+from alignctl.methods.groups import BOUNDS, OWNED_FIELDS, RENAMED, check_groups, notices_of_groups, spares_reference
 from alignctl.methods.registry import EVERY_OTHER_COLUMN, Method
 
 
@@ -18,6 +18,10 @@ def _check(name: str, stage: Mapping[str, Any]) -> Iterator[Problem]:
             f"`{name}.reward_clip_range` is the least and the largest reward, got `{ends}`",
             f"for example `{name}.reward_clip_range=[-1,1]`",
         )
+
+
+def _notices(name: str, stage: Mapping[str, Any]) -> Iterator[str]:
+    yield from notices_of_groups(name, stage, num_generations=2)
 
 
 METHOD = Method(
@@ -42,4 +46,5 @@ METHOD = Method(
     renamed=RENAMED,
     bounds=BOUNDS,
     check=_check,
+    notices=_notices,
 )

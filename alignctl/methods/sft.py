@@ -52,4 +52,5 @@ METHOD = Method(
     renamed={},
     bounds={},
     check=_check,
+    notices=None,
 )

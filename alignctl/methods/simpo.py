@@ -30,4 +30,5 @@ METHOD = Method(
     renamed={},
     bounds=BETA | SMOOTHING | {"gamma_beta_ratio": NOT_NEGATIVE},
     check=None,
+    notices=None,
 )

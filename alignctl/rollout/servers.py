@@ -69,7 +69,10 @@ class Server:
                 except ValueError as error:
                     raise AlignctlError(f"{self.url} answered what is no JSON: {error}") from error
         tries = f"{self.retries + 1} times" if self.retries else "once"
-        raise ServerAway(f"{self.url} did not answer, asked {tries}: {said}")
+        raise ServerAway(
+            f"{self.url} did not answer, asked {tries}: {said}",
+            "see to it that it answers, and give the same command again: it goes on from what there is",
+        )
 
     def _answer(self, body: Mapping[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "alignctl"}

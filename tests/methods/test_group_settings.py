@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from alignctl.checks.notices import find_notices
 from alignctl.checks.problems import find_problems
 from alignctl.cli.tables import print_plan
 from alignctl.config.compose import compose, read_request
@@ -55,6 +56,30 @@ def composed(*more):
 def test_what_is_wrong_is_said(given, expected):
     messages = [problem.message for problem in find_problems(composed(*given))]
     assert any(expected in message for message in messages), messages
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], None),
+        (["epsilon=0.3", "delta=4"], "nothing comes up to `grpo.epsilon`, `grpo.delta`"),
+        (["epsilon=0.3", "num_iterations=2"], None),
+        (["epsilon_high=0.28", "num_mini_batches=2"], None),
+        (["generation=continuous", "off_policy_mask_threshold=1.0"], "comes up to `grpo.off_policy_mask_threshold`"),
+        (["loss_type=cispo", "epsilon_high=5.0"], None),
+        (["loss_type=dr_grpo"], "with `grpo.scale_rewards=group`: the other half is `grpo.scale_rewards=none`"),
+        (["loss_type=dr_grpo", "scale_rewards=false"], None),
+        (["loss_type=luspo"], "the other half is `grpo.importance_sampling_level=sequence`"),
+        (["loss_type=luspo", "importance_sampling_level=sequence"], None),
+        (["num_mini_batches=3"], "does not divide the 4 prompts of a process's rollout"),
+    ],
+    ids=str,
+)
+def test_what_does_nothing_or_is_half_is_told(given, expected):
+    config = composed(*(f"grpo.{one}" for one in given))
+    assert find_problems(config) == []
+    found = find_notices(config, ["grpo"])
+    assert [expected in line for line in found] == ([True] if expected else []), found
 
 
 def test_what_trl_names_otherwise_is_taken():

@@ -23,8 +23,9 @@ def test_a_busy_server_is_asked_again():
 
 
 def test_one_that_is_away_or_slow_is_given_up(free_port):
-    with pytest.raises(ServerAway, match=r"did not answer, asked once: .*[Rr]efused"):
+    with pytest.raises(ServerAway, match=r"did not answer, asked once: .*[Rr]efused") as raised:
         Server(f"http://127.0.0.1:{free_port()}", 5, retries=0).post({})
+    assert "give the same command again" in raised.value.problems[0].hint  # who measures with it says no more
     with (
         serve_json(lambda path, body: 503) as (url, asked),
         pytest.raises(ServerAway, match="asked 2 times: 503 Service Unavailable"),

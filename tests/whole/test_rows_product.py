@@ -48,6 +48,7 @@ METHOD = Method(
     renamed={},
     bounds={"every": Bound(least=1)},
     check=None,
+    notices=None,
 )
 '''
 STAGE = '''
