@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
 _LEVEL = 0.95
+_FEWEST = 5
+"""Batches that are compared: of fewer the quantile is so large that hardly any change would be more than chance."""
 _Z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
 
 
@@ -26,7 +28,8 @@ class Certainty:
     """Of a share: its 95 % interval."""
     after: tuple[float, float] | None
     within_noise: bool | None
-    """Whether what changed may be chance; None where there is nothing to compare, or only one number of all rows."""
+    """Whether what changed may be chance; None where there is nothing to compare, or only one number of all rows, or
+    those of a few batches."""
 
 
 def certainty(
@@ -53,6 +56,24 @@ def of_wins(rate: float, n: int) -> Certainty:
     """How sure a win rate against what was before is: it says nothing where half of all may be true, too."""
     low, high = wilson(rate, n)
     return Certainty(n, None, (low, high), low <= 0.5 <= high)
+
+
+def of_sums(
+    before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], counts: Mapping[str, int]
+) -> dict[str, Certainty]:
+    """How sure metrics are that are sums over batches of the same rows before and after, and no means over rows: what
+    each batch adds is compared as what each row has would be, where there are enough of them.
+
+    Args:
+        before: What each batch adds, by the name of the metric.
+        after: The same afterwards.
+        counts: How many rows each metric is of.
+    """
+    return {
+        name: Certainty(counts[name], None, None, within_noise(then, after[name]))
+        for name, then in before.items()
+        if _FEWEST <= len(then) == len(after.get(name, ()))
+    }
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -35,6 +35,10 @@ class Evaluation:
     evaluation."""
     counts: dict[str, int] = field(default_factory=dict)
     """Of the other metrics: how many rows they are of."""
+    adds: dict[str, list[float]] = field(default_factory=dict)
+    """Of those that are sums over batches: what each of these adds."""
+    batches: list[int] = field(default_factory=list)
+    """Rows of these batches, and processes that shared them: the same in evaluations whose batches are the same."""
 
     def add(self, name: str, values: Iterable[float]) -> None:
         """Adds a metric that is the mean of what is found of each row or answer."""

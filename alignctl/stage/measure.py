@@ -127,7 +127,10 @@ class Measuring(TrainerCallback):
                 evaluation = evaluator.measure_reward_model(trainer.model)
             if trainer.eval_dataset and (self.held_out.pairs is None or trainer.held_out_sets):
                 self._begins("held-out loss", len(trainer.get_eval_dataloader()), "batches")
-                evaluation.add_whole(trainer.held_out_losses(), self._rows_of_losses())
+                losses = trainer.held_out_losses()
+                evaluation.add_whole({name: loss.value for name, loss in losses.items()}, self._rows_of_losses())
+                evaluation.adds = {name: loss.adds for name, loss in losses.items()}
+                evaluation.batches = [trainer.args.eval_batch_size, trainer.args.world_size]
         for name, value in evaluation.metrics.items():
             check_finite([value], f"values of `{name}`")
         return evaluation

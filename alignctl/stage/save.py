@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from alignctl.evaluate.certainty import certainty, of_wins
+from alignctl.evaluate.certainty import certainty, of_sums, of_wins
 from alignctl.evaluate.evaluator import Evaluation
 from alignctl.evaluate.judges import JUDGES, win_rate
 from alignctl.models.comparing import rows_to_compare, said_of
@@ -104,6 +104,8 @@ def _write_result(
     if rehearsal := read_json(paths.rehearsal):
         result["rehearsal_s"] = rehearsal["seconds"]
     sure = certainty(before.values if before else {}, after.values, after.counts)
+    if before and before.batches == after.batches:
+        sure |= of_sums(before.adds, after.adds, after.counts)
     judge = JUDGES.get(job.stage.eval.judge)
     if judge and questions and before:
         rate = win_rate(judge, questions.texts, after.completions, before.completions)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alignctl.evaluate.certainty import Certainty, certainty, of_wins, wilson, within_noise
+from alignctl.evaluate.certainty import Certainty, certainty, of_sums, of_wins, wilson, within_noise
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,14 @@ def test_one_number_of_all_rows_and_numbers_of_other_rows_are_not_compared():
     assert found["loss"] == Certainty(7, None, None, None)
     assert found["a"].within_noise is None
     assert found["kl"] == Certainty(2, None, None, None)
+
+
+def test_sums_over_batches_are_compared_batch_by_batch():
+    """Student's t of five changes of -0.1 with little spread, and of five around 0; four batches are too few."""
+    before = {"loss": [0.5, 0.4, 0.3, 0.4, 0.2], "maths_loss": [0.2] * 5, "chat_loss": [0.3] * 4}
+    after = {"loss": [0.4, 0.3, 0.21, 0.29, 0.1], "maths_loss": [0.3, 0.1, 0.2, 0.25, 0.16], "chat_loss": [0.1] * 4}
+    found = of_sums(before, after, {"loss": 150, "maths_loss": 90, "chat_loss": 60})
+    assert found == {"loss": Certainty(150, None, None, False), "maths_loss": Certainty(90, None, None, True)}
 
 
 def test_a_win_rate_says_nothing_where_half_may_be_true():

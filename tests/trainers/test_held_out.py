@@ -87,7 +87,10 @@ def test_sets_are_measured_by_name_in_the_same_pass(small, name):
         assert named[f"eval_{of}_{metric}"] == pytest.approx(row[f"eval_{metric}"], rel=1e-6)
     assert "eval_none_loss" not in found
     losses = trainer.held_out_losses()
-    assert losses == pytest.approx({key: found[f"eval_{key}"] for key in ("loss", "maths_loss", "chat_loss")})
+    expected = {key: found[f"eval_{key}"] for key in ("loss", "maths_loss", "chat_loss")}
+    assert {key: loss.value for key, loss in losses.items()} == pytest.approx(expected)
+    assert {key: sum(loss.adds) for key, loss in losses.items()} == pytest.approx(expected)
+    assert {key: len(loss.adds) for key, loss in losses.items()} == {"loss": 4, "maths_loss": 2, "chat_loss": 2}
 
 
 @pytest.mark.slow

@@ -12,10 +12,12 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -30,6 +32,15 @@ Part = tuple[Tensor, int | Tensor]
 """Of a batch's loss: a scalar, and how many rows or tokens it is a mean over."""
 _OF_SET = "of set "
 _SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+@dataclass(frozen=True)
+class MeasuredLoss:
+    """A held-out loss, and how it comes about."""
+
+    value: float
+    adds: list[float]
+    """What each batch adds to it, in the same order whenever as many processes share the same rows."""
 
 
 class HeldOutLoss:
@@ -113,16 +124,28 @@ class HeldOutLoss:
         self._metrics["eval"]["num_tokens"] = [self._total_train_tokens]
         return output
 
-    def held_out_losses(self) -> dict[str, float]:
+    def held_out_losses(self) -> dict[str, MeasuredLoss]:
         """`loss`, and that of each set by its name, `maths_loss`: nothing is logged, and nobody is told, as of an
         evaluation while training."""
         logged = getattr(self, "_metrics", {}).get("eval", {})
         output = self.evaluation_loop(self.get_eval_dataloader(), "held-out loss", prediction_loss_only=True)
         logged.clear()
         losses = {key.removeprefix("eval_"): value for key, value in output.metrics.items()}
-        return {
-            key: value for key, value in losses.items() if key == "loss" or key.removesuffix("_loss") in self._of_sets
-        }
+        names = {"loss": "", **{f"{name}_loss": name for name in filter(None, self._of_sets)}}
+        return {key: MeasuredLoss(losses[key], self._adds_of(name)) for key, name in names.items()}
+
+    def _adds_of(self, name: str) -> list[float]:
+        """What each batch of a set, or of all rows, adds to its loss, on all processes; they call it together."""
+        sets, processes = self._batches.batch_sampler.sets, self.accelerator.num_processes
+        own = [parts for parts, of in zip(self._held_out, sets, strict=True) if name in ("", of)]
+        apart, _ = place_among_rows(self.accelerator.unwrap_model(self.model))
+        everyone = gather_object([own])[:: processes // apart]  # those between compute the same rows
+        batches = [parts for process in everyone for parts in process if any(count for _, count in parts)]
+        whole = [max(sum(count for _, count in part), 1.0) for part in zip(*batches, strict=True)]
+        return [
+            sum(value * count / of for (value, count), of in zip(parts, whole, strict=True) if count)
+            for parts in batches
+        ]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As transformers does, with a loss that is a number.

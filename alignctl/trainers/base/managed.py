@@ -34,7 +34,7 @@ from alignctl.trainers.base.columns import CarriesRowColumns
 from alignctl.trainers.base.early_stopping import StopsEarly
 from alignctl.trainers.base.fitting import Fitting
 from alignctl.trainers.base.halving import Halving
-from alignctl.trainers.base.held_out import HeldOutLoss
+from alignctl.trainers.base.held_out import HeldOutLoss, MeasuredLoss
 from alignctl.trainers.base.moving_reference import KeepsReference
 from alignctl.trainers.base.not_finite import StopsWhenNotFinite
 from alignctl.trainers.base.replicas import ChecksReplicas, OneModel
@@ -98,7 +98,7 @@ class StageTrainer(Protocol):
 
     def train(self, resume_from_checkpoint: str | None = None) -> Any: ...
 
-    def held_out_losses(self) -> dict[str, float]: ...
+    def held_out_losses(self) -> dict[str, MeasuredLoss]: ...
 
     def checkpoint_kind(self) -> dict[str, Any]: ...
 
