@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from alignctl.launch.slurm import commands, plan_jobs, scripts, submit
+from alignctl.launch.slurm import commands, defaults, plan_jobs, scripts, submit
 from alignctl.plan.plan import RunPlan
 
 
@@ -30,12 +30,15 @@ def submit_plans(plans: Sequence[RunPlan], as_json: bool = False) -> None:
     for run, own in submitted.items():
         listed = ", ".join(f"{stage} is job {job}" for stage, job in own.items())
         click.echo(f"submitted: {listed}\nsee `alignctl status {shlex.quote(os.path.relpath(run))}`", err=True)
+    counts = dict.fromkeys(f"{name}={value}" for job in jobs for name, value in defaults(job, os.environ).items())
+    if counts:
+        click.echo(f"from your environment: {', '.join(counts)}", err=True)
 
 
 def print_jobs(plans: Sequence[RunPlan]) -> None:
     """The jobs of plans as they would be submitted: the commands, and the scripts."""
     jobs = plan_jobs(plans)
-    for job, command in zip(jobs, commands(jobs), strict=True):
+    for job, command in zip(jobs, commands(jobs, os.environ), strict=True):
         click.echo(f"\n$ {command}")
         for path, text in scripts(job).items():
             click.echo(f"\n# {path}\n{text}")

@@ -1,11 +1,15 @@
-"""The environment of the processes of a stage: what others left in it that would train otherwise is taken out.
+"""The environment of the processes of a stage, and of SLURM's commands: what others left in it that would train
+otherwise, or speak for us to SLURM, is taken out.
 
 Torch-free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+
+from alignctl.config.secrets import MASK, mask
 
 _OTHERS = (
     "ACCELERATE_", "FSDP_", "MEGATRON_LM_", "MV2_", "OMPI_", "PARALLELISM_CONFIG_", "PET_", "PMI_", "TORCHELASTIC_",
@@ -17,6 +21,18 @@ _RANKS = {
 }  # fmt: skip
 """Which process of how many: what we start by ourselves is alone, and torchrun says it to those that it starts."""
 _JOB = ("SLURM_", "SLURMD_")
+_SPEAK = (*_JOB, "SACCT_", "SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SQUEUE_", "SRUN_")
+"""How the variables begin that are options of SLURM's commands: an outer job's, and those of people for views of their
+own, which no option of ours overrides (`SQUEUE_PARTITION`)."""
+_REACH = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+"""Where SLURM is, and who asks."""
+_DEFAULTS = {
+    "SBATCH_ACCOUNT": ("--account", "-A"), "SBATCH_CONSTRAINT": ("--constraint", "-C"),
+    "SBATCH_EXCLUDE": ("--exclude", "-x"), "SBATCH_EXPORT": ("--export", None),
+    "SBATCH_NODELIST": ("--nodelist", "-w"), "SBATCH_PARTITION": ("--partition", "-p"), "SBATCH_QOS": ("--qos", "-q"),
+    "SBATCH_RESERVATION": ("--reservation", None), "SBATCH_TIMELIMIT": ("--time", "-t"),
+}  # fmt: skip
+"""Variables that people and sites set for all their jobs, and the options that they stand for."""
 
 
 def own_environment(environ: Mapping[str, str], in_job: bool) -> dict[str, str]:
@@ -27,3 +43,28 @@ def own_environment(environ: Mapping[str, str], in_job: bool) -> dict[str, str]:
     """
     begins = _OTHERS if in_job else _OTHERS + _JOB
     return {key: value for key, value in environ.items() if key not in _RANKS and not key.startswith(begins)}
+
+
+def slurm_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment for SLURM's commands, which then do what they are told on their command line and nothing else."""
+    return {key: value for key, value in environ.items() if key in _REACH or not key.startswith(_SPEAK)}
+
+
+def sbatch_defaults(environ: Mapping[str, str], options: Sequence[str]) -> dict[str, str]:
+    """What sbatch's variables say that stays, because it may be meant for all jobs and no option says it.
+
+    Args:
+        options: Of sbatch, one word each.
+    """
+    given = [option.partition("=")[0] for option in options]
+    return {
+        variable: environ[variable]
+        for variable, (long, short) in _DEFAULTS.items()
+        if environ.get(variable) and not any(long == option or (short and option[:2] == short) for option in given)
+    }
+
+
+def shown_defaults(defaults: Mapping[str, str]) -> dict[str, str]:
+    """The same without the values of variables that `SBATCH_EXPORT` gives to the job, and without tokens."""
+    export = {key: re.sub(r"=[^,]*", f"={MASK}", value) for key, value in defaults.items() if key == "SBATCH_EXPORT"}
+    return mask({**defaults, **export})

@@ -1,26 +1,34 @@
 """What SLURM says of jobs, and what is said to it. Torch-free.
 
 squeue knows jobs that wait or run and, for some minutes, those that ended; sacct knows all, where there are accounts.
+Before a job counts as gone, scontrol is asked, too, which knows no filter.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from alignctl.errors import LaunchError
+from alignctl.launch.environment import slurm_environment
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
-_WORKING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "SIGNALING", "STOPPED", "RESIZING", "STAGE_OUT")
+_ENDING = ("COMPLETING", "SIGNALING", "STAGE_OUT")
+_WORKING = (*_ENDING, "RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING")
 
 UNKNOWN = "UNKNOWN"
 """State of all jobs where SLURM cannot be asked."""
 
-_FORGOTTEN = "Invalid job id"  # what squeue and scancel say of one that SLURM has forgotten
+_FORGOTTEN = "Invalid job id"  # what squeue, scontrol and scancel say of one that SLURM has forgotten
+_ID = re.compile(r"(\d+)(?:;\S+)?", re.ASCII)  # "12;cluster"
+_ENDS_S, _LOOK_EVERY_S = 15.0, 0.5  # how long SLURM may take to see to a cancelled job, and how often it is asked
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,19 @@ class JobState:
         """Whether it has not ended."""
         return self.waits or self.state in _WORKING
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has not ended, and does not end just now."""
+        return self.active and self.state not in _ENDING
 
-def job_states(ids: Sequence[str]) -> dict[str, JobState]:
+
+def job_states(ids: Sequence[str], ended: Collection[str] = ()) -> dict[str, JobState]:
     """States of jobs by id (`12`, or `12_0` in an array). A job that SLURM does not know any more is not there; where
-    it does not answer, all are `UNKNOWN`."""
+    it does not answer, all are `UNKNOWN`.
+
+    Args:
+        ended: Those of which it is known how they ended, so that nobody but squeue is asked for them.
+    """
     if not ids:
         return {}
     if shutil.which("squeue") is None:
@@ -60,13 +77,27 @@ def job_states(ids: Sequence[str]) -> dict[str, JobState]:
         job, state, left, reason = line.split("|", 3)
         known = JobState(state, time_left=left if state == "RUNNING" else None)
         found[job] = dataclasses.replace(known, reason=reason) if known.waits else known
-    missing = [job for job in ids if job not in found]
-    return {job: found[job] for job in ids if job in found} | (_accounts(missing) if missing else {})
+    for others in (_remembered, _accounts):
+        found |= others([job for job in ids if job not in found and job not in ended])
+    return {job: found[job] for job in ids if job in found}
+
+
+def _remembered(ids: Sequence[str]) -> dict[str, JobState]:
+    """States of what scontrol knows, asked one by one."""
+    found = {}
+    for job in ids:
+        answer = _run("scontrol", "--oneliner", "show", "job", job)
+        if state := re.search(r"\bJobState=(\w+)(?: Reason=(\S+))?", answer.stdout):
+            known = JobState(state[1])
+            found[job] = dataclasses.replace(known, reason=state[2]) if known.waits else known
+        elif _FORGOTTEN not in answer.stderr:
+            found[job] = JobState(UNKNOWN, f"scontrol does not answer: {_said(answer)}")
+    return found
 
 
 def _accounts(ids: Sequence[str]) -> dict[str, JobState]:
     """States from the accounts, where a site keeps them."""
-    if shutil.which("sacct") is None:
+    if not ids or shutil.which("sacct") is None:
         return {}
     jobs = f"--jobs={','.join(ids)}"
     answer = _run("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", jobs)
@@ -74,16 +105,28 @@ def _accounts(ids: Sequence[str]) -> dict[str, JobState]:
     return {row[0]: JobState(row[1].split()[0]) for row in rows if row[0] in ids and row[1]}  # "CANCELLED by 1000"
 
 
-def submit_job(options: Sequence[str], script: str) -> str:
+def submit_job(options: Sequence[str], script: str, defaults: Mapping[str, str]) -> str:
     """Hands a script to SLURM. Returns the job's id.
 
+    Args:
+        defaults: Variables of sbatch's that count (`sbatch_defaults`).
+
     Raises:
-        LaunchError: SLURM refused, in its own words.
+        LaunchError: SLURM refused, in its own words, or did not say what the job is called.
     """
-    answer = _run(*sbatch_command(options, script))
+    answer = _run(*sbatch_command(options, script), variables=defaults)
     if answer.returncode:
         raise LaunchError(f"SLURM refused the job: {_said(answer)}", _hint(answer.stderr))
-    return answer.stdout.strip().partition(";")[0]  # "12;cluster"
+    ids = [found[1] for line in answer.stdout.splitlines() if (found := _ID.fullmatch(line.strip()))]
+    if not ids:
+        name = next((option.partition("=")[2] for option in options if option.startswith("--job-name=")), "")
+        raise LaunchError(
+            "`sbatch` did not say which number the job has, so nothing more is submitted; it said:\n"
+            + (answer.stdout.strip() or "(nothing)"),
+            f"if the job is there, cancel it by hand: `squeue --user=$USER --name={shlex.quote(name)}` shows its "
+            "number, for `scancel NUMBER`",
+        )
+    return ids[-1]  # sites print banners and checks before it
 
 
 def sbatch_command(options: Sequence[str], script: str) -> list[str]:
@@ -103,15 +146,27 @@ def release(ids: Sequence[str]) -> None:
 
 
 def cancel_jobs(ids: Sequence[str]) -> None:
-    """Cancels jobs, all at once, so that none starts because another is gone; those that have ended do not matter.
+    """Cancels jobs, all at once, so that none starts because another is gone, and looks whether they end; those that
+    have ended do not matter.
 
     Raises:
-        LaunchError: SLURM refused.
+        LaunchError: SLURM refused, or one of them goes on.
     """
-    if ids:
-        answer = _run("scancel", *ids)
-        if answer.returncode and _FORGOTTEN not in answer.stderr:
-            raise LaunchError(f"SLURM does not cancel: {_said(answer)}")
+    if not ids:
+        return
+    answer = _run("scancel", *ids)
+    if answer.returncode and _FORGOTTEN not in answer.stderr:
+        raise LaunchError(f"SLURM does not cancel: {_said(answer)}")
+    until = time.monotonic() + _ENDS_S
+    while left := {job: now for job, now in job_states(ids).items() if now.goes_on or now.state == UNKNOWN}:
+        if time.monotonic() > until:
+            listed = ", ".join(f"{job} ({now.reason if now.state == UNKNOWN else now.state.lower()})"
+                               for job, now in left.items())  # fmt: skip
+            raise LaunchError(
+                f"`scancel` said nothing, and yet jobs have not ended: {listed}",
+                f"see `scontrol show job {next(iter(left))}`, and give the same command again",
+            )
+        time.sleep(_LOOK_EVERY_S)
 
 
 def check_slurm_here() -> None:
@@ -127,19 +182,19 @@ def check_slurm_here() -> None:
         )
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
+def _run(*command: str, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """What a command of SLURM's answers.
+
+    Args:
+        variables: That it is to see of those that speak to it.
+    """
+    environment = slurm_environment(os.environ) | dict(variables or {})
     try:
         return subprocess.run(
-            command, env=clean(os.environ), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
     except FileNotFoundError as error:
         raise LaunchError(f"there is no `{command[0]}` on this machine") from error
-
-
-def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what SLURM set for the job that we may be in: sbatch would take it for wishes."""
-    kept = ("SLURM_CONF",)
-    return {key: value for key, value in environment.items() if not key.startswith("SLURM_") or key in kept}
 
 
 def _said(answer: subprocess.CompletedProcess[str]) -> str:

@@ -6,6 +6,7 @@ one array.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.errors import AlignctlError, LaunchError
+from alignctl.launch.environment import sbatch_defaults, shown_defaults
 from alignctl.launch.queue import UNKNOWN, cancel_jobs, job_states, release, sbatch_command, submit_job
 from alignctl.launch.slurm_script import job_name, render_array_script, render_script, sbatch_options
 from alignctl.plan.freeze import refuse_anothers_stage
@@ -106,10 +108,20 @@ def scripts(job: Job) -> dict[Path, str]:
     return {job.script: render_array_script(job.parts[0][1].config.name, list(own))} | own
 
 
-def commands(jobs: Sequence[Job], ids: Sequence[str] = ()) -> list[str]:
+def defaults(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables of sbatch's that count for a job, as they are shown."""
+    return shown_defaults(sbatch_defaults(environ, job.options))
+
+
+def commands(jobs: Sequence[Job], environ: Mapping[str, str], ids: Sequence[str] = ()) -> list[str]:
     """What submits the jobs, as one would type it; a job that has no id yet is called after its stage."""
     names = [*ids, *(f"JOB_OF_{job.parts[0][1].config.name.upper()}" for job in jobs[len(ids) :])]
-    return [shlex.join(sbatch_command([*_dependency(job, jobs, names), *job.options], str(job.script))) for job in jobs]
+    typed = []
+    for job in jobs:
+        variables = [f"{name}={shlex.quote(value)}" for name, value in defaults(job, environ).items()]
+        words = sbatch_command([*_dependency(job, jobs, names), *job.options], str(job.script))
+        typed.append(" ".join([*variables, shlex.join(words)]))
+    return typed
 
 
 def _dependency(job: Job, jobs: Sequence[Job], ids: Sequence[str]) -> list[str]:
@@ -135,8 +147,9 @@ def submit(jobs: Sequence[Job]) -> list[str]:
             for path, text in scripts(job).items():
                 write_text(path, text)
             options = [*_dependency(job, jobs, ids), *job.options]
-            ids.append(submit_job(options if job.after else ["--hold", *options], str(job.script)))
-            _note(job, ids[-1], commands(jobs, ids)[len(ids) - 1])
+            variables = sbatch_defaults(os.environ, job.options)
+            ids.append(submit_job(options if job.after else ["--hold", *options], str(job.script), variables))
+            _note(job, ids[-1], commands(jobs, os.environ, ids)[len(ids) - 1], defaults(job, os.environ))
         release([job_id for job, job_id in zip(jobs, ids, strict=True) if not job.after])
     except BaseException:  # whatever it is: a full disk, a closed terminal
         with suppress(AlignctlError):
@@ -148,12 +161,12 @@ def submit(jobs: Sequence[Job]) -> list[str]:
     return ids
 
 
-def _note(job: Job, job_id: str, command: str) -> None:
+def _note(job: Job, job_id: str, command: str, variables: Mapping[str, str]) -> None:
     first_plan, first_stage = job.parts[0]
     for part, (plan, stage) in enumerate(job.parts):
         own = job.part_id(job_id, part)
         log = first_plan.paths.stage(first_stage.config.name).job_log(own)
-        facts = {"id": own, "command": command, "log": str(log)}
+        facts = {"id": own, "command": command, "log": str(log), "defaults": dict(variables)}
         write_stage_state(plan.paths, stage.config.name, "queued", job=facts, error=None)
 
 

@@ -20,6 +20,7 @@ from alignctl.run.state import is_done, is_held, read_status
 
 _GONE = re.compile(r"^slurmstepd.*\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+(?: DUE TO (.+?))? \*\*\*", re.MULTILINE)
 _LOG_END = 2**16  # bytes
+_OVER = ("done", "failed", "cancelled")  # as noted: what SLURM has forgotten of such a job does not matter
 # What SLURM calls the end of a job, and what it means for the stage; others speak for themselves.
 _ENDED = {
     "CANCELLED": ("cancelled", ""),
@@ -82,8 +83,9 @@ class RunStatus:
 def statuses(plans: Sequence[RunPlan]) -> list[RunStatus]:
     """What runs are doing; SLURM is asked once for all of them."""
     noted = {plan.run_dir: {stage.config.name: _noted(plan, stage) for stage in plan.stages} for plan in plans}
-    ids = [str(facts["job"]["id"]) for stages in noted.values() for facts in stages.values() if facts.get("job")]
-    jobs = job_states(ids)
+    states = {facts["job"]["id"]: facts["state"] for stages in noted.values() for facts in stages.values()
+              if facts.get("job")}  # fmt: skip
+    jobs = job_states(list(states), [job for job, state in states.items() if state in _OVER])
     return [
         RunStatus(
             plan.recipe,
@@ -126,9 +128,15 @@ def _stage(plan: RunPlan, stage: StagePlan, noted: Mapping[str, Any], jobs: Mapp
         metrics=training.get("metrics") or {},
         seconds_left=training.get("seconds_left") if running and not doing else None,
         time_left=found.time_left if found else None,
-        note="; ".join(filter(None, [why, doing])),
+        note="; ".join(filter(None, [why, doing, _defaults(job) if state != "done" else ""])),
         error=noted.get("error") if state == "failed" else None,
     )
+
+
+def _defaults(job: Mapping[str, Any] | None) -> str:
+    """What a job has from the environment it was submitted in."""
+    variables = (job or {}).get("defaults") or {}
+    return f"with {', '.join(f'{name}={value}' for name, value in variables.items())}" if variables else ""
 
 
 def _state(noted: Mapping[str, Any], paths: StagePaths, job: JobState | None, held: bool) -> tuple[str, str]:

@@ -36,7 +36,10 @@ PLAN = {
 }  # fmt: skip
 STATUS = {
     "state": "str", "host?": "str", "pid?": "int",
-    "stages": {"*": {"state": "str", "attempts?": "int", "error?": "str", "job?": {"id": "str", "log": "str"}}},
+    "stages": {"*": {
+        "state": "str", "attempts?": "int", "error?": "str",
+        "job?": {"id": "str", "log": "str", "defaults?": "dict[str, str]"},
+    }},
 }  # fmt: skip
 PROVENANCE = [{"alignctl?": "str"}]
 _TRAINED = {

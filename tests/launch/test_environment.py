@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignctl.launch.environment import own_environment
+from alignctl.launch.environment import own_environment, sbatch_defaults, slurm_environment
 
 OURS = {"HF_TOKEN": "x", "CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "2", "WANDB_MODE": "offline", "PATH": "/bin"}
 OTHERS = (
@@ -23,3 +23,33 @@ def test_an_outer_job_is_not_ours():
     job = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURMD_NODENAME": "n1"}
     assert own_environment(OURS | job, in_job=False) == OURS
     assert own_environment(OURS | job, in_job=True) == OURS | job
+
+
+VIEWS = (
+    "SLURM_JOB_ID", "SLURM_CLUSTERS", "SQUEUE_PARTITION", "SQUEUE_USERS", "SQUEUE_ACCOUNT", "SQUEUE_STATES",
+    "SQUEUE_NAMES", "SQUEUE_FORMAT", "SCANCEL_PARTITION", "SCANCEL_NAME", "SCANCEL_STATE", "SCANCEL_INTERACTIVE",
+    "SACCT_FEDERATION", "SCONTROL_ALL", "SINFO_PARTITION", "SRUN_EXPORT_ENV", "SBATCH_ARRAY_INX", "SBATCH_WAIT",
+    "SBATCH_PARTITION", "SBATCH_OUTPUT", "SBATCH_CLUSTERS",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("variable", VIEWS)
+def test_slurm_s_commands_do_what_their_command_line_says(variable):
+    reach = OURS | {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JWT": "x"}
+    assert slurm_environment(reach | {variable: "1"}) == reach
+
+
+@pytest.mark.parametrize(
+    ("variable", "option"),
+    [
+        ("SBATCH_ACCOUNT", "--account=b"), ("SBATCH_PARTITION", "-pb"), ("SBATCH_QOS", "--qos=b"),
+        ("SBATCH_CONSTRAINT", "--constraint=b"), ("SBATCH_RESERVATION", "--reservation=b"),
+        ("SBATCH_NODELIST", "-wb"), ("SBATCH_EXCLUDE", "--exclude=b"), ("SBATCH_TIMELIMIT", "--time=5"),
+        ("SBATCH_EXPORT", "--export=NONE"),
+    ],
+)  # fmt: skip
+def test_defaults_of_a_person_stay_unless_an_option_says_it(variable, option):
+    environ = OURS | dict.fromkeys(VIEWS, "1") | {variable: "a"}
+    assert sbatch_defaults(environ, ["--nodes=1", "--exclusive"])[variable] == "a"
+    assert variable not in sbatch_defaults(environ, ["--nodes=1", option])
+    assert set(sbatch_defaults(environ, [])) == {variable, "SBATCH_PARTITION"}

@@ -33,7 +33,7 @@ def rendered(*arguments: str) -> str:
     """What would be submitted, as `--dry-run` prints it."""
     jobs = plan_jobs(plans(*arguments))
     text = []
-    for job, command in zip(jobs, commands(jobs), strict=True):
+    for job, command in zip(jobs, commands(jobs, {}), strict=True):
         text += [f"$ {command}", *(f"# {path}\n{script}" for path, script in scripts(job).items())]
     return "\n".join(text)
 
@@ -73,7 +73,7 @@ def test_stages_of_a_sweep_that_are_the_same_run_once():
     )
     assert [[stage.config.name for _, stage in job.parts] for job in jobs] == [["sft"] * 2, ["dpo"] * 3, ["dpo"] * 3]
     assert [job.after for job in jobs] == [(), ((0, 0),), ((0, 1),)]
-    assert "--dependency=afterok:7_1 " in commands(jobs, ["7", "8", "9"])[2]
+    assert "--dependency=afterok:7_1 " in commands(jobs, {}, ["7", "8", "9"])[2]
 
 
 def test_a_stage_waits_for_all_before_it():
@@ -126,10 +126,19 @@ def test_nothing_in_a_value_reaches_the_shell(tmp_path):
     assert srun[srun.index(f"/opt/{NASTY}") :][1:7] == ["-P", "-m", "alignctl", "node", run_dir, "sft"]
     assert srun[-2] == "--meet=first:10012"
     assert not list(tmp_path.rglob("hurt"))
-    (command,) = commands([job])
+    (command,) = commands([job], {})
     assert f"--partition={NASTY}" in shlex.split(command), "one word each"
     output = next(word for word in shlex.split(command) if word.startswith("--output="))
     assert output.endswith("%%j\n;touch hurt;#/sft/logs/job_%j.log"), "a percent sign of the folder's is not a pattern"
+
+
+def test_what_counts_of_the_environment_is_in_the_command():
+    """sbatch reads it: defaults of a site or a person, unless the launcher says it; nothing else, and no secret."""
+    site = {"SBATCH_PARTITION": "a b", "SBATCH_QOS": "low", "SBATCH_EXPORT": "KEY=secret,HOME", "SBATCH_WAIT": "1"}
+    (job,) = plan_jobs(plans("recipe=quickstart", "launcher=slurm", "stages=[sft]", "launcher.qos=high"))
+    (command,) = commands([job], site)
+    assert command.startswith("SBATCH_EXPORT='KEY=***,HOME' SBATCH_PARTITION='a b' sbatch --parsable ")
+    assert "secret" not in command
 
 
 def test_dry_run_needs_no_slurm(alignctl):

@@ -191,6 +191,42 @@ def test_what_slurm_refuses_leaves_nothing_in_the_queue(alignctl, cluster, tmp_p
     assert "set `launcher.gpus_per_node`" in said
 
 
+VIEWS = {
+    "SQUEUE_FORMAT": "%A", "SQUEUE_PARTITION": "urgent", "SQUEUE_USERS": "nobody", "SQUEUE_ACCOUNT": "other",
+    "SQUEUE_STATES": "RUNNING", "SQUEUE_NAMES": "another", "SCANCEL_PARTITION": "urgent", "SCANCEL_NAME": "another",
+    "SCANCEL_STATE": "RUNNING", "SACCT_LOCAL": "1", "SINFO_PARTITION": "none", "SCONTROL_LOCAL": "1",
+    "SBATCH_ARRAY_INX": "0-1", "SBATCH_WAIT": "1", "SBATCH_JOB_NAME": "another", "SRUN_EXPORT_ENV": "NONE",
+}  # fmt: skip
+
+
+def test_what_people_set_for_their_own_views_changes_nothing(alignctl, cluster, tmp_path):
+    """A job that waits is queued, is not submitted twice, and is gone once it is cancelled; its partition is a person's
+    default, and said."""
+    own = VIEWS | {"SBATCH_PARTITION": "urgent"}
+    asked = ("stages=[sft]", 'launcher.extra=["--begin=now+3600"]', "run_dir=run")
+    assert "$ SBATCH_PARTITION=urgent sbatch " in mine(
+        alignctl, cluster, own, "submit", *TINY, *ONE, *asked, "--dry-run"
+    )
+    said = mine(alignctl, cluster, own, "submit", *TINY, *ONE, *asked)
+    assert "from your environment: SBATCH_PARTITION=urgent\n" in said
+    first = job(tmp_path / "run", "sft")
+    assert (cluster.facts(first)["Partition"], cluster.queue()[first]) == ("urgent", "PENDING")
+    said = mine(alignctl, cluster, own, "status", "run")
+    assert re.search(rf"sft +queued +{first} .*waits: BeginTime; with SBATCH_PARTITION=urgent", said)
+    assert "has jobs in SLURM's queue" in mine(alignctl, cluster, own, "resume", "run", code=3)
+    mine(alignctl, cluster, own, "cancel", "run")
+    assert cluster.queue()[first] == "CANCELLED"
+    assert states(alignctl, "run") == {"sft": "cancelled", "run": "cancelled"}
+
+
+def mine(alignctl, cluster, variables: dict[str, str], *words: str, code: int = 0) -> str:
+    """A command in an environment that has more in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setitem(cluster.env, name, value)
+        return alignctl(*words, code=code)
+
+
 def test_names_that_would_hurt_a_shell_are_harmless(alignctl, cluster, tmp_path):
     """In the name of the job, the run's folder and what is set up; with two cards, which exist in name only."""
     name = "a b'c\"d$(touch hurt)%j\nnew;line"
