@@ -148,11 +148,12 @@ def resume(run: Path) -> None:
 @_run
 @click.argument("stage")
 @click.option("--meet", required=True, help="HOST:PORT where the machines of the job find each other.")
-def node(run: Path, stage: str, meet: str) -> None:
+@click.option("--machine", default="", help="Which of the machines of the job this is, counted from 0.")
+def node(run: Path, stage: str, meet: str, machine: str) -> None:
     """Run this machine's part of a stage: what a SLURM job starts on each of its machines."""
     from alignctl.cli.node import node_command
 
-    node_command(run, stage, meet)
+    node_command(run, stage, meet, machine)
 
 
 @cli.command()

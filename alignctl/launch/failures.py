@@ -49,12 +49,13 @@ def ended(code: int, workers: Workers, asked: bool, paths: StagePaths) -> int:
     return code
 
 
-def failure(name: str, code: int, workers: Workers, paths: StagePaths, log: Path) -> AlignctlError:
+def failure(name: str, code: int, workers: Workers, paths: StagePaths, log: Path, by_us: bool = False) -> AlignctlError:
     """What to raise for a stage that did not end well.
 
     Args:
         code: What `ended` says.
         log: What the process that was started printed.
+        by_us: Whether that one was killed by whoever started it.
     """
     if code == EXIT_STOPPED:
         checkpoint = newest_checkpoint(paths.checkpoints)
@@ -68,8 +69,11 @@ def failure(name: str, code: int, workers: Workers, paths: StagePaths, log: Path
         return AlignctlError(f"stage `{name}`: {place} was killed by signal {number}{_meaning(number)}", _AGAIN)
     if error := workers.first_error():
         return _told(name, error, paths)
-    how = f"was killed by signal {-code}{_meaning(-code)}" if code < 0 else f"failed with exit code {code}"
     tail = _end_of(log)
+    if by_us:
+        how = "was ended here, because processes of it had failed and those on this machine did not end by themselves"
+    else:
+        how = f"was killed by signal {-code}{_meaning(-code)}" if code < 0 else f"failed with exit code {code}"
     return AlignctlError(f"stage `{name}` {how}; the end of {log}:\n\n{tail}\n", _AGAIN if code < 0 else None)
 
 

@@ -245,7 +245,7 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C reaches it through us alone, once
         )
-    seen, shown_s = None, 0.0
+    seen, shown_s, by_us = None, 0.0, False
     with _passed_on(process, workers) as received:
         while process.poll() is None:
             if time.monotonic() > shown_s + _SHOW_EVERY_S:
@@ -256,6 +256,7 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
             out_of_patience = patient_since and time.monotonic() > patient_since[0] + _PATIENCE_S
             if out_of_patience or workers.failed_for_s() > _LAST_WORDS_S:
                 process.kill()
+                by_us = True
             if workers.stuck(stage.config.launcher.stall_timeout):
                 raise _end_stuck(stage, paths, workers, process, log)
             time.sleep(_POLL_S)
@@ -264,7 +265,7 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
     if code != EXIT_DONE:
         if stage.config.launcher.nodes > 1:
             _tell_others(stage, paths)
-        raise failure(stage.config.name, code, workers, paths, log)
+        raise failure(stage.config.name, code, workers, paths, log, by_us)
 
 
 def _show(stage: StagePlan, paths: StagePaths, watcher: Watcher, seen: Any) -> Any:

@@ -19,6 +19,8 @@ from alignctl.run.paths import StagePaths
 _PORTS = 10_000, 20_000  # first, and how many: below those that systems give away themselves
 _OTHERS_END_S = 60  # from the end of one machine's part to that of the others; alignctl ends them within 30
 _NOTICE_S = 120  # on top of SlurmdTimeout, for SLURM to notice that a machine is gone
+_NUMBERED = ("sh", "-c", 'exec "$@" --machine="$SLURM_NODEID"', "sh")
+"""Words before the command of each machine that tell it which one it is: a container may hide the variable."""
 
 _TEMPLATE = """\
 #!/bin/bash
@@ -32,6 +34,7 @@ asked='' caught='' step=''
 trap 'asked=${{asked:-USR1}} caught=1; [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true' USR1
 trap 'asked=TERM caught=1' TERM  # cancelled, preempted or out of time: SLURM tells the step itself
 
+unset "${{!SCONTROL_@}}" "${{!SRUN_@}}"  # a person's own, of a login shell
 {setup}# Where the machines of this job meet: on the first, at a port of this job's own.
 machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=$(scontrol -o show node "${{machines%%$'\\n'*}}")
@@ -109,7 +112,7 @@ def render_script(stage: StagePlan, run_dir: str, paths: StagePaths) -> str:
         stage=stage.config.name,
         run=_one_line(run_dir),
         setup=_SETUP.format(lines=setup) if setup else "",
-        srun=shlex.join([*_srun(launcher), *launcher.container, *stage.command]),
+        srun=shlex.join([*_srun(launcher), *_NUMBERED, *launcher.container, *stage.command]),
         first_port=_PORTS[0],
         ports=_PORTS[1],
         folder=shlex.quote(str(paths.root)),
@@ -160,12 +163,13 @@ def job_name(recipe: str, stage: StagePlan) -> str:
 
 
 def _srun(launcher: LauncherSettings) -> list[str]:
-    """One task on each machine: alignctl, which starts the workers there."""
+    """One task on each machine: alignctl, which starts the workers there. It sees what `launcher.setup` has set, also
+    where sbatch was told to hand nothing on (`--export=NONE`), which srun would go by."""
     cpus = launcher.cpus_per_process and launcher.cpus_per_process * launcher.processes_per_node
     return [
         "srun", f"--nodes={launcher.nodes}", f"--ntasks={launcher.nodes}", "--ntasks-per-node=1",
         *([f"--cpus-per-task={cpus}"] if cpus else []), "--kill-on-bad-exit=0", f"--wait={_OTHERS_END_S}",
-        *launcher.srun,
+        "--export=ALL", *launcher.srun,
     ]  # fmt: skip
 
 

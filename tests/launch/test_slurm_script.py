@@ -13,6 +13,7 @@ import pytest
 from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, expand_sweep, read_request
 from alignctl.launch.slurm import commands, plan_jobs, scripts
+from alignctl.plan.freeze import freeze
 from alignctl.plan.plan import make_plan
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -122,7 +123,14 @@ def test_nothing_in_a_value_reaches_the_shell(tmp_path):
     assert done.returncode == 0, done.stderr
     ran = (tmp_path / "words").read_text().split("\0")
     srun = ran[ran.index("srun") :]
-    assert srun[srun.index(f"--x={NASTY}") :][:3] == [f"--x={NASTY}", "apptainer", NASTY]
+    assert srun.index("--export=ALL") < srun.index(f"--x={NASTY}"), "which may say otherwise"
+    numbered = srun[srun.index(f"--x={NASTY}") + 1 :]
+    assert numbered[4:6] == ["apptainer", NASTY]
+    said = subprocess.run(
+        [*numbered[:4], "printf", "%s|", NASTY, srun[-2]], env={"PATH": "/usr/bin:/bin", "SLURM_NODEID": "1"},
+        text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    assert said.stdout == f"{NASTY}|--meet=first:10012|--machine=1|"
     assert srun[srun.index(f"/opt/{NASTY}") :][1:7] == ["-P", "-m", "alignctl", "node", run_dir, "sft"]
     assert srun[-2] == "--meet=first:10012"
     assert not list(tmp_path.rglob("hurt"))
@@ -139,6 +147,18 @@ def test_what_counts_of_the_environment_is_in_the_command():
     (command,) = commands([job], site)
     assert command.startswith("SBATCH_EXPORT='KEY=***,HOME' SBATCH_PARTITION='a b' sbatch --parsable ")
     assert "secret" not in command
+
+
+@pytest.mark.parametrize("machine", [(), ("--machine=",), ("--machine=2",), ("--machine=-1",)])
+def test_one_of_several_machines_that_has_no_number_is_refused(alignctl, tmp_path, machine):
+    config, _ = compose(read_request(["recipe=quickstart", "launcher=slurm", "launcher.nodes=2", "distributed=ddp"]))
+    freeze(make_plan(config, "quickstart", tmp_path / "run"), config, [])
+    done = alignctl("node", str(tmp_path / "run"), "sft", "--meet=n1:10012", *machine)
+    assert done.code == 3
+    assert done.err.startswith("error: `launcher.nodes=2`, and which of the machines this is was not said: `--machine=")
+    assert "SLURM_NODEID" in done.err
+    assert len(done.err.splitlines()) == 2
+    assert not (tmp_path / "run" / "sft").exists()
 
 
 def test_dry_run_needs_no_slurm(alignctl):
