@@ -30,6 +30,8 @@ _OWNED = {
     "--requeue": "launcher.max_requeues", "--signal": "launcher.signal_seconds", "--test-only": "--dry-run",
     "--time": "launcher.time", "-t": "launcher.time", "--wrap": "the stages",
 }  # fmt: skip
+# Options of sbatch that are settings, too; `extra` took them before there were any.
+_ALSO = {"--constraint": "constraint", "-C": "constraint", "--nodelist": "nodelist", "-w": "nodelist"}
 
 
 def check_slurm(launcher: Mapping[str, Any], where: str) -> Iterator[Problem]:
@@ -55,11 +57,14 @@ def check_slurm(launcher: Mapping[str, Any], where: str) -> Iterator[Problem]:
     yield from _time(launcher, where)
     for option in _texts(launcher.get("extra")):
         yield from _extra(option, where)
+        name = option.partition("=")[0]
+        if launcher.get(key := _ALSO.get(name) or _ALSO.get(name[:2], "")):
+            yield Problem(f"`{where}.extra`: `{option}` stands beside `{where}.{key}`", "take one of them out")
     for key in ("extra", "srun"):
         for option in _texts(launcher.get(key)):
             if not option.startswith("-"):
                 yield Problem(
-                    f"`{where}.{key}`: `{option}` is not an option", "write each as one word, `--constraint=h100`"
+                    f"`{where}.{key}`: `{option}` is not an option", "write each as one word, `--exclude=node7`"
                 )
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
@@ -35,7 +36,7 @@ from alignctl.config.batches import Batch, batch_of
 from alignctl.config.interpolations import find_flaw
 from alignctl.config.recipe_files import look_at
 from alignctl.config.renamed import former_names, rename_data
-from alignctl.config.schema import SECTIONS, RunSettings, annotations
+from alignctl.config.schema import SECTIONS, LauncherSettings, RunSettings, annotations
 from alignctl.config.stages import stage_names
 from alignctl.config.suggest import did_you_mean
 from alignctl.errors import Problem, RequestError, raised_in
@@ -385,6 +386,7 @@ def _files(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> 
 _MANY_DIGITS = re.compile(r"""(?<![\w"'])\d{41,}(?![\w"'])""")
 _TOKEN = r"[^\[\]\"'\\${}(),]+"
 _TOKENS = re.compile(rf"\[{_TOKEN}(,{_TOKEN})*\]")
+_PLAIN_LIST = re.compile(r"\[[^\[\]{}'\"]+\]")
 
 
 def _items_quoted(text: str) -> str:
@@ -393,7 +395,14 @@ def _items_quoted(text: str) -> str:
     key, _, value = text.partition("=")
     if not ("<" in value and _TOKENS.fullmatch(value)):
         return text
-    return f"{key}=[{','.join(json.dumps(item.strip()) for item in value[1:-1].split(','))}]"
+    return f"{key}={_quoted_items(value)}"
+
+
+def _quoted_items(value: str) -> str | None:
+    """A plain list with its items in quotes; None of what is none."""
+    if not _PLAIN_LIST.fullmatch(value):
+        return None
+    return f"[{','.join(json.dumps(item.strip(), ensure_ascii=False) for item in value[1:-1].split(','))}]"
 
 
 def _parse(overrides: Sequence[str], problems: list[Problem], loader: ConfigLoaderImpl | None = None) -> list[Override]:
@@ -412,7 +421,8 @@ def _parse(overrides: Sequence[str], problems: list[Problem], loader: ConfigLoad
             parsed += OverridesParser.create(config_loader=loader).parse_overrides([_items_quoted(text)])
         except (HydraException, RecursionError, ValueError) as error:
             key, _, value = text.partition("=")
-            hint = f"""quote a value with special characters: `'{key}="{value}"'`"""
+            quoted = _quoted_items(value) or f'"{value}"'
+            hint = f"quote a value with special characters: `{shlex.quote(f'{key}={quoted}')}`"
             reason = str(error).splitlines()[0]
             reason = "" if "Exception" in reason else f": {reason}"
             problems.append(Problem(f"cannot read the override `{text}`{reason}", hint))
@@ -445,8 +455,7 @@ def _checked_overrides(request: Request, loader: ConfigLoaderImpl) -> tuple[list
         options = loader.get_group_options(key)
         problem = None
         if override.is_sweep_override():
-            hint = f"sweep over them with `--multirun`, or write a list: `{key}=[...]`"
-            problem = Problem(f"`{override.input_line}` gives several values", hint)
+            problem = Problem(f"`{override.input_line}` gives several values", _several_hint(override))
         elif options or override.package:
             problem = _group_problem(override, options, groups)
         else:
@@ -482,11 +491,30 @@ def _group_problem(override: Override, options: Sequence[str], groups: Callable[
     return Problem(f"unknown {group} `{value}` in `{override.input_line}`", hint)
 
 
+def _several_hint(override: Override) -> str:
+    """How to say several values: as points of a sweep, as a list, or as text with commas in it."""
+    key, typed, wanted = override.key_or_group, override.input_line.partition("=")[2], _annotation(override)
+    sweep = "sweep over them with `--multirun`"
+    if not isinstance(override.value(), ChoiceSweep) or "(" in typed:  # a range, or what Hydra has functions for
+        return sweep
+    as_list, as_text = shlex.quote(f"{key}=[{typed}]"), shlex.quote(f'{key}="{typed}"')
+    if wanted is None:
+        return f"{sweep}, or write a list where one is taken: `{as_list}`"
+    if "list" in wanted:
+        return f"{sweep}, or write a list: `{as_list}`"
+    return f"{sweep}, or quote it to make it text: `{as_text}`" if "str" in wanted else sweep
+
+
+def _annotation(override: Override) -> str | None:
+    """What an override of ours has to be; None for a trainer's."""
+    *before, key = override.key_or_group.split(".")
+    settings = (SECTIONS | {"launcher": LauncherSettings}).get(before[-1]) if before else RunSettings
+    return annotations(settings).get(key) if settings else None
+
+
 def _number_problem(override: Override) -> Problem | None:
     """Whether Hydra reads what has to be text as a number that looks otherwise: the hash 12345e6 as 12345000000.0."""
-    *before, key = override.key_or_group.split(".")
-    settings = SECTIONS.get(before[-1]) if before else RunSettings
-    wanted = annotations(settings).get(key) if settings else None
+    wanted = _annotation(override)
     value, typed = None if override.is_delete() else override.value(), override.input_line.partition("=")[2]
     if wanted not in ("str", "str | None") or not isinstance(value, (int, float)) or str(value) == typed:
         return None

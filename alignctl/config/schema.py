@@ -133,12 +133,17 @@ class LauncherSettings:
     """Other settings of this section for single stages: `launcher.stages.sft.nodes=1`."""
     gpu_type: str | None = None
     """Kind of GPU, where a site tells them apart: `h100`."""
-    partition: str | None = None
-    """As sbatch takes it. None: the cluster's own."""
+    partition: str | list[str] | None = None
+    """As sbatch takes it, or several, of which the job gets the first that has room. None: the cluster's own."""
     account: str | None = None
     """As sbatch takes it. None: the user's own."""
-    qos: str | None = None
-    """As sbatch takes it. None: the user's own."""
+    qos: str | list[str] | None = None
+    """As sbatch takes it, one or several. None: the user's own."""
+    constraint: str | list[str] | None = None
+    """Features the machines must have, as sbatch takes them: `h100`, or `[h100, ib]` for both."""
+    nodelist: str | list[str] | None = None
+    """Machines that have to be among those of the job, as sbatch takes them: `[node1, node7]`, or `node[1-4]` in
+    quotes."""
     time: str | int | None = None
     """Limit of a job, as sbatch takes it: MINUTES, HH:MM:SS, D-HH:MM:SS, in a file with quotes. None: the
     partition's own."""
@@ -161,7 +166,7 @@ class LauncherSettings:
     srun: list[str] = field(default_factory=list)
     """More options of srun, such as pyxis' `--container-image=...`."""
     extra: list[str] = field(default_factory=list)
-    """More options of sbatch, each one word: `[--constraint=h100, --exclude=node7]`."""
+    """More options of sbatch, each one word: `[--exclusive, --exclude=node7]`."""
 
     @property
     def processes_per_node(self) -> int:
@@ -235,8 +240,8 @@ NOT_ON_SLURM = {
 """Fields of `launcher` that a user sets for several machines without SLURM."""
 
 ONLY_ON_SLURM = (
-    "gpu_type", "partition", "account", "qos", "time", "mem", "cpus_per_process", "job_name", "signal_seconds",
-    "max_requeues", "setup", "container", "python", "srun", "extra",
+    "gpu_type", "partition", "account", "qos", "constraint", "nodelist", "time", "mem", "cpus_per_process", "job_name",
+    "signal_seconds", "max_requeues", "setup", "container", "python", "srun", "extra",
 )  # fmt: skip
 """Fields of `launcher` that only SLURM knows."""
 

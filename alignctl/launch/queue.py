@@ -218,6 +218,10 @@ def _hint(stderr: str) -> str | None:
         return "set `launcher.time` to no more than the partition's limit: `sinfo -o '%R %l'`"
     if "qos" in said:
         return "set `launcher.qos` to one of yours: `sacctmgr show associations user=$USER format=account,qos`"
+    if "feature" in said:
+        return "set `launcher.constraint` to features that machines have: `sinfo -o '%N %f'`"
+    if "node name" in said:
+        return "set `launcher.nodelist` to machines that there are: `sinfo -N`"
     if "node configuration" in said or "gres" in said:
         return (
             "see what the machines have with `sinfo -o '%R %D %G %c %m'`, and set `launcher.gpus_per_node`, "

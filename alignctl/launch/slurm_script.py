@@ -145,9 +145,11 @@ def sbatch_options(launcher: LauncherSettings, name: str, log: Path) -> list[str
         and ":".join(filter(None, ["gpu", launcher.gpu_type, str(launcher.gpus_per_node)])),
         "cpus-per-task": cpus,
         "mem": launcher.mem,
-        "partition": launcher.partition,
+        "partition": _joined(launcher.partition),
         "account": launcher.account,
-        "qos": launcher.qos,
+        "qos": _joined(launcher.qos),
+        "constraint": _joined(launcher.constraint),
+        "nodelist": _joined(launcher.nodelist),
         "time": launcher.time,
         "signal": f"B:USR1@{launcher.signal_seconds}",
         "output": str(log.parent).replace("%", "%%") + "/" + log.name,
@@ -155,6 +157,11 @@ def sbatch_options(launcher: LauncherSettings, name: str, log: Path) -> list[str
     }
     options = [f"--{option}={value}" for option, value in given.items() if value is not None]
     return [*options, "--requeue" if launcher.max_requeues else "--no-requeue", *launcher.extra]
+
+
+def _joined(names: str | list[str] | None) -> str | None:
+    """One name or several, as sbatch takes them."""
+    return (",".join(names) or None) if isinstance(names, list) else names
 
 
 def job_name(recipe: str, stage: StagePlan) -> str:

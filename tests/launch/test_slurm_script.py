@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -43,8 +44,10 @@ SITES = {
     "generic": ("recipe=quickstart", "launcher=slurm", PYTHON, "launcher.time=02:00:00"),
     "two_machines": (
         "recipe=rlhf_quickstart", "launcher=slurm", PYTHON, "launcher.nodes=2", "launcher.gpus_per_node=8",
-        "distributed=zero3", "launcher.partition=gpu", "launcher.account=ours", "launcher.qos=high", "launcher.mem=0",
-        "+launcher.stages.sft={nodes: 1, gpus_per_node: 4}", 'launcher.extra=["--constraint=h100"]',
+        "distributed=zero3", "launcher.partition=[gpu,spare]", "launcher.account=ours", "launcher.qos=high",
+        "launcher.mem=0",
+        "+launcher.stages.sft={nodes: 1, gpus_per_node: 4}", "launcher.constraint=[h100,ib]", "launcher.nodelist=n7",
+        'launcher.extra=["--reservation=ours"]',
     ),
     "preemptible": ("recipe=quickstart", "launcher=slurm_preemptible", PYTHON),
     "apptainer": ("recipe=quickstart", "launcher=slurm_apptainer", 'launcher.srun=["--mpi=none"]'),
@@ -184,6 +187,7 @@ def test_dry_run_needs_no_slurm(alignctl):
         (["launcher=slurm", 'launcher.extra=["--dependency=afterok:1"]'], "is not to be given: it follows from stages"),
         (["launcher=slurm", "launcher.extra=[-pgpu]"], "it follows from launcher.partition"),
         (["launcher=slurm", "launcher.extra=[h100]"], "`h100` is not an option"),
+        (["launcher=slurm", "launcher.constraint=a", "launcher.extra=[-Cb]"], "stands beside `launcher.constraint`"),
         (["launcher=slurm", "launcher.partitoin=gpu"], "did you mean `launcher.partition`"),
         (["launcher=slurm", "+launcher.stages.stf.nodes=1"], "did you mean `sft`"),
         (["launcher=slurm", "+launcher.stages.sft.node=1"], "did you mean `launcher.stages.sft.nodes`"),
@@ -196,3 +200,32 @@ def test_what_makes_no_sense_is_refused(alignctl, arguments, expected):
     done = alignctl("train", "recipe=quickstart", *arguments, "--dry-run")
     assert done.code == 2, done.out
     assert expected in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["launcher.partition=main,urgent"], "--partition=main,urgent"),
+        (["launcher.nodelist=n1, n2"], "--nodelist=n1,n2"),
+        (["launcher.account=a,b"], "--account=a,b"),
+        (["launcher.extra=[--begin=now+3600,--exclusive]"], "--begin=now+3600 --exclusive"),
+        (["launcher.time=90"], "--time=90"),
+        (["launcher.gpus_per_node=null"], "--gres=gpu:8"),
+        (["launcher.nodes=2"], "--nodes=2"),
+        (["launcher.qos=high", "launcher=local"], "--qos=high"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_hint_says_is_taken_when_it_is_typed(arguments, option):
+    """Each hint is typed as a shell would read it, until nothing is refused any more."""
+    words = ["recipe=quickstart", "launcher=slurm", *arguments]
+    for _ in range(3):
+        config, problems = compose(read_request(words))
+        problems = problems or find_problems(config)
+        if not problems:
+            break
+        (problem, *_) = problems
+        typed = next(word for word in re.findall(r"`([^`]+)`", problem.hint) if "=" in word)
+        (said,) = shlex.split(typed)
+        words = [word for word in words if word.partition("=")[0] != said.partition("=")[0]] + [said]
+    assert f"{option} " in shlex.join(plan_jobs(plans(*words))[0].options) + " "
