@@ -22,6 +22,11 @@ from alignctl.launch.environment import slurm_environment
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 _ENDING = ("COMPLETING", "SIGNALING", "STAGE_OUT")
 _WORKING = (*_ENDING, "RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING")
+ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+)  # fmt: skip
+"""States of jobs of which nothing runs any more, nor will."""
 
 UNKNOWN = "UNKNOWN"
 """State of all jobs where SLURM cannot be asked."""

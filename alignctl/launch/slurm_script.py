@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignctl.config.schema import LauncherSettings
-from alignctl.errors import EXIT_INTERRUPTED, EXIT_STOPPED
+from alignctl.errors import EXIT_INTERRUPTED, EXIT_LAUNCH, EXIT_STOPPED
+from alignctl.launch.queue import ENDED
 from alignctl.plan.plan import StagePlan
 from alignctl.run.paths import StagePaths
 
 _PORTS = 10_000, 20_000  # first, and how many: below those that systems give away themselves
 _OTHERS_END_S = 60  # from the end of one machine's part to that of the others; alignctl ends them within 30
+_OLD_STEP_S = 120  # on top of KillWait, for what a job's start before left to end
 _NOTICE_S = 120  # on top of SlurmdTimeout, for SLURM to notice that a machine is gone
 _NUMBERED = ("sh", "-c", 'exec "$@" --machine="$SLURM_NODEID"', "sh")
 """Words before the command of each machine that tell it which one it is: a container may hide the variable."""
@@ -34,7 +36,7 @@ asked='' caught='' step=''
 trap 'asked=${{asked:-USR1}} caught=1; [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true' USR1
 trap 'asked=TERM caught=1' TERM  # cancelled, preempted or out of time: SLURM tells the step itself
 
-unset "${{!SCONTROL_@}}" "${{!SRUN_@}}"  # a person's own, of a login shell
+{one_at_a_time}unset "${{!SCONTROL_@}}" "${{!SRUN_@}}"  # a person's own, of a login shell
 {setup}# Where the machines of this job meet: on the first, at a port of this job's own.
 machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=$(scontrol -o show node "${{machines%%$'\\n'*}}")
@@ -83,6 +85,50 @@ fi
 exit "$code"
 """
 
+_ONE_AT_A_TIME = """\
+# One job at a time is at the stage. Which one is what this link says, which is made whole or not at all: the job's id,
+# how often it was started anew, and where its script runs.
+lock={lock}
+mine="$job ${{SLURM_RESTART_COUNT:-0}} $(uname -n) $$"
+trap '[[ $(readlink "$lock") != "$mine" ]] || rm -f "$lock"' EXIT
+ended() {{ # JOB
+    local said
+    if said=$(scontrol -o show job "$1" 2>&1); then
+        [[ $said =~ JobState=({ended})' ' ]]
+    else
+        [[ $said == *"Invalid job id"* ]]
+    fi
+}}
+waited=''
+until [[ -n $asked ]] || ln -sT "$mine" "$lock" 2>/dev/null || [[ $(readlink "$lock") == "$mine" ]]; do
+    if ! holder=$(readlink "$lock"); then # let go of just now, or no link can be made here
+        ln -sT "$mine" "$lock" || exit {refused}
+        break
+    fi
+    read -r other starts host process <<<"$holder"
+    if [[ $other != "$job" ]] || ((starts >= ${{SLURM_RESTART_COUNT:-0}})); then
+        if ! ended "$other"; then
+            echo "error: job $other is at $stage, so job $job does nothing"
+            echo "hint: see it with scontrol show job $other; if that is no job of this run, remove $lock"
+            exit {refused}
+        fi
+    elif [[ $host != "$(uname -n)" || -e /proc/$process ]]; then # this job's start before, as far as can be seen
+        if [[ -z $waited ]]; then
+            echo "waits until what this job's start before left has ended"
+            kill_wait=$(scontrol show config | sed -n 's/^KillWait *= \\([0-9]*\\) .*/\\1/p')
+            waited=$((SECONDS + ${{kill_wait:-30}} + {old_step}))
+        fi
+        if ((SECONDS < waited)); then
+            sleep 2 & wait $! || true
+            continue
+        fi
+    fi
+    ln -sfT "$mine" "$lock"
+    sleep 1 # another may have done so in the same moment: the last one has it
+done
+
+"""
+
 _SETUP = """\
 set +u  # of which modules and environments know nothing
 trap 'echo "launcher.setup failed: $BASH_COMMAND"' ERR
@@ -104,13 +150,17 @@ exec bash "${{scripts[SLURM_ARRAY_TASK_ID]}}"
 
 
 def render_script(stage: StagePlan, run_dir: str, paths: StagePaths) -> str:
-    """The script of one stage's job. It starts alignctl on each machine of the job, has it save when SLURM says that
-    time is running out, goes back into the queue then, and ends with alignctl's exit code."""
+    """The script of one stage's job. It sees to it that no other job is at the stage, starts alignctl on each machine
+    of the job, has it save when SLURM says that time is running out, goes back into the queue then, and ends with
+    alignctl's exit code."""
     launcher = stage.config.launcher
     setup = "\n".join([launcher.setup] if isinstance(launcher.setup, str) else launcher.setup)
     return _TEMPLATE.format(
         stage=stage.config.name,
         run=_one_line(run_dir),
+        one_at_a_time=_ONE_AT_A_TIME.format(
+            lock=shlex.quote(str(paths.job_lock)), refused=EXIT_LAUNCH, old_step=_OLD_STEP_S, ended="|".join(ENDED)
+        ),
         setup=_SETUP.format(lines=setup) if setup else "",
         srun=shlex.join([*_srun(launcher), *_NUMBERED, *launcher.container, *stage.command]),
         first_port=_PORTS[0],

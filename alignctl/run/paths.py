@@ -160,6 +160,11 @@ class StagePaths:
         return self.ranks / f"node_{node}_ended"
 
     @property
+    def job_lock(self) -> Path:
+        """A link that a SLURM job makes while it is at the stage; what it points to says which one."""
+        return self.root / ".job"
+
+    @property
     def script(self) -> Path:
         """What SLURM runs for this stage."""
         return self.root / "job.sh"

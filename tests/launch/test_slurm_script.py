@@ -7,12 +7,14 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, expand_sweep, read_request
+from alignctl.launch import slurm_script
 from alignctl.launch.slurm import commands, plan_jobs, scripts
 from alignctl.plan.freeze import freeze
 from alignctl.plan.plan import make_plan
@@ -111,6 +113,7 @@ def test_nothing_in_a_value_reaches_the_shell(tmp_path):
     }  # fmt: skip
     assert not find_problems(config)
     (job,) = plan_jobs([make_plan(config, "quickstart", Path(run_dir))])
+    job.script.parent.mkdir(parents=True)
     commands_folder = tmp_path / "bin"
     commands_folder.mkdir()
     for name in ("srun", "scontrol"):
@@ -141,6 +144,62 @@ def test_nothing_in_a_value_reaches_the_shell(tmp_path):
     assert f"--partition={NASTY}" in shlex.split(command), "one word each"
     output = next(word for word in shlex.split(command) if word.startswith("--output="))
     assert output.endswith("%%j\n;touch hurt;#/sft/logs/job_%j.log"), "a percent sign of the folder's is not a pattern"
+
+
+@pytest.mark.parametrize(
+    ("holder", "said", "code"),
+    [
+        (None, "", 0),
+        ("7 0 there 1", "JobId=7 JobState=RUNNING Reason=None", 3),
+        ("7 3 there 1", "JobId=7 JobState=PENDING Reason=BeginTime", 3),
+        ("7 0 there 1", "slurm_load_jobs error: Unable to contact slurm controller", 3),
+        ("7 0 there 1", "JobId=7 JobState=CANCELLED Reason=None", 0),
+        ("7 0 there 1", "slurm_load_jobs error: Invalid job id specified", 0),
+        ("12_0 0 there 1", "JobId=12 ArrayJobId=12 JobState=RUNNING Reason=None", 3),
+        ("12 2 HOST PID", "JobId=12 JobState=RUNNING Reason=None", 3),
+        ("12 1 HOST 4194305", "JobId=12 JobState=RUNNING Reason=None", 0),  # more than there are process ids
+        ("12 1 HOST PID", "JobId=12 JobState=RUNNING Reason=None", 0),
+        ("12 0 there 1", "JobId=12 JobState=RUNNING Reason=None", 0),
+    ],
+)  # fmt: skip
+def test_one_job_at_a_time_is_at_a_stage(tmp_path, monkeypatch, holder, said, code):
+    """The script is run as job 12, which was started for the third time; srun writes down who has the stage then."""
+    monkeypatch.setattr(slurm_script, "_OLD_STEP_S", 3)
+    (job,) = plan_jobs(plans("recipe=quickstart", "launcher=slurm", "stages=[sft]", run_dir=str(tmp_path / "run")))
+    lock = tmp_path / "run" / "sft" / ".job"
+    lock.parent.mkdir(parents=True)
+    host, before = os.uname().nodename, subprocess.Popen(["sleep", "60"])
+    if holder:
+        lock.symlink_to(holder.replace("HOST", host).replace("PID", str(before.pid)))
+    (tmp_path / "scontrol").write_text(
+        '#!/bin/bash\n[[ $* != "show config" ]] || echo "KillWait                = 1 sec"\n'
+        f'[[ $* != *"show job"* ]] || {{ echo "{said}"; [[ "{said}" == JobId* ]]; exit; }}\necho n1 NodeAddr=first\n'
+    )
+    (tmp_path / "srun").write_text(f"#!/bin/bash\nreadlink {shlex.quote(str(lock))} >>{tmp_path}/ran\n")
+    for command in ("scontrol", "srun"):
+        (tmp_path / command).chmod(0o755)
+    began = time.monotonic()
+    done = subprocess.run(
+        ["bash"], input=scripts(job)[job.script], text=True, capture_output=True, check=False,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n1",
+             "SLURM_RESTART_COUNT": "2"},
+    )  # fmt: skip
+    waited = time.monotonic() - began
+    before.kill()
+    before.wait()
+    assert done.returncode == code, done.stdout + done.stderr
+    if code:
+        assert not (tmp_path / "ran").exists()
+        assert lock.is_symlink(), "it stays the other's"
+        assert done.stdout.startswith(
+            f"error: job {holder.split()[0]} is at {lock.parent}, so job 12 does nothing\nhint: "
+        )
+        return
+    assert (tmp_path / "ran").read_text().startswith(f"12 2 {host} ")
+    assert not lock.is_symlink(), "it lets go at its end"
+    still_there = bool(holder) and holder in ("12 1 HOST PID", "12 0 there 1")
+    assert ("waits until what this job's start before left has ended" in done.stdout) == still_there
+    assert (waited >= 3) == still_there, "KillWait and what is added to it"
 
 
 def test_what_counts_of_the_environment_is_in_the_command():

@@ -6,10 +6,11 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from support.files import outcome
-from support.processes import beats, finish, start, wait_for_step, wait_until
+from support.processes import beat, beats, finish, start, wait_for_step, wait_until
 from support.slurm_cluster import (
     ONE,
     TINY,
@@ -123,18 +124,36 @@ def test_a_crash_ends_the_chain_and_is_shown(alignctl, cluster, tmp_path):
     wait_for_state(alignctl, "run", "done")
 
 
-def test_cancelled_it_saves_and_is_resumed(alignctl, cluster, tmp_path):
+def test_alone_in_its_folder_cancelled_it_saves_and_is_resumed(alignctl, cluster, tmp_path):
+    """Its script as a second job ends at once, and names the first. The worker has what `launcher.setup` sets, though
+    sbatch hands hardly anything on."""
     run = tmp_path / "run"
-    alignctl("submit", *TINY, *ONE, "sft.max_steps=400", "run_dir=run")
+    alignctl(
+        "submit", *TINY, *ONE, "sft.max_steps=400", "run_dir=run", 'launcher.extra=["--export=PYTHONPATH"]',
+        'launcher.setup=["export MARK=from_setup"]',
+    )  # fmt: skip
     wait_for_step(run / "sft", 10)
+    worker = Path("/proc", str(beat(run / "sft")["pid"]), "environ").read_bytes().split(b"\0")
+    assert b"MARK=from_setup" in worker
+    first = job(run, "sft")
+    twice = ("sbatch", "--parsable", f"--output={tmp_path}/second.txt", str(run / "sft" / "job.sh"))
+    second = cluster.run(*twice).strip()
+    wait_until(lambda: cluster.queue()[second] not in ("PENDING", "RUNNING", "COMPLETING"), "it does not end")
+    assert cluster.facts(second)["ExitCode"] == "3:0"
+    said = (tmp_path / "second.txt").read_text()
+    assert said.startswith(f"error: job {first} is at {run}/sft, so job {second} does nothing\nhint: ")
+    assert cluster.queue()[first] == "RUNNING"
+    assert not (run / "sft" / "logs" / "attempt_2").exists()
     alignctl("cancel", "run")
     wait_for_end(alignctl, "run", "cancelled")
     assert set(cluster.queue()[one] for one in (job(run, "sft"), job(run, "dpo"))) == {"CANCELLED"}
     step = int(re.search(r"sft +cancelled .*step (\d+) is saved", alignctl("status", "run")).group(1))
     assert step >= 10
     assert "there is nothing to cancel" in alignctl("cancel", "run", code=3)
+    os.symlink(f"{first} 0 elsewhere 1", run / "sft" / ".job")  # as if it could not let go
     alignctl("resume", "run")
     wait_for_step(run / "sft", step + 5)
+    assert os.readlink(run / "sft" / ".job").startswith(f"{job(run, 'sft')} 0 ")
     assert f"continues after step {step}" in alignctl("logs", "run", "--stage", "sft")
     cluster.run("scancel", job(run, "sft"))  # not by our command
     wait_for_end(alignctl, "run", "cancelled")
