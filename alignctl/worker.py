@@ -54,8 +54,6 @@ def main(run_dir: str, stage_name: str) -> int:
         # What torch compiles is kept for later runs; /tmp, where it would lie, is emptied.
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_dir("inductor"))
-        # The callback is told where only once training begins, after what is measured before it.
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(paths.tensorboard / stage_name))
         gc.disable()  # half a million objects that stay: not looked through while they are made, nor ever again
         run_stage = resolve(methods()[stage.method].stage_function)  # imports torch: after the signals are ours
         gc.freeze()

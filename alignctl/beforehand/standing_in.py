@@ -59,7 +59,6 @@ def without_models(stage: StageConfig, tokenizer: str | None = None) -> StageCon
         peft={"type": "none"},
         distributed=DistributedSettings(),
         launcher=LauncherSettings(processes=1),
-        report_to="none",
         trainer=fields | {"gradient_accumulation_steps": steps},
     )
 

@@ -34,7 +34,7 @@ def check_combinations(config: Mapping[str, Any], name: str) -> Iterator[Problem
         )
     yield from check_training(name, stage, distributed_type(config) != "none")
     model = merged_section(config, first_stage(config, name), "model")
-    if not _runs_elsewhere(config):
+    if not runs_elsewhere(config):
         yield from check_packages(name, stage, model)
         yield from _bitsandbytes(name, stage, peft)
     yield from check_attention(model)
@@ -111,7 +111,7 @@ def _bitsandbytes(name: str, stage: Mapping[str, Any], peft: Mapping[str, Any]) 
             yield Problem(f"`{setting}` needs the package `bitsandbytes`", 'pip install "alignctl[bitsandbytes]"')
 
 
-def _runs_elsewhere(config: Mapping[str, Any]) -> bool:
+def runs_elsewhere(config: Mapping[str, Any]) -> bool:
     """Whether the packages are those of a container or of another Python, which only the worker sees."""
     launcher = config.get("launcher")
     return isinstance(launcher, Mapping) and any(launcher.get(key) for key in ("container", "python", "srun"))

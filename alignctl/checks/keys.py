@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from alignctl.checks.trackers import check_trackers
 from alignctl.checks.values import check_choice, check_trainer_value, check_value, method_of
 from alignctl.config.adapters import has_adapter
 from alignctl.config.flat import flatten
@@ -33,12 +33,6 @@ from alignctl.methods.registry import Method, methods
 _MOST_LETTERS = 100  # of the name of a stage, which is that of a folder
 _TOP_SECTIONS = SECTIONS | {
     "tracker": TrackerSettings, "distributed": DistributedSettings, "launcher": LauncherSettings,
-}  # fmt: skip
-# Reporting integrations of transformers and the packages they need.
-_TRACKERS = {
-    "none": None, "azure_ml": "azureml", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet_ml",
-    "dagshub": "dagshub", "dvclive": "dvclive", "flyte": "flytekit", "mlflow": "mlflow", "neptune": "neptune",
-    "swanlab": "swanlab", "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
 }  # fmt: skip
 
 
@@ -68,16 +62,7 @@ def check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
     if not config.get("stages") or config.get("stages") == MISSING:
         listed = f"stages of this recipe: {', '.join(names)}" if names else "name them: `stages: [dpo]`"
         yield Problem("`stages` is empty: there is nothing to run", listed)
-    yield from _tracker(config.get("tracker"))
-
-
-def _tracker(tracker: Any) -> Iterator[Problem]:
-    """Whether the reporting integration exists and its package is installed."""
-    report_to = tracker.get("report_to", "none") if isinstance(tracker, Mapping) else "none"
-    yield from check_choice("tracker.report_to", report_to, _TRACKERS)
-    package = _TRACKERS.get(report_to) if isinstance(report_to, str) else None
-    if package and importlib.util.find_spec(package) is None:
-        yield Problem(f"`tracker.report_to={report_to}` needs the package `{package}`", f"pip install {package}")
+    yield from check_trackers(config)
 
 
 def check_secrets(config: Mapping[str, Any]) -> Iterator[Problem]:

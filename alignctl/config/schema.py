@@ -80,8 +80,22 @@ class EvalSettings:
 class TrackerSettings:
     """Section `tracker`: where the trainer reports besides metrics.jsonl."""
 
-    report_to: str = "none"
-    """A reporting integration of transformers: none, tensorboard, wandb, trackio, mlflow and so on."""
+    report_to: str | list[str] = "none"
+    """A tracker or several, `[tensorboard, wandb]`: tensorboard, wandb, mlflow, trackio, or another reporting
+    integration of transformers; none, or an empty list, for none."""
+    project: str | None = None
+    """What the run belongs to: the project of wandb and trackio, the experiment of mlflow. None: what WANDB_PROJECT or
+    MLFLOW_EXPERIMENT_NAME says, else the recipe's name."""
+    name: str | None = None
+    """What the run is called there; the name of each stage is put behind it. None: the name of the run's folder."""
+    tags: list[str] = field(default_factory=list)
+    """To find the run by; of mlflow, which has keys and values, keys with the value `true`."""
+
+    @property
+    def names(self) -> list[str]:
+        """The trackers that are reported to."""
+        given = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return [name for name in given if name != "none"]
 
 
 @dataclass
@@ -251,7 +265,10 @@ QUANTIZED = ("qlora",)
 ROLE_KEYS = ("reference", "reward_model")
 """Keys of a stage, named as the roles of models that it does not train: a stage before it, a folder or a Hub id."""
 
-RESERVED_NAMES = ("config", "plan", "provenance", "status", "logs", "deepspeed", "tensorboard")
+RESERVED_NAMES = (
+    "config", "plan", "provenance", "status", "logs", "deepspeed", "trackers", "tensorboard", "wandb", "mlruns",
+    "trackio",
+)  # fmt: skip
 """Names a stage may not have: files of the run directory beside the folders of the stages."""
 
 STAGE_KEYS = ("method", "from", *ROLE_KEYS, *SECTIONS, "peft")

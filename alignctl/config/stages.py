@@ -47,7 +47,7 @@ class StageConfig:
     eval: EvalSettings
     distributed: DistributedSettings
     launcher: LauncherSettings
-    report_to: str
+    tracker: TrackerSettings
     rehearse: bool
     trainer: dict[str, Any]
     """Fields of the trainer's config class, under their own names."""
@@ -105,7 +105,7 @@ def stage_config(config: Mapping[str, Any], name: str) -> StageConfig:
         peft=merged_section(config, name, "peft"),
         distributed=DistributedSettings(**config.get("distributed") or {}),
         launcher=LauncherSettings(**stage_launcher(config, name)),
-        report_to=TrackerSettings(**config.get("tracker") or {}).report_to,
+        tracker=TrackerSettings(**config.get("tracker") or {}),
         rehearse=config.get("rehearse", RunSettings.rehearse),
         trainer={
             key: [value] if key in FUNCTION_KEYS and isinstance(value, str | Mapping) else value

@@ -135,6 +135,7 @@ RUN_OWNED_FIELDS = {
     "push_to_hub": "push the folder `model/` of the finished stage",
     "hub_token": "set HF_TOKEN in the environment: keys are never written to disk",
     "report_to": "choose a `tracker`, for example `tracker=wandb`",
+    "project": "set `tracker.project`",
     "model_init_kwargs": "use the section `model`",
     "trust_remote_code": "use `model.trust_remote_code`",
     "pad_token": "it comes from the tokenizer",

@@ -171,7 +171,6 @@ def stood_in(stage: StageConfig, shape: Shape) -> StageConfig:
             merge=stage.model.merge,
         ),
         launcher=LauncherSettings(nodes=launcher.nodes, processes=launcher.processes_per_node),
-        report_to="none",
         rehearse=False,
         trainer=fields,
     )

@@ -162,10 +162,11 @@ def workers_command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:
 
 
 def _environment(stage: StageConfig) -> dict[str, str]:
-    """No telemetry; no look at the Hub where every input is on this machine; no module beside the user's files that
-    hides one of ours; and no GPU where processes on CPUs were asked for."""
+    """No telemetry; no look at the Hub where every input is on this machine and no curves go there; no module beside
+    the user's files that hides one of ours; and no GPU where processes on CPUs were asked for."""
     environment = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if not any(is_hub_id(path) for path in stage.inputs.values()):
+    shown_on_hub = stage.trainer.get("trackio_space_id") or stage.trainer.get("trackio_bucket_id")
+    if not any(is_hub_id(path) for path in stage.inputs.values()) and not shown_on_hub:
         environment["HF_HUB_OFFLINE"] = "1"
     if stage.distributed.type != "none":
         environment["PYTHONSAFEPATH"] = "1"

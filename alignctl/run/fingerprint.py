@@ -23,6 +23,7 @@ _DIVIDES = (
 )  # fmt: skip
 _PATIENCE = ("reward_timeout", "reward_retries", "reward_workers")
 _SAID_OF_BATCHES = ("global_batch_size", "batch_for")  # what the batch is counts by itself
+_TOLD = ("run_name", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 
 
 def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_size: int) -> str:
@@ -30,15 +31,15 @@ def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_
 
     Data files count by content; checkpoint folders by the names, sizes and times of their files, because weights are
     too many bytes to read for this. How a global batch is divided among processes and passes changes nothing but the
-    rounding, nor do what is kept of a pass, where it runs, and how long it waits for rewards. A setting of a section at
-    its default is left out, so that one that is new in alignctl changes no stage that was begun before.
+    rounding, nor do what is kept of a pass, where it runs, whom it tells, and how long it waits for rewards. A setting
+    of a section at its default is left out, so that one that is new in alignctl changes no stage that was begun before.
     """
     settings = stage.to_dict()
-    for key in ("report_to", "rehearse", "distributed", "launcher", "taken_by"):
+    for key in ("tracker", "rehearse", "distributed", "launcher", "taken_by"):
         del settings[key]
     for section in SECTIONS:
         settings[section] = _given(getattr(stage, section))
-    left_out = (*_DIVIDES, *_PATIENCE, *_SAID_OF_BATCHES)
+    left_out = (*_DIVIDES, *_PATIENCE, *_SAID_OF_BATCHES, *_TOLD)
     settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in left_out}
     settings["global_batch_size"] = global_batch_size
     inputs = {key: _identity(path) for key, path in stage.inputs.items()}

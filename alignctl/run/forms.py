@@ -6,13 +6,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from alignctl.config.schema import DistributedSettings, EvalSettings, LauncherSettings, ModelSettings
+from alignctl.config.schema import (
+    DistributedSettings,
+    EvalSettings,
+    LauncherSettings,
+    ModelSettings,
+    TrackerSettings,
+)
 from alignctl.config.stages import StageConfig
 from alignctl.data.settings import DataSettings
 
 SECTIONS = {
     "model": ModelSettings, "data": DataSettings, "eval": EvalSettings, "distributed": DistributedSettings,
-    "launcher": LauncherSettings,
+    "launcher": LauncherSettings, "tracker": TrackerSettings,
 }  # fmt: skip
 """Of a stage, with the class of the settings in each."""
 
@@ -42,6 +48,7 @@ STATUS = {
     }},
 }  # fmt: skip
 PROVENANCE = [{"alignctl?": "str"}]
+TRACKERS = {"*": {"*": "str"}}
 _TRAINED = {
     "step?": "int", "max_steps?": "int", "metrics?": "dict[str, float | None]", "seconds_left?": "float",
     "tokens_per_s?": "float",

@@ -36,9 +36,10 @@ def read_frozen(paths: RunPaths) -> dict[str, Any]:
 def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, dict[str, str | None]]:
     """A stage, and where the weights of each of its roles come from (None: random)."""
     stage = next(stage for stage in read_frozen(paths)["stages"] if stage["config"]["name"] == name)
-    config = StageConfig(
-        **stage["config"] | {key: settings(**stage["config"][key]) for key, settings in SECTIONS.items()}
-    )
+    given = dict(stage["config"])
+    if "report_to" in given:  # as it was called before it was a section
+        given["tracker"] = {"report_to": given.pop("report_to")}
+    config = StageConfig(**given | {key: settings(**given[key]) for key, settings in SECTIONS.items()})
     from_scratch = config.start_from is None and config.model.path is None
     random = stage["start"] if from_scratch else None
     return config, {role: None if source == random else source for role, source in stage["roles"].items()}

@@ -230,8 +230,23 @@ class RunPaths:
 
     @property
     def tensorboard(self) -> Path:
-        """Curves for TensorBoard, a folder for each stage, where it is the tracker."""
+        """Curves for TensorBoard, a folder for each stage, where it is a tracker."""
         return self.root / "tensorboard"
+
+    @property
+    def mlruns(self) -> Path:
+        """What MLflow keeps, where it is a tracker and no server has it."""
+        return self.root / "mlruns"
+
+    @property
+    def trackio(self) -> Path:
+        """What Trackio keeps, where it is a tracker."""
+        return self.root / "trackio"
+
+    @property
+    def trackers(self) -> Path:
+        """Which run of each tracker a stage reports to."""
+        return self.root / "trackers.json"
 
     @property
     def beforehand(self) -> Path:

@@ -59,7 +59,7 @@ def build_arguments(stage: StageConfig, paths: StagePaths, found: Mapping[str, A
     given = stage.trainer | {key: value for key, value in found.items() if key in left_to_rehearsal(stage)}
     decided: dict[str, Any] = {
         "output_dir": str(paths.checkpoints),
-        "report_to": stage.report_to,
+        "report_to": "none",  # monitor/trackers.py reports
         "disable_tqdm": True,
     }
     if on_cpu:
@@ -131,7 +131,7 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
             processing_class=job.tokenizer,
             count_rows=partial(job.progress.count, "rows"),
             peft_config=adapter,
-            callbacks=[LogsEnough(), MetricsFile(job.paths), job.stop, job.progress],
+            callbacks=[LogsEnough(), MetricsFile(job.paths), job.stop, job.progress, job.trackers],
             **others,
         )
     if held_rows is not None and trainer.eval_dataset is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
@@ -12,6 +12,7 @@ from alignctl.config.stages import StageConfig
 from alignctl.data.rows import Rows
 from alignctl.methods.registry import Method, Role, methods
 from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
+from alignctl.monitor.trackers import Trackers
 from alignctl.run.paths import StagePaths
 
 Weights = Mapping[Role, str | None]
@@ -36,6 +37,8 @@ class Job:
     args: TrainingArguments
     """Of the trainer. Those made last are the ones transformers knows of: under ZeRO-3 they say that weights are to be
     divided as they are read."""
+    trackers: Trackers = field(default_factory=Trackers)
+    """None of them, unless it is the first process that really trains."""
 
     @property
     def method(self) -> Method:

@@ -77,6 +77,8 @@ class Measuring(TrainerCallback):
     ) -> None:
         if self._job.start is not None and self.before is None:
             self.before = self._measured_before(state.global_step)
+            if self.before and not state.global_step:
+                self._job.trackers.report(self._trainer, {"before": self.before.metrics})
 
     def _measured_before(self, step: int) -> Evaluation | None:
         job = self._job

@@ -148,7 +148,7 @@ def found_before(paths: StagePaths) -> dict[str, Any]:
 
 
 def rehearsed(stage: StageConfig) -> StageConfig:
-    """A stage as it is rehearsed: two steps, evaluated if it is while training, saved, and told to nobody."""
+    """A stage as it is rehearsed: two steps, evaluated if it is while training, and saved."""
     trainer = stage.trainer | {"max_steps": STEPS, "save_strategy": "steps", "save_steps": STEPS, "logging_steps": 1}
     trainer["warmup_steps"] = 0  # which may be longer than that
     if trainer.get("eval_strategy", "no") != "no":
@@ -156,7 +156,6 @@ def rehearsed(stage: StageConfig) -> StageConfig:
     return replace(
         stage,
         trainer=trainer | {"push_to_hub": False},
-        report_to="none",
         eval=replace(stage.eval, prompts=min(stage.eval.prompts, _PROMPTS)),
         data=replace(stage.data, max_lost=1.0, max_truncated=None),  # of the longest rows, any number may be
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,8 +19,9 @@ from alignctl.models.loading import load_tokenizer
 from alignctl.monitor.callbacks import ProgressFile, StopOnRequest
 from alignctl.monitor.heartbeat import Heartbeat, RehearsalHeartbeat
 from alignctl.monitor.stopping import StopSignal
+from alignctl.monitor.trackers import Trackers, reporting
 from alignctl.run.files import write_json
-from alignctl.run.paths import StagePaths
+from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.stage.build import build_arguments, build_trainer, rows_to_train_on, sees_gpu
 from alignctl.stage.job import Job, Weights, rank
 from alignctl.stage.ledger import write_ledgers
@@ -46,10 +48,20 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
         _check_gpus(stage)
         heartbeat = Heartbeat(paths, rank())
         job = prepare(stage, weights, paths, heartbeat, signal)
-        if wants_rehearsal(job):
-            found = _rehearse(job, heartbeat, signal)
-            job = replace(job, args=build_arguments(stage, paths, found))
-        _work(job)
+        with _reporting(job) as trackers:
+            if wants_rehearsal(job):
+                found = _rehearse(job, heartbeat, signal)
+                job = replace(job, args=build_arguments(stage, paths, found))
+            _work(replace(job, trackers=trackers))
+
+
+def _reporting(job: Job) -> AbstractContextManager[Trackers]:
+    """The trackers that the stage reports to, of the first process alone."""
+    names = job.stage.tracker.names
+    if rank() or not names:
+        return nullcontext(Trackers())
+    job.progress.phase(f"starting {', '.join(names)}")
+    return reporting(job.stage, RunPaths(job.paths.root.parent), job.progress.notice)
 
 
 def _check_gpus(stage: StageConfig) -> None:

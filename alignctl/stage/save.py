@@ -62,7 +62,8 @@ def save(
     if trainer.is_world_process_zero():
         if saved:
             _say(job, saved, divided)
-        _write_result(job, trainer.state.global_step, measuring, after, saved)
+        result = _write_result(job, trainer.state.global_step, measuring, after, saved)
+        job.trackers.report(trainer, result | {"before": None})  # told when it was measured
     trainer.accelerator.wait_for_everyone()
 
 
@@ -92,8 +93,8 @@ def _write_result(
     measuring: Measuring,
     after: Evaluation,
     saved: Saved | None,
-) -> None:
-    """Writes samples and, last of all, the result: a stage that has one is done."""
+) -> dict[str, Any]:
+    """Writes samples and, last of all, the result, which is returned: a stage that has one is done."""
     questions, before, paths = measuring.held_out.questions, measuring.before, job.paths
     if questions is not None:
         answers_before = before.completions if before else [None] * len(questions.texts)
@@ -112,3 +113,4 @@ def _write_result(
         result["win_rate"], sure["win_rate"] = rate, of_wins(rate, len(questions.texts))
     result["certainty"] = {name: asdict(one) for name, one in sure.items()}
     write_json(paths.result, result)
+    return result

@@ -179,7 +179,7 @@ def test_deleted_settings_have_their_defaults():
     config = composed("recipe=dpo_llama3", "~seed", "~tracker")
     assert find_problems(config) == []
     assert stage_config(config, "dpo").seed == 42
-    assert stage_config(config, "dpo").report_to == "none"
+    assert stage_config(config, "dpo").tracker.names == []
 
 
 def test_the_same_adapter_named_again_keeps_its_settings():
