@@ -156,10 +156,23 @@ def test_fingerprint_follows_what_matters(tmp_path):
     first = prints()
     assert prints() == first
     assert prints("log_every=3") == first
+    assert prints("tracker.report_to=[dvclive]", "tracker.project=p", "tracker.tags=[a]", "dpo.run_name=n") == first
     assert prints("dpo.beta=0.3") != first
     assert prints("seed=1") != first
     (tmp_path / "rows.jsonl").write_text(PAIR * 2)
     assert prints() != first
+
+
+def test_a_run_that_was_begun_before_trackers_were_a_section_is_read(tmp_path):
+    config = config_of("recipe=quickstart")
+    plan = make_plan(config, "quickstart", tmp_path / "run")
+    freeze(plan, config, [])
+    written = read_json(plan.paths.plan)
+    for stage in written["stages"]:
+        del stage["config"]["tracker"]
+        stage["config"]["report_to"] = "dvclive"
+    write_json(plan.paths.plan, written)
+    assert read_stage(plan.paths, "sft")[0].tracker.names == ["dvclive"]
 
 
 def test_an_earlier_stage_changes_those_that_start_from_it(tmp_path):

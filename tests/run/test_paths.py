@@ -8,5 +8,6 @@ from alignctl.run.paths import RunPaths
 
 def test_files_of_the_run_are_reserved():
     paths = RunPaths(Path("/run"))
-    files = [getattr(paths, name) for name in ("config", "plan", "provenance", "status")]
+    files = [getattr(paths, name) for name in ("config", "plan", "provenance", "status", "trackers")]
+    files += [paths.tensorboard, paths.mlruns, paths.trackio]
     assert {file.stem for file in files} <= set(RESERVED_NAMES)
