@@ -87,7 +87,7 @@ def test_running_moments_are_those_of_everything_seen():
 
 def test_rewards_that_are_no_numbers_stop_the_run():
     source = FunctionReward(lambda prompts, completions: [1.0, math.nan], "broken")
-    with pytest.raises(NotANumber, match="broken gave a reward that is not a number for a completion of prompt 2, \"b\""):
+    with pytest.raises(NotANumber, match='not a number for a completion of prompt 2, "b"'):
         score([source], episodes([[1], [1]], [[2], [3]], prompts=["a", "b"]))
 
 
