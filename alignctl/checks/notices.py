@@ -31,6 +31,6 @@ def _of_batch(config: Mapping[str, Any], name: str) -> Iterator[str]:
     elif size:
         instead.append(f"set `{name}.{GLOBAL}={published}` and `{name}.{PER_DEVICE}={size}`")
     yield (
-        f"the learning rate of `{name}` was published for batches of {published:,} rows, and this run takes "
+        f"the learning rate of `{name}` was published for batches of {published:,} {batch.what}, and this run takes "
         f"{batch.rows:,}: {', or '.join(instead)}"
     )

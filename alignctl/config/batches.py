@@ -38,7 +38,12 @@ class Batch:
     """The field, where the batch is as small as it can be."""
 
     def __str__(self) -> str:
-        return f"{self.rows:,} {'completions' if self.follows == PER_DEVICE else 'rows'} per optimizer step"
+        return f"{self.rows:,} {self.what} per optimizer step"
+
+    @property
+    def what(self) -> str:
+        """Of what it has so many."""
+        return "completions" if self.follows == PER_DEVICE else "rows"
 
     @property
     def divides(self) -> bool:

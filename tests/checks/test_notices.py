@@ -43,3 +43,5 @@ def test_a_dry_run_has_it(tmp_path):
     found = answer(["train", "recipe=orpo_quickstart", "orpo.batch_for=16", "--dry-run"], tmp_path)
     assert "global batch  32 rows per optimizer step" in found.out
     assert found.out.count("published for batches of 16 rows, and this run takes 32") == 1
+    shown = answer(["show", "recipe=orpo_quickstart", "orpo.global_batch_size=64"], tmp_path)
+    assert shown.out.endswith("# global batch of orpo: 64 rows per optimizer step\n")
