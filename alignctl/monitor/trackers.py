@@ -260,7 +260,7 @@ class Trackers(TrainerCallback):
                 self._rests_until[name] = time.monotonic() + _REST_S
                 if name not in self._failed:
                     self._failed.add(name)
-                    self._tell(f"warning: {_failure(name, error)}; training goes on, and metrics.jsonl has all")
+                    self._tell(f"warning: {_failure(name, error)}; the stage goes on, and metrics.jsonl has all")
 
 
 @contextmanager
