@@ -91,7 +91,7 @@ _ONE_AT_A_TIME = """\
 lock={lock}
 mine="$job ${{SLURM_RESTART_COUNT:-0}} $(uname -n) $$"
 trap '[[ $(readlink "$lock") != "$mine" ]] || rm -f "$lock"' EXIT
-ended() {{ # JOB
+ended() {{  # JOB
     local said
     if said=$(scontrol -o show job "$1" 2>&1); then
         [[ $said =~ JobState=({ended})' ' ]]
@@ -99,11 +99,15 @@ ended() {{ # JOB
         [[ $said == *"Invalid job id"* ]]
     fi
 }}
-waited=''
+limit=''
 until [[ -n $asked ]] || ln -sT "$mine" "$lock" 2>/dev/null || [[ $(readlink "$lock") == "$mine" ]]; do
-    if ! holder=$(readlink "$lock"); then # let go of just now, or no link can be made here
+    if ! holder=$(readlink "$lock"); then  # let go of just now, or no link can be made here
         ln -sT "$mine" "$lock" || exit {refused}
         break
+    fi
+    if ! [[ $holder =~ ^[0-9_]+' '(0|[1-9][0-9]*)' '[^' ']+' '[0-9]+$ ]]; then
+        echo "error: $lock is no link of a job of alignctl's"
+        exit {refused}
     fi
     read -r other starts host process <<<"$holder"
     if [[ $other != "$job" ]] || ((starts >= ${{SLURM_RESTART_COUNT:-0}})); then
@@ -112,19 +116,19 @@ until [[ -n $asked ]] || ln -sT "$mine" "$lock" 2>/dev/null || [[ $(readlink "$l
             echo "hint: see it with scontrol show job $other; if that is no job of this run, remove $lock"
             exit {refused}
         fi
-    elif [[ $host != "$(uname -n)" || -e /proc/$process ]]; then # this job's start before, as far as can be seen
-        if [[ -z $waited ]]; then
+    elif [[ $host != "$(uname -n)" || -e /proc/$process ]]; then  # this job's start before, as far as can be seen
+        if [[ -z $limit ]]; then
             echo "waits until what this job's start before left has ended"
             kill_wait=$(scontrol show config | sed -n 's/^KillWait *= \\([0-9]*\\) .*/\\1/p')
-            waited=$((SECONDS + ${{kill_wait:-30}} + {old_step}))
+            limit=$((SECONDS + ${{kill_wait:-30}} + {old_step}))
         fi
-        if ((SECONDS < waited)); then
+        if ((SECONDS < limit)); then
             sleep 2 & wait $! || true
             continue
         fi
     fi
     ln -sfT "$mine" "$lock"
-    sleep 1 # another may have done so in the same moment: the last one has it
+    sleep 1  # another may have done so in the same moment: the last one has it
 done
 
 """

@@ -147,22 +147,23 @@ def test_nothing_in_a_value_reaches_the_shell(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("holder", "said", "code"),
+    ("holder", "said", "refused"),
     [
-        (None, "", 0),
-        ("7 0 there 1", "JobId=7 JobState=RUNNING Reason=None", 3),
-        ("7 3 there 1", "JobId=7 JobState=PENDING Reason=BeginTime", 3),
-        ("7 0 there 1", "slurm_load_jobs error: Unable to contact slurm controller", 3),
-        ("7 0 there 1", "JobId=7 JobState=CANCELLED Reason=None", 0),
-        ("7 0 there 1", "slurm_load_jobs error: Invalid job id specified", 0),
-        ("12_0 0 there 1", "JobId=12 ArrayJobId=12 JobState=RUNNING Reason=None", 3),
-        ("12 2 HOST PID", "JobId=12 JobState=RUNNING Reason=None", 3),
-        ("12 1 HOST 4194305", "JobId=12 JobState=RUNNING Reason=None", 0),  # more than there are process ids
-        ("12 1 HOST PID", "JobId=12 JobState=RUNNING Reason=None", 0),
-        ("12 0 there 1", "JobId=12 JobState=RUNNING Reason=None", 0),
+        (None, "", None),
+        ("7 0 there 1", "JobId=7 JobState=RUNNING Reason=None", "job 7 is at STAGE, so"),
+        ("7 3 there 1", "JobId=7 JobState=PENDING Reason=BeginTime", "job 7 is at STAGE, so"),
+        ("7 0 there 1", "slurm_load_jobs error: Unable to contact slurm controller", "job 7 is at STAGE, so"),
+        ("7 0 there 1", "JobId=7 JobState=CANCELLED Reason=None", None),
+        ("7 0 there 1", "slurm_load_jobs error: Invalid job id specified", None),
+        ("7 a[$(touch${IFS}hurt)] there 1", "JobId=7 JobState=CANCELLED Reason=None", "STAGE/.job is no link of a job"),
+        ("12_0 0 there 1", "JobId=12 ArrayJobId=12 JobState=RUNNING Reason=None", "job 12_0 is at STAGE, so"),
+        ("12 2 HOST PID", "JobId=12 JobState=RUNNING Reason=None", "job 12 is at STAGE, so"),
+        ("12 1 HOST 4194305", "JobId=12 JobState=RUNNING Reason=None", None),  # more than there are process ids
+        ("12 1 HOST PID", "JobId=12 JobState=RUNNING Reason=None", None),
+        ("12 0 there 1", "JobId=12 JobState=RUNNING Reason=None", None),
     ],
 )  # fmt: skip
-def test_one_job_at_a_time_is_at_a_stage(tmp_path, monkeypatch, holder, said, code):
+def test_one_job_at_a_time_is_at_a_stage(tmp_path, monkeypatch, holder, said, refused):
     """The script is run as job 12, which was started for the third time; srun writes down who has the stage then."""
     monkeypatch.setattr(slurm_script, "_OLD_STEP_S", 3)
     (job,) = plan_jobs(plans("recipe=quickstart", "launcher=slurm", "stages=[sft]", run_dir=str(tmp_path / "run")))
@@ -180,20 +181,19 @@ def test_one_job_at_a_time_is_at_a_stage(tmp_path, monkeypatch, holder, said, co
         (tmp_path / command).chmod(0o755)
     began = time.monotonic()
     done = subprocess.run(
-        ["bash"], input=scripts(job)[job.script], text=True, capture_output=True, check=False,
+        ["bash"], input=scripts(job)[job.script], text=True, capture_output=True, check=False, cwd=tmp_path,
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n1",
              "SLURM_RESTART_COUNT": "2"},
     )  # fmt: skip
     waited = time.monotonic() - began
     before.kill()
     before.wait()
-    assert done.returncode == code, done.stdout + done.stderr
-    if code:
+    assert done.returncode == (3 if refused else 0), done.stdout + done.stderr
+    assert not (tmp_path / "hurt").exists()
+    if refused:
+        assert done.stdout.startswith(f"error: {refused.replace('STAGE', str(lock.parent))}")
         assert not (tmp_path / "ran").exists()
         assert lock.is_symlink(), "it stays the other's"
-        assert done.stdout.startswith(
-            f"error: job {holder.split()[0]} is at {lock.parent}, so job 12 does nothing\nhint: "
-        )
         return
     assert (tmp_path / "ran").read_text().startswith(f"12 2 {host} ")
     assert not lock.is_symlink(), "it lets go at its end"
