@@ -5,14 +5,19 @@ a checkpoint is written to `.staging/checkpoint-N/`, each process notes in `.sta
 brought to disk, and it gets its name only when all have. What happens to it afterwards (a disk that fails, a file
 removed by hand) shows in the sizes, which are looked at every time, and in the hashes, which take as long as reading
 the files and are looked at before training continues from one.
+
+Only folders named `checkpoint-N` are ours: all others among them are let be. One that is damaged is set aside.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +28,16 @@ from alignctl.run.forms import CHECKPOINT
 
 PREFIX = "checkpoint-"
 STAGING = ".staging"
+DAMAGED = "damaged"
+"""Folder beside checkpoints for those that were found damaged."""
 MANIFEST = "MANIFEST.json"
 _PARTS = ".parts"
+_OURS = re.compile(rf"{PREFIX}[0-9]+")
+_FOR_READERS = re.compile(
+    r"README\.md|(.*/)?(tokenizer|added_tokens|special_tokens|vocab|merges|chat_template|generation_config)[^/]*"
+    r"|additional_chat_templates/.*"
+)
+"""Files of a checkpoint that training does not read: it has its tokenizer from where the model came from."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,8 @@ class Checkpoint:
     """Optimizer steps taken."""
     kind: dict[str, Any]
     """What wrote it, as it was given to `note_part`: {processes: 2, ...}."""
+    flaws: tuple[str, ...] = ()
+    """What is wrong with files that training does not read."""
 
 
 def note_part(staged: Path, rank: int, step: int, kind: Mapping[str, Any], files: Mapping[str, Any]) -> None:
@@ -71,9 +86,8 @@ def publish(staged: Path) -> Path | None:
 def finish_staged(folder: Path) -> None:
     """Makes complete what a run that was killed had staged, if all of it is there; removes it if not."""
     staging = folder / STAGING
-    for staged in staging.glob(f"{PREFIX}*"):
-        if staged.suffix != _PARTS:
-            publish(staged)
+    for staged in ours(staging):
+        publish(staged)
     shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -81,9 +95,14 @@ def _parts(staged: Path) -> Path:
     return staged.with_name(staged.name + _PARTS)
 
 
+def ours(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint in a folder."""
+    return [path for path in folder.glob(f"{PREFIX}*") if _OURS.fullmatch(path.name)]
+
+
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:
     """All complete checkpoints in a folder, oldest first; files count by their sizes."""
-    found = [_read(path) for path in folder.glob(f"{PREFIX}*")]
+    found = [_read(path) for path in ours(folder)]
     return sorted((one for one in found if isinstance(one, Checkpoint)), key=lambda checkpoint: checkpoint.step)
 
 
@@ -93,27 +112,50 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def remove_old(folder: Path, keep_last: int | None, best: Path | None) -> None:
-    """Removes all but the newest `keep_last` checkpoints and the best one; keeps all when `keep_last` is None or 0."""
-    if keep_last:
+    """Removes all but the newest `keep_last` checkpoints and the best one; keeps all when `keep_last` is None or
+    below 1."""
+    if keep_last and keep_last > 0:
         for checkpoint in complete_checkpoints(folder)[:-keep_last]:
             if checkpoint.path != best:
                 remove(checkpoint.path)
 
 
-def remove_torn(folder: Path) -> dict[Path, str]:
-    """Removes checkpoints with a flaw in their sizes, and says what is wrong with each."""
-    torn = {path: found for path in folder.glob(f"{PREFIX}*") if isinstance(found := _read(path), str)}
+def set_aside_torn(folder: Path) -> dict[Path, str]:
+    """Sets checkpoints aside that have a flaw in their sizes, and says what is wrong with each."""
+    torn = {path: found for path in ours(folder) if isinstance(found := _read(path), str)}
     for path in torn:
-        remove(path)
+        set_aside(path)
     return torn
 
 
-def changed_file(checkpoint: Checkpoint, rank: int, processes: int) -> str | None:
-    """The first file whose content is not what the manifest says, of those that a process of so many looks at: what it
-    has written itself, where they are those that wrote it."""
+def changed_files(checkpoint: Checkpoint, rank: int, processes: int) -> list[str]:
+    """Files whose content is not what the manifest says though they are as long, of those that a process of so many
+    looks at: what it has written itself, where they are those that wrote it. Of files that training reads the first
+    one is enough."""
     files = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    own = (name for name, file in files.items() if file.get("rank", 0) % processes == rank)
-    return next((name for name in own if file_digest(checkpoint.path / name) != files[name]["sha256"]), None)
+    own = [name for name, file in files.items() if file.get("rank", 0) % processes == rank]
+    changed: list[str] = []
+    for name in own:
+        path = checkpoint.path / name
+        if _size_flaw(path, name, files[name]["bytes"]) is None and file_digest(path) != files[name]["sha256"]:
+            changed.append(name)
+            if is_read(name):
+                break
+    return changed
+
+
+def is_read(name: str) -> bool:
+    """Whether training that continues from a checkpoint reads one of its files."""
+    return _FOR_READERS.fullmatch(name) is None
+
+
+def set_aside(path: Path) -> Path:
+    """Moves a damaged checkpoint to where nothing looks for one; returns its place."""
+    folder = path.parent / DAMAGED
+    folder.mkdir(exist_ok=True)
+    names = (path.name + (f"-{count}" if count > 1 else "") for count in itertools.count(1))
+    place = next(one for name in names if not os.path.lexists(one := folder / name))
+    return path.rename(place)
 
 
 def remove(path: Path) -> None:
@@ -142,11 +184,14 @@ def _read(path: Path) -> Checkpoint | str:
         return f"it has no {MANIFEST}"
     except (ValueError, RecursionError):
         return f"its {MANIFEST} is damaged"
-    for name, size in sizes.items():
-        try:
-            found = (path / name).stat().st_size
-        except (OSError, ValueError):
-            return f"{name} is missing"
-        if found != size:
-            return f"{name} has {found:,} bytes, not {size:,}"
-    return checkpoint
+    flaws = {name: flaw for name, size in sizes.items() if (flaw := _size_flaw(path / name, name, size))}
+    torn = next((flaw for name, flaw in flaws.items() if is_read(name)), None)
+    return torn or replace(checkpoint, flaws=tuple(flaws.values()))
+
+
+def _size_flaw(path: Path, name: str, size: int) -> str | None:
+    try:
+        found = path.stat().st_size
+    except (OSError, ValueError):
+        return f"{name} is missing"
+    return None if found == size else f"{name} has {found:,} bytes, not {size:,}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from alignctl.config.stages import StageConfig
 from alignctl.errors import LaunchError
+from alignctl.run.checkpoints import STAGING, ours
 from alignctl.run.disk import free_bytes, shown_bytes
 
 DEEPSPEED_STATE = 12  # bytes a parameter: float32 weights and AdamW's two moments, whatever type it is trained in
@@ -55,7 +56,7 @@ def state_bytes(optimizer: str, by_deepspeed: bool, numbers: int, size: int) -> 
 
 def most_checkpoints(saves: int, keep_last: int | None, keeps_best: bool) -> int:
     """Most checkpoints that are there at a time."""
-    return min(saves, keep_last + 1 + keeps_best) if keep_last else saves
+    return min(saves, keep_last + 1 + keeps_best) if keep_last and keep_last > 0 else saves
 
 
 def refuse_full_disk(stage: StageConfig, folder: Path, writes: Writes, beside: int = 0) -> None:
@@ -69,7 +70,8 @@ def refuse_full_disk(stage: StageConfig, folder: Path, writes: Writes, beside: i
         LaunchError: The disk has less free than is going to be written.
     """
     checkpoints = folder / "checkpoints"
-    there = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())
+    files = (file for one in (*ours(checkpoints), checkpoints / STAGING) for file in one.rglob("*"))
+    there = sum(file.stat().st_size for file in files if file.is_file())
     needed, free = writes.total + beside - there, free_bytes(folder)
     if needed <= free:
         return

@@ -18,13 +18,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from alignctl.config.warm_up import warm_up_problem
 from alignctl.errors import AlignctlError, LaunchError, NotANumber, RequestError, Stopped
 from alignctl.run.checkpoints import (
+    DAMAGED,
     STAGING,
     Checkpoint,
-    changed_file,
+    changed_files,
     finish_staged,
+    is_read,
     newest_checkpoint,
-    remove,
-    remove_torn,
+    set_aside,
+    set_aside_torn,
 )
 from alignctl.run.disk import free_bytes, lack_of_room, shown_bytes
 from alignctl.run.files import write_json
@@ -117,25 +119,28 @@ class StepsAsPlanned(TrainerCallback):
 
 def _continue_from(job: Job, trainer: StageTrainer) -> Checkpoint | None:
     """The checkpoint to continue from, whose files are hashed, by each process its own; says which are not taken and
-    why, and removes them."""
+    why, and sets them aside. Damage to what training does not read is only said."""
     folder, accelerator = job.paths.checkpoints, trainer.accelerator
     torn: dict[Path, str] = {}
     if trainer.is_world_process_zero():
         job.paths.not_finite.unlink(missing_ok=True)
         finish_staged(folder)  # of a run that was killed
-        torn = remove_torn(folder)
+        torn = set_aside_torn(folder)
     accelerator.wait_for_everyone()
     while newest := newest_checkpoint(folder):
-        changed = gather_object([changed_file(newest, accelerator.process_index, accelerator.num_processes)])
-        if not (names := [name for name in changed if name]):
+        changed = gather_object(changed_files(newest, accelerator.process_index, accelerator.num_processes))
+        flaws = {name: f"the content of {name} has changed since it was written" for name in changed}
+        if not (read := [flaw for name, flaw in flaws.items() if is_read(name)]):
+            for flaw in (*newest.flaws, *flaws.values()):
+                job.progress.notice(f"{newest.path.name}: {flaw}; training does not read it, and continues from there")
             break
         if trainer.is_world_process_zero():
-            torn[newest.path] = f"the content of {names[0]} has changed since it was written"
-            remove(newest.path)
+            torn[newest.path] = read[0]
+            set_aside(newest.path)
         accelerator.wait_for_everyone()
     instead = f"training continues from {newest.path.name}" if newest else "training starts from the beginning"
     for path, flaw in torn.items():
-        job.progress.notice(f"{path.name} cannot be used and is removed: {flaw}; {instead}")
+        job.progress.notice(f"{path.name} cannot be used and is set aside in {folder / DAMAGED}: {flaw}; {instead}")
     return newest
 
 

@@ -2,20 +2,23 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 
 from alignctl.run.checkpoints import (
+    DAMAGED,
     MANIFEST,
     STAGING,
-    changed_file,
+    changed_files,
     complete_checkpoints,
     finish_staged,
+    is_read,
     newest_checkpoint,
     note_part,
     publish,
     remove_old,
-    remove_torn,
+    set_aside_torn,
 )
 from alignctl.run.hashed import sync_hashed, write_hashed
 
@@ -93,26 +96,64 @@ def test_damaged_checkpoints_are_not_seen(tmp_path, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoints_are_named_and_removed(tmp_path, damage):
+def test_damaged_checkpoints_are_named_and_set_aside(tmp_path, damage):
     save(tmp_path, 4)
-    damage(path := save(tmp_path, 9))
-    assert remove_torn(tmp_path) == {path: DAMAGES[damage]}
-    assert sorted(one.name for one in tmp_path.glob("checkpoint-*")) == ["checkpoint-4"]
-    assert remove_torn(tmp_path) == {}
+    for _ in range(2):
+        damage(path := save(tmp_path, 9))
+        assert set_aside_torn(tmp_path) == {path: DAMAGES[damage]}
+        assert sorted(one.name for one in tmp_path.glob("checkpoint-*")) == ["checkpoint-4"]
+        shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
+    assert sorted(one.name for one in (tmp_path / DAMAGED).iterdir()) == ["checkpoint-9", "checkpoint-9-2"]
+    assert set_aside_torn(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["checkpoint-best-so-far", "checkpoint-6-backup", "checkpoint-", "checkpoint-1.parts"])
+def test_what_others_keep_among_checkpoints_is_let_be(tmp_path, name):
+    (save(tmp_path, 6)).rename(tmp_path / name)
+    for step in (7, 8):
+        save(tmp_path, step)
+    assert newest_checkpoint(tmp_path).step == 8
+    remove_old(tmp_path, 1, None)
+    (tmp_path / name / MANIFEST).unlink()
+    assert set_aside_torn(tmp_path) == {}
+    assert sorted(one.name for one in tmp_path.glob("checkpoint-*")) == sorted([name, "checkpoint-8"])
+    assert (tmp_path / name / "model.safetensors").read_text() == "weights"
+
+
+READ = ("model.safetensors", "adapter_config.json", "config.json", "trainer_state.json", "global_step4/a_states.pt")
+NOT_READ = ("README.md", "tokenizer.json", "reference/tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_a_checkpoint_is_taken_though_files_are_damaged_that_training_does_not_read(tmp_path, name):
+    path = save(tmp_path, 4)
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": 3, "sha256": "0", "rank": 1}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert newest_checkpoint(tmp_path).flaws == (f"{name} is missing",)
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).write_text("abc")
+    (checkpoint,) = complete_checkpoints(tmp_path)
+    assert checkpoint.flaws == ()
+    assert changed_files(checkpoint, 1, 2) == [name]
+
+
+def test_what_training_reads():
+    assert [name for name in (*READ, *NOT_READ) if is_read(name)] == [*READ]
 
 
 def test_what_a_link_leads_to_is_left_alone(tmp_path):
     link(save(tmp_path, 9))
-    remove_torn(tmp_path)
+    set_aside_torn(tmp_path)
     assert (tmp_path / "elsewhere" / "model.safetensors").exists()
 
 
 def test_each_process_looks_at_what_it_wrote(tmp_path):
     flip(save(tmp_path, 4))
     (checkpoint,) = complete_checkpoints(tmp_path)
-    assert [changed_file(checkpoint, rank, 2) for rank in (0, 1)] == ["model.safetensors", None]
-    assert [changed_file(checkpoint, rank, 3) for rank in (0, 1, 2)] == ["model.safetensors", None, None]
-    assert changed_file(checkpoint, 0, 1) == "model.safetensors"
+    assert [changed_files(checkpoint, rank, 2) for rank in (0, 1)] == [["model.safetensors"], []]
+    assert [changed_files(checkpoint, rank, 3) for rank in (0, 1, 2)] == [["model.safetensors"], [], []]
+    assert changed_files(checkpoint, 0, 1) == ["model.safetensors"]
 
 
 def test_a_checkpoint_lacks_its_name_until_all_have_written(tmp_path):
@@ -173,7 +214,14 @@ def test_manifest_lists_every_file_and_they_can_be_read_by_others(tmp_path):
 
 @pytest.mark.parametrize(
     ("keep", "best", "left"),
-    [(2, None, [3, 4]), (1, 2, [2, 4]), (None, None, [1, 2, 3, 4]), (0, None, [1, 2, 3, 4]), (9, None, [1, 2, 3, 4])],
+    [
+        (2, None, [3, 4]),
+        (1, 2, [2, 4]),
+        (None, None, [1, 2, 3, 4]),
+        (0, None, [1, 2, 3, 4]),
+        (9, None, [1, 2, 3, 4]),
+        (-1, None, [1, 2, 3, 4]),
+    ],
 )
 def test_remove_old(tmp_path, keep, best, left):
     for step in (1, 2, 3, 4):

@@ -11,7 +11,7 @@ from support.in_process import StopsAfter, run_stages
 from support.models import TINY
 
 from alignctl.errors import Stopped
-from alignctl.run.checkpoints import MANIFEST, STAGING, complete_checkpoints, note_part, publish
+from alignctl.run.checkpoints import DAMAGED, MANIFEST, STAGING, complete_checkpoints, note_part, publish
 from alignctl.run.hashed import sync_hashed
 
 pytestmark = pytest.mark.train
@@ -71,7 +71,9 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_continued(tmp_path, undis
     damage(run / "sft" / "checkpoints" / "checkpoint-5")
     stage = run_stages(run, *SMALL) / "sft"
     (notice,) = [text for text in read(stage / "progress.json")["notices"] if "checkpoint-" in text]
-    assert notice.startswith(f"checkpoint-5 cannot be used and is removed: {flaw}")
+    aside = stage / "checkpoints" / DAMAGED
+    assert notice.startswith(f"checkpoint-5 cannot be used and is set aside in {aside}: {flaw}")
+    assert (aside / "checkpoint-5" / MANIFEST).exists()
     assert notice.endswith("; training continues from checkpoint-4")
     assert weights(stage / "model") == weights(undisturbed / "model")
     assert steps(stage) == [4, 6]
