@@ -14,25 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.errors import EXIT_FAILED
-from alignctl.monitor.stopping import STOPPING
+from alignctl.monitor.stopping import STOPPING, handle
 from alignctl.run.files import write_json
 from alignctl.run.paths import RunPaths
 from alignctl.run.process import PARENT, die_with_parent
 
+_IGNORED = [number for number in STOPPING if number != signal.SIGHUP]  # workers would take that as one under nohup
 _SHUTDOWN_TIMEOUT_S = 10  # from asking the other workers to end until they are killed
 
 
 def main(run_dir: str, stage: str, *options: str) -> int:
     """Runs a stage's workers on this machine. Returns the exit code."""
     die_with_parent()
-    for number in STOPPING:
+    handle(lambda *_: None)
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     os.environ[PARENT] = str(os.getpid())
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    args = parse_args(["--signals-to-handle=SIGHUP", *options, "-m", "alignctl.worker", run_dir, stage])
+    args = parse_args(["--signals-to-handle=SIGQUIT", *options, "-m", "alignctl.worker", run_dir, stage])
     _note_who_fails(RunPaths(Path(run_dir)).stage(stage).exit_codes(args.node_rank))
     try:
         run(args)

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def _may_quantize(stage: StageConfig, weights: Mapping[str, str | None]) -> bool
 def _leave_error(paths: StagePaths, rank: int, exit_code: int, **error: Any) -> None:
     step = own_beat(paths, rank).get("step")
     facts = {"rank": rank, "host": socket.gethostname(), "step": step, "time": time.time()}
-    write_json(paths.error(rank), facts | {"exit_code": exit_code} | error)
+    with suppress(FileNotFoundError):  # the run directory was taken away, which the command sees
+        write_json(paths.error(rank), facts | {"exit_code": exit_code} | error, make_folder=False)
 
 
 def _write_to(log: Path) -> None:

@@ -21,7 +21,7 @@ from alignctl.launch.local import check_machine, run_plan
 from alignctl.launch.queue import cancel_jobs, check_slurm_here
 from alignctl.launch.slurm import refuse_if_queued
 from alignctl.launch.status import statuses
-from alignctl.plan.freeze import read_plan, refuse_moved, refuse_other_shares, refuse_other_version
+from alignctl.plan.freeze import read_plan, refuse_moved, refuse_other_inputs, refuse_other_shares, refuse_other_version
 from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, is_held, locked, read_status, write_stage_state
 
@@ -107,6 +107,7 @@ def resume_command(run: Path) -> None:
         return
     refuse_moved(paths)
     refuse_other_version(paths)
+    refuse_other_inputs(plan)
     refuse_other_shares(plan)
     refuse_if_queued(plan)
     if plan.stages[0].config.launcher.type == "slurm":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 from alignctl.errors import AlignctlError, Problem, RequestError
 from alignctl.launch.environment import own_environment
-from alignctl.monitor.stopping import STOPPING
+from alignctl.monitor.stopping import handled
 from alignctl.run.files import read_json
 from alignctl.run.process import PARENT
 
@@ -85,9 +84,5 @@ def _interrupted() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in STOPPING}
-    try:
+    with handled(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -22,7 +22,7 @@ from alignctl.launch.environment import own_environment
 from alignctl.launch.failures import ended, failure, not_begun, stuck
 from alignctl.launch.watching import Workers, send
 from alignctl.monitor.heartbeat import read_beats
-from alignctl.monitor.stopping import SAME_REQUEST_S, STOPPING
+from alignctl.monitor.stopping import SAME_REQUEST_S, handled
 from alignctl.plan.freeze import refuse_anothers_stage
 from alignctl.plan.plan import RunPlan, StagePlan, workers_command
 from alignctl.run.checkpoints import newest_checkpoint
@@ -40,7 +40,48 @@ _LAST_WORDS_S = 15  # from the first worker's end until everything is killed; to
 _FIRST_S = 15 * 60  # how long the first of several machines may take to begin; torchrun waits as long
 # Settings that CPUs cannot do.
 _ON_GPUS = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "activation_offloading")
+_GONE_EVERY_S = 1.0  # it is looked whether the folder is there
 _STATES: dict[int, State] = {EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
+
+
+class FolderGone(AlignctlError):
+    """A run directory was taken away from a run; nothing can be noted in it."""
+
+
+class Folder:
+    """The folder of a stage, as it was when the stage began."""
+
+    def __init__(self, paths: StagePaths):
+        self._root, self._was = paths.root, _which(paths.root)
+        self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Looks whether it is still there; to be called often.
+
+        Raises:
+            FolderGone: It is not.
+        """
+        if time.monotonic() > self._looked + _GONE_EVERY_S:
+            self.check()
+            self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """Looks at once."""
+        if _which(self._root) != self._was:
+            raise FolderGone(
+                f"{self._root} was removed, renamed or unmounted while the stage was at work, so it was ended",
+                "put the run directory back as it was, and give the same command again: it continues from the newest "
+                "checkpoint",
+            )
+
+
+def _which(folder: Path) -> tuple[int, int] | None:
+    """File system and number of a folder; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class Watcher(Protocol):
@@ -139,7 +180,7 @@ def run_plan(plan: RunPlan, watcher: Watcher) -> None:
     newest complete checkpoint.
 
     Raises:
-        Stopped, Interrupted: A stop was requested (a signal of `STOPPING` to this process).
+        Stopped, Interrupted: A stop was requested (a signal that asks this process to).
         AlignctlError: A stage failed.
     """
     if all(stage.config.launcher.node_rank == 0 for stage in plan.stages):
@@ -205,6 +246,8 @@ def _lead(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
         checkpoint = newest_checkpoint(paths.checkpoints)
         watcher.started(stage, checkpoint.step if checkpoint else None)
         _wait(stage, paths, log, watcher)
+    except FolderGone:
+        raise
     except BaseException as error:
         seconds = round(time.monotonic() - began, 1)
         state = _STATES.get(error.exit_code, "failed") if isinstance(error, AlignctlError) else "failed"
@@ -234,7 +277,7 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
         AlignctlError: It did not end well, or was stopped.
     """
     node = stage.config.launcher.node_rank
-    workers = Workers(paths, node)
+    workers, folder = Workers(paths, node), Folder(paths)
     environ = own_environment(os.environ, in_job=stage.config.launcher.type == "slurm")
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -259,7 +302,14 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
                 by_us = True
             if workers.stuck(stage.config.launcher.stall_timeout):
                 raise _end_stuck(stage, paths, workers, process, log)
+            try:
+                folder.look()
+            except FolderGone:
+                process.kill()  # the workers die with it
+                process.wait()
+                raise
             time.sleep(_POLL_S)
+    folder.check()
     _show(stage, paths, watcher, seen)
     code = ended(process.returncode, workers, bool(received), paths)
     if code != EXIT_DONE:
@@ -306,12 +356,8 @@ def _passed_on(process: subprocess.Popen[bytes], workers: Workers) -> Iterator[l
         else:
             process.kill()
 
-    before = {number: signal.signal(number, pass_on) for number in STOPPING}
-    try:
+    with handled(pass_on):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end_stuck(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignctl.monitor.heartbeat import EVALUATING, SAVING, TRAINING, Heartbeat, RehearsalHeartbeat
 from alignctl.monitor.stopping import StopSignal
-from alignctl.run.files import append_json_lines, read_json_lines, write_json, write_json_lines
+from alignctl.run.files import append_json_lines, keep_steps, write_json
 from alignctl.run.paths import StagePaths
 
 _PROGRESS_EVERY_S = 0.25
@@ -26,17 +27,18 @@ class MetricsFile(TrainerCallback):
     When training continues from a checkpoint, lines after its step are dropped first: they will be written again.
     """
 
-    def __init__(self, paths: StagePaths):
-        self._path = paths.metrics
+    def __init__(self, paths: StagePaths, tell: Callable[[str], None]):
+        """Takes whom to tell of lines that are damaged."""
+        self._path, self._tell = paths.metrics, tell
         self._training = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._training = True
-        if state.is_world_process_zero:
-            kept = [row for row in read_json_lines(self._path) if row["step"] <= state.global_step]
-            write_json_lines(self._path, kept)
+        first = state.is_world_process_zero
+        if first and (damaged := keep_steps(self._path, lambda step: step <= state.global_step)):
+            self._tell(damaged)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,7 +97,10 @@ class ProgressFile(TrainerCallback):
             self._write_phase()
 
     def _write_phase(self) -> None:
-        write_json(self._path, self._phase | {"notices": self._notices, "trained": self._last})
+        self._put(self._phase | {"notices": self._notices, "trained": self._last})
+
+    def _put(self, content: dict[str, Any]) -> None:
+        write_json(self._path, content, make_folder=False)  # which may have been taken away or renamed
 
     def notice(self, text: str) -> None:
         """Tells people something about the stage that is not an error."""
@@ -195,7 +200,7 @@ class ProgressFile(TrainerCallback):
             "tokens_per_s": self._tokens_per_s,
             "seconds_left": (self._written - self._started) / done * left if done else None,
         }
-        write_json(self._path, self._last)
+        self._put(self._last)
 
 
 def _text(said: str | list[dict[str, str]]) -> str:

@@ -21,12 +21,12 @@ from alignctl.config.rewards import function_of
 from alignctl.config.schema import FUNCTION_KEYS, PATHS, ROLE_KEYS, ZERO_STAGES
 from alignctl.config.secrets import mask
 from alignctl.data.templates import TEMPLATES, is_text
-from alignctl.errors import LaunchError, RequestError
+from alignctl.errors import LaunchError, RequestError, first_few
 from alignctl.plan.deepspeed import deepspeed_config
-from alignctl.plan.plan import RunPlan, StagePlan
+from alignctl.plan.plan import RunPlan, StagePlan, stage_command, stage_environment
 from alignctl.run.checkpoints import newest_checkpoint
-from alignctl.run.files import read_record, write_json, write_text
-from alignctl.run.fingerprint import VERSION
+from alignctl.run.files import read_json, read_record, write_json, write_text
+from alignctl.run.fingerprint import VERSION, input_files
 from alignctl.run.forms import PROVENANCE
 from alignctl.run.frozen import frozen_fingerprints, frozen_version, read_frozen, read_stage
 from alignctl.run.paths import PLAN, RunPaths, StagePaths
@@ -86,13 +86,25 @@ def new_run_dir(recipe: str, root: Path, suffix: str = "", make: bool = False) -
 
 
 def find_run(recipe: str, root: Path, fingerprints: Mapping[str, str]) -> Path | None:
-    """The newest run of a recipe that would do exactly the same, finished or not."""
-    plans = sorted((root / recipe).glob(f"*/{PLAN}"), reverse=True)
-    for plan in plans:
+    """The newest run of a recipe that would do exactly the same, finished or not. They are numbered as they are begun:
+    clocks can be wrong."""
+    runs = [RunPaths(plan.parent) for plan in (root / recipe).glob(f"*/{PLAN}")]
+    for paths in sorted(runs, key=lambda paths: (_number(paths), paths.root.name), reverse=True):
         with suppress(RequestError):  # it is damaged, and none that is named
-            if frozen_fingerprints(RunPaths(plan.parent)) == fingerprints:
-                return plan.parent
+            if frozen_fingerprints(paths) == fingerprints:
+                return paths.root
     return None
+
+
+def _number(paths: RunPaths) -> int:
+    """Of a run among those of its recipe; 0 where it has none."""
+    plan = read_json(paths.plan)
+    number = plan.get("number") if isinstance(plan, dict) else None
+    return number if isinstance(number, int) else 0
+
+
+def _next_number(paths: RunPaths) -> int:
+    return 1 + max((_number(RunPaths(plan.parent)) for plan in paths.root.parent.glob(f"*/{PLAN}")), default=0)
 
 
 def fingerprints(plan: RunPlan) -> dict[str, str]:
@@ -111,7 +123,8 @@ def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> 
     deepspeed = deepspeed_config(stage.distributed, on_cpu=bool(stage.launcher.processes))
     if deepspeed is not None:
         write_json(paths.deepspeed, deepspeed)
-    write_json(paths.plan, mask(plan.to_dict()))  # last: a directory with a plan is a run
+    number = _number(paths) or (_next_number(paths) if paths.root.parent.name == plan.recipe else 0)
+    write_json(paths.plan, mask(plan.to_dict()) | {"number": number})  # last: a directory with a plan is a run
 
 
 def link_stages(plan: RunPlan, shared: Mapping[str, RunPaths]) -> None:
@@ -139,18 +152,26 @@ def refuse_anothers_stage(plan: RunPlan, name: str) -> None:
 
 
 def read_plan(paths: RunPaths) -> RunPlan:
-    """The plan of a run, as it was frozen.
+    """The plan of a run, as it was frozen. Of its stages it takes the settings: what is run is made of them anew, and
+    not what the file says, which others may have written.
 
     Raises:
         RequestError: There is no run.
     """
     frozen = read_frozen(paths)
-    stages = [
-        StagePlan(
-            **stage | {"config": read_stage(paths, stage["config"]["name"])[0], "command": tuple(stage["command"])}
+    facts = ("start", "roles", "trained", "global_batch_size", "output", "fingerprint")
+    stages = []
+    for stage in frozen["stages"]:
+        config = read_stage(paths, stage["config"]["name"])[0]
+        stages.append(
+            StagePlan(
+                config=config,
+                command=stage_command(config, paths.root),
+                environment=stage_environment(config),
+                inputs=stage.get("inputs") or {},
+                **{fact: stage[fact] for fact in facts},
+            )
         )
-        for stage in frozen["stages"]
-    ]
     return RunPlan(frozen["recipe"], str(paths.root), tuple(stages))
 
 
@@ -213,11 +234,44 @@ def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
         refuse_other_version(paths)
     for name in frozen | planned:
         if _begun(paths.stage(name)) and frozen.get(name) != planned.get(name):
-            changes = _changes(paths, config) or ["an input file is not the same"]
+            then = next((stage.inputs for stage in read_plan(paths).stages if stage.config.name == name), {})
+            now = next((stage.inputs for stage in plan.stages if stage.config.name == name), {})
+            changes = [*_changes(paths, config), *_changed_inputs(then, now)] or ["an input file is not the same"]
             raise RequestError(
                 f"{paths.root} holds a run whose stage `{name}` was begun otherwise: {'; '.join(changes)}",
                 "give another `run_dir`, or remove this one",
             )
+
+
+def refuse_other_inputs(plan: RunPlan) -> None:
+    """Keeps a run that is continued as it was frozen to the files that it was frozen with.
+
+    Raises:
+        RequestError: One is another now, or gone.
+    """
+    for stage in plan.stages:
+        paths = plan.paths.stage(stage.config.name)
+        changes = _changed_inputs(stage.inputs, input_files(stage.config.inputs))
+        if changes and _begun(paths):
+            raise RequestError(
+                f"stage `{stage.config.name}` of {plan.run_dir} was begun otherwise: {'; '.join(changes)}",
+                "put back what it was begun with, or give the whole command with another `run_dir`",
+            )
+        if changes:
+            raise RequestError(
+                f"since {plan.run_dir} was planned, inputs of stage `{stage.config.name}` have changed: "
+                f"{'; '.join(changes)}",
+                "put them back, or give the whole command again, which takes them as they are",
+            )
+
+
+def _changed_inputs(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Input files that are not what they were, as far as that was noted; the first few."""
+    gone = [f"{file} is gone" for file in then if file not in now and not Path(file).exists()]
+    other = [f"the content of {file} has changed" for file in then if file in now and now[file] != then[file]]
+    new = [f"{file} is new" for file in now if file not in then and then]
+    found = [*other, *gone, *new]
+    return [first_few(found, "; ")] if found else []
 
 
 def refuse_other_shares(plan: RunPlan) -> None:

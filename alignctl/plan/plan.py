@@ -15,7 +15,7 @@ from alignctl.config.stages import StageConfig, stage_config
 from alignctl.config.trl_fields import config_fields
 from alignctl.data.sources import is_hub_id
 from alignctl.methods.registry import methods
-from alignctl.run.fingerprint import VERSION, stage_fingerprint
+from alignctl.run.fingerprint import VERSION, input_files, stage_fingerprint
 from alignctl.run.paths import RunPaths, StagePaths
 
 
@@ -37,6 +37,8 @@ class StagePlan:
     """Set for its worker on top of what is there."""
     output: str
     fingerprint: str
+    inputs: dict[str, str]
+    """Its local input files, and what each was known by (run/fingerprint.py)."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,11 @@ def make_plan(config: Mapping[str, Any], recipe: str, run_dir: Path) -> RunPlan:
             roles={role: source for role in methods()[stage.method].roles if (source := _source(stage, role, paths))},
             trained="nothing" if methods()[stage.method].product == "rows" else _trained(stage.peft),
             global_batch_size=batch,
-            command=_command(stage, run_dir),
-            environment=_environment(stage),
+            command=stage_command(stage, run_dir),
+            environment=stage_environment(stage),
             output=str(_product(stage, paths.stage(name))),
             fingerprint=stage_fingerprint(stage, upstream, batch),
+            inputs=input_files(stage.inputs),
         )
     return RunPlan(recipe, str(run_dir), tuple(stages.values()))
 
@@ -136,7 +139,7 @@ def _trained(peft: Mapping[str, Any]) -> str:
     return f"{kind} r={peft.get('r', 8)} on {', '.join(modules) if isinstance(modules, list) else modules}"
 
 
-def _command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:
+def stage_command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:
     """What starts a stage: on SLURM, on each machine of its job, whatever starts its workers there."""
     if stage.launcher.type == "slurm":
         return (stage.launcher.python or sys.executable, "-P", "-m", "alignctl", "node", str(run_dir), stage.name)
@@ -161,7 +164,7 @@ def workers_command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _environment(stage: StageConfig) -> dict[str, str]:
+def stage_environment(stage: StageConfig) -> dict[str, str]:
     """No telemetry; no look at the Hub where every input is on this machine and no curves go there; no module beside
     the user's files that hides one of ours; and no GPU where processes on CPUs were asked for."""
     environment = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}

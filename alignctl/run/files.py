@@ -7,17 +7,22 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from alignctl.config.forms import Form, misfit
-from alignctl.errors import RequestError
+from alignctl.errors import RequestError, first_few
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or leaves the old one: to a temporary name, to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_text(path: Path, text: str, make_folder: bool = True) -> None:
+    """Writes a whole file or leaves the old one: to a temporary name, to disk, then renamed.
+
+    Args:
+        make_folder: Whether its folder is made where there is none.
+    """
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")  # no two of a machine are alike
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -26,8 +31,8 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, to_json(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, make_folder: bool = True) -> None:
+    write_text(path, to_json(value, indent=2) + "\n", make_folder)
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
@@ -81,19 +86,49 @@ def read_record(path: Path, form: Form) -> Any:
     return content
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """The rows of a file with one JSON value a line; a torn last line is left out."""
-    rows = []
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with one JSON object a line; lines that are none are left out."""
+    return [row for _, row in _lines(path) if row is not None]
+
+
+def keep_steps(path: Path, wanted: Callable[[int], bool]) -> str | None:
+    """Leaves of a file of rows, each with its `step`, those of steps that are wanted. Lines that are no such row are
+    set aside beside it, except a last one that was being written.
+
+    Returns:
+        What to tell people of lines that are set aside.
+    """
+    lines = _lines(path)
+    rows = [row if row is not None and isinstance(row.get("step"), int) else None for _, row in lines]
+    bad = [number for number, row in enumerate(rows, start=1) if row is None]
+    if lines and rows[-1] is None and not lines[-1][0].endswith(b"\n"):
+        bad.pop()
+    if bad:
+        aside = path.with_name(f"{path.name}.damaged")
+        with aside.open("ab") as file:
+            file.writelines(lines[number - 1][0].rstrip(b"\n") + b"\n" for number in bad)
+    write_json_lines(path, [row for row in rows if row is not None and wanted(row["step"])])
+    if not bad:
+        return None
+    listed = first_few([str(number) for number in bad])
+    return f"{path.name}: line{'s' * (len(bad) > 1)} {listed} cannot be read, and set aside in {aside}"
+
+
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a file with their ends, and the row of each; None of one that has none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError:
         return []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError):
-            break
-    return rows
+    return [(line, _row(line)) for line in lines]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def publish_folder(staged: Path, final: Path, on_disk: Collection[str] = ()) -> None:

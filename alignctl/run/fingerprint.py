@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,22 @@ def listed(folder: Path) -> dict[str, dict[str, Any]]:
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_digest(file)}
         for file in files
     }
+
+
+def input_files(inputs: Mapping[str, str]) -> dict[str, str]:
+    """What the local files of a stage's inputs are known by, as its fingerprint takes them.
+
+    Args:
+        inputs: Files, folders and Hub ids.
+    """
+    found: dict[str, str] = {}
+    for path in inputs.values():
+        identity = _identity(path)
+        if isinstance(identity, list):
+            found |= {str(Path(path, name)): f"{size} bytes of {time_ns}" for name, size, time_ns in identity}
+        elif identity != path:
+            found[path] = identity
+    return found
 
 
 @cache

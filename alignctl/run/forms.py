@@ -34,10 +34,11 @@ _STAGE = {
 } | {"name": "str", "method": "str", "trainer": "dict"}  # fmt: skip
 
 PLAN = {
-    "recipe": "str", "run_dir": "str", "version?": "int",
+    "recipe": "str", "run_dir": "str", "version?": "int", "number?": "int",
     "stages": [{
         "config": _STAGE, "start": "str", "roles": "dict[str, str]", "trained": "str", "global_batch_size": "int",
         "command": "list[str]", "environment": "dict[str, str]", "output": "str", "fingerprint": "str",
+        "inputs?": "dict[str, str]",
     }],
 }  # fmt: skip
 STATUS = {

@@ -131,7 +131,7 @@ def build_trainer(job: Job, rows: Rows, held_rows: Rows | None) -> StageTrainer:
             processing_class=job.tokenizer,
             count_rows=partial(job.progress.count, "rows"),
             peft_config=adapter,
-            callbacks=[LogsEnough(), MetricsFile(job.paths), job.stop, job.progress, job.trackers],
+            callbacks=[LogsEnough(), MetricsFile(job.paths, job.progress.notice), job.stop, job.progress, job.trackers],
             **others,
         )
     if held_rows is not None and trainer.eval_dataset is not None:

@@ -1,6 +1,10 @@
-"""What becomes of stages when one before them is made anew, and of processes when others fail."""
+"""What becomes of stages when one before them is made anew, or their folder is taken away, and of processes when
+others fail."""
 
 import dataclasses
+import shutil
+import sys
+import threading
 import time
 
 import pytest
@@ -9,7 +13,7 @@ from support.added import add_method
 from alignctl.config.compose import compose, read_request
 from alignctl.errors import AlignctlError
 from alignctl.launch import local
-from alignctl.launch.local import _begin_anew_after
+from alignctl.launch.local import FolderGone, _begin_anew_after, _lead
 from alignctl.plan.plan import make_plan
 from alignctl.run.files import write_json
 from alignctl.run.state import is_done
@@ -63,3 +67,40 @@ def test_what_we_kill_ourselves_was_not_out_of_memory(tmp_path, monkeypatch):
     assert time.monotonic() < began + 30
     assert "signal" not in str(raised.value)
     assert "waits" in str(raised.value)
+
+
+class Silent(Said):
+    def started(self, *_):
+        pass
+
+    finished = progress = started
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "another"])
+def test_a_run_directory_that_is_taken_away_ends_the_run_with_a_word(tmp_path, how):
+    config, _ = compose(read_request(["recipe=quickstart"]))
+    plan = make_plan(config, "quickstart", tmp_path / "run")
+    plan.paths.make_root()
+    worker = (sys.executable, "-c", "import time; time.sleep(600)")
+    stage = dataclasses.replace(plan.stages[0], command=worker)
+    folder = plan.paths.stage(stage.config.name).root
+
+    def take_away():
+        while not any(folder.glob("logs/*/rank_0.log")):
+            time.sleep(0.01)
+        if how == "removed":
+            shutil.rmtree(tmp_path / "run")
+        else:
+            (tmp_path / "run").rename(tmp_path / "moved")
+        if how == "another":
+            folder.mkdir(parents=True)
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    with pytest.raises(FolderGone, match="was removed, renamed or unmounted while the stage was at work"):
+        _lead(plan, stage, Silent())
+    thread.join()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.name == "status.json") == (
+        [] if how == "removed" else ["status.json"]
+    )
+    assert (tmp_path / "run").exists() == (how == "another")  # nothing was made anew in its place

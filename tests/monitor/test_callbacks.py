@@ -32,7 +32,7 @@ def trained(folder, **settings):
         "sft", per_device_train_batch_size=2, save_strategy="no", rows=small.rows("demonstrations", 4), **settings
     )
     shown = Shown(paths)
-    for callback in (LogsEnough(), MetricsFile(paths), shown):
+    for callback in (LogsEnough(), MetricsFile(paths, shown.notice), shown):
         trainer.add_callback(callback)
     trainer.train()
     return [row for row in read(paths.metrics) if "loss" in row], shown.seen

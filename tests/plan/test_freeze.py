@@ -1,6 +1,5 @@
 """A run directory: what is written, what never is, and whose run it is."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,10 +22,11 @@ from alignctl.plan.freeze import (
     read_plan,
     refuse_anothers_stage,
     refuse_moved,
+    refuse_other_inputs,
     refuse_other_run,
 )
 from alignctl.plan.plan import common_stages, make_plan
-from alignctl.run.files import read_json, read_json_lines, write_json
+from alignctl.run.files import read_json, write_json
 from alignctl.run.fingerprint import _identity
 from alignctl.run.frozen import read_stage
 from alignctl.run.paths import RunPaths
@@ -225,6 +225,52 @@ def test_the_newest_run_that_does_the_same_is_found(tmp_path):
     assert find_run("another", tmp_path, wanted) is None
 
 
+def test_the_newest_run_is_the_one_that_was_begun_last_whatever_the_clock_said(tmp_path):
+    config = config_of("recipe=quickstart")
+    for name in ("2031-01-01_00-00-00", "2026-11-28_12-00-00", "2027-01-01_00-00-00"):
+        freeze(make_plan(config, "quickstart", tmp_path / "quickstart" / name), config, [])
+    wanted = fingerprints(make_plan(config, "quickstart", tmp_path / "new"))
+    assert find_run("quickstart", tmp_path, wanted).name == "2027-01-01_00-00-00"
+    again = tmp_path / "quickstart" / "2026-11-28_12-00-00"
+    freeze(make_plan(config, "quickstart", again), config, [])
+    assert read_json(again / "plan.json")["number"] == 2  # of when it was begun
+
+
+def test_inputs_that_were_replaced_are_named_and_refused_as_by_the_whole_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("alignctl.run.fingerprint._identity", _identity.__wrapped__)
+    config = local(tmp_path)
+    plan = make_plan(config, "dpo_local", tmp_path / "run")
+    freeze(plan, config, [])
+    refuse_other_inputs(read_plan(plan.paths))
+    rows, weights = tmp_path / "rows.jsonl", tmp_path / "m" / "config.json"
+    rows.write_text(PAIR * 2)
+    with pytest.raises(RequestError, match=f"have changed: the content of {rows} has changed"):
+        refuse_other_inputs(read_plan(plan.paths))
+    write_json(plan.paths.stage("dpo").result, {})
+    for refuse in (
+        lambda: refuse_other_inputs(read_plan(plan.paths)),
+        lambda: refuse_other_run(make_plan(config, "dpo_local", tmp_path / "run"), config),
+    ):
+        with pytest.raises(RequestError, match=f"was begun otherwise: the content of {rows} has changed"):
+            refuse()
+    rows.write_text(PAIR)
+    refuse_other_inputs(read_plan(plan.paths))
+    weights.unlink()
+    with pytest.raises(RequestError, match=f"was begun otherwise: {weights} is gone"):
+        refuse_other_inputs(read_plan(plan.paths))
+
+
+def test_what_is_run_is_made_of_settings_and_not_what_the_plan_says(tmp_path):
+    config = config_of("recipe=quickstart")
+    plan = make_plan(config, "quickstart", tmp_path)
+    freeze(plan, config, [])
+    written = read_json(plan.paths.plan)
+    for stage in written["stages"]:
+        stage |= {"command": ["touch", str(tmp_path / "ran")], "environment": {"LD_PRELOAD": "evil.so"}, "new": 1}
+    write_json(plan.paths.plan, written)
+    assert read_plan(plan.paths) == plan
+
+
 def test_a_run_directory_holds_one_run(tmp_path):
     first = config_of("recipe=quickstart")
     plan = make_plan(first, "quickstart", tmp_path)
@@ -364,12 +410,6 @@ def test_a_changed_reward_function_is_another_run(tmp_path, monkeypatch):
         (stage,) = make_plan(absolute_paths(config), "rlhf_quickstart", tmp_path / "run").stages
         prints.add(stage.fingerprint)
     assert len(prints) == 2
-
-
-def test_a_torn_last_line_is_left_out(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
-    assert read_json_lines(path) == [{"step": 1}]
 
 
 def test_a_run_directory_is_for_its_owner_alone(tmp_path):

@@ -530,7 +530,7 @@ class OnPolicyTrainer(Trainer):
             logs |= common_metrics(logs)
             if self.is_world_process_zero():
                 path = StagePaths(Path(self.args.output_dir).parent).samples_while_training
-                self.rollouts.write_samples(path, self.state.global_step)
+                self.rollouts.write_samples(path, self.state.global_step, self.tell)
                 if self.show_samples:
                     self.show_samples(self.rollouts.samples)
             self.rollouts.samples.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from alignctl.rollout.episodes import Episodes
 from alignctl.rollout.kl import kl_estimates
 from alignctl.rollout.rewards import Score, of_scored, totals
-from alignctl.run.files import append_json_lines, read_json_lines, write_json_lines
+from alignctl.run.files import append_json_lines, keep_steps
 from alignctl.trainers.on_policy.experience import Experience
 
 _OF = ("sum", "count", "squares")
@@ -157,10 +157,15 @@ class RolloutLog:
             for i in range(min(count, len(whole)))
         ]
 
-    def write_samples(self, path: Path, step: int) -> None:
+    def write_samples(self, path: Path, step: int, tell: Callable[[str], None]) -> None:
         """Adds the samples to their file. Before the first ones, what training that is continued wrote after its
-        checkpoint is dropped: it is written again."""
+        checkpoint is dropped: it is written again.
+
+        Args:
+            tell: Whom to tell of lines that are damaged.
+        """
         if not self._file_is_clean:
-            write_json_lines(path, [row for row in read_json_lines(path) if row["step"] < step])
+            if damaged := keep_steps(path, lambda before: before < step):
+                tell(damaged)
             self._file_is_clean = True
         append_json_lines(path, [{"step": step} | row for row in self.samples])
