@@ -59,7 +59,8 @@ def test_what_we_kill_ourselves_was_not_out_of_memory(tmp_path, monkeypatch):
     config, _ = compose(read_request(["recipe=quickstart", "launcher=slurm", "launcher.nodes=2", "distributed=ddp"]))
     plan = make_plan(config, "r", tmp_path)
     paths = plan.paths.stage("sft")
-    failed = f"mkdir -p {paths.ranks}; echo {{}} >{paths.exit_codes(1)}; echo waits; sleep 60"
+    paths.ranks.mkdir(parents=True)
+    failed = f"echo {{}} >{paths.exit_codes(1)}; echo waits; sleep 60"
     stage = dataclasses.replace(plan.stages[0], command=("sh", "-c", failed))
     began = time.monotonic()
     with pytest.raises(AlignctlError, match="those on this machine did not end by themselves; the end of") as raised:
