@@ -118,7 +118,8 @@ ALLOWED = {
     # and of methods the fields that say how long a stage takes
     "launch": {"config", "errors", "methods", "monitor", "plan", "run"},
     "agent": {"errors", "monitor", "run"},
-    "monitor": {"run"},
+    # monitor: of config the settings of a stage, which trackers are told
+    "monitor": {"config", "errors", "run"},
     "models": {"config", "data", "engine", "errors", "methods", "run"},
     "rollout": {"cache", "config", "data", "engine", "errors", "models", "run"},
     "evaluate": {"config", "data", "engine", "errors", "models", "rollout"},
