@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.secrets import masked_output
 from alignctl.errors import EXIT_FAILED
 from alignctl.monitor.stopping import STOPPING, handle
 from alignctl.run.files import write_json
@@ -63,4 +64,6 @@ def _note_who_fails(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    with masked_output():
+        code = main(*sys.argv[1:])
+    sys.exit(code)

@@ -22,6 +22,7 @@ from typing import Any
 
 from alignctl.cache import private_dir
 from alignctl.config.schema import wants_bitsandbytes
+from alignctl.config.secrets import masked_output
 from alignctl.config.stages import StageConfig
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError
 from alignctl.methods.registry import methods, resolve
@@ -102,7 +103,8 @@ def _write_to(log: Path) -> None:
 
 
 if __name__ == "__main__":
-    code = main(*sys.argv[1:])
+    with masked_output():
+        code = main(*sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # library threads must not hold up the end, nor change the code

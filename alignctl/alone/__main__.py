@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from alignctl.config.secrets import masked_output
 from alignctl.errors import AlignctlError
 from alignctl.run.files import write_json
 from alignctl.run.frozen import read_stage
@@ -40,7 +41,8 @@ def main(file: str, run_dir: str, stage_name: str, tokens: str, numberless: str)
 
 
 if __name__ == "__main__":
-    code = main(*sys.argv[1:])
+    with masked_output():
+        code = main(*sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # library threads must not hold up the end

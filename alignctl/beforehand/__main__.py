@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.secrets import masked_output
 from alignctl.errors import AlignctlError
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.files import write_json
@@ -52,7 +53,8 @@ def _answer(paths: RunPaths, stop: StopSignal, stages: list[str], **asked: Any) 
 
 
 if __name__ == "__main__":
-    code = main(*sys.argv[1:])
+    with masked_output():
+        code = main(*sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # library threads must not hold up the end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from alignctl.config.schema import (
     TrackerSettings,
     annotations,
 )
-from alignctl.config.secrets import looks_secret
+from alignctl.config.secrets import PATH_KEYS, is_secret, looks_secret, variables
 from alignctl.config.stages import merged_section, stage_names
 from alignctl.config.suggest import did_you_mean
 from alignctl.config.trl_fields import config_fields
@@ -66,10 +67,29 @@ def check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def check_secrets(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Values that look like a token: they would be masked in the run directory, and the worker would miss them."""
+    """Values that are secret: written out, they would be masked in the run directory, and the worker would miss them;
+    taken from the environment, they have to be there, and to be of use where nothing is shown or written."""
     for key, value in flatten(config).items():
-        if any(map(looks_secret, _held(value))):
-            yield Problem(f"`{key}` holds what looks like a token", "put it in the environment, for example HF_TOKEN")
+        named = sorted(variables(value))
+        if any(map(looks_secret, _held(value))) or (is_secret(key) and value and not named):
+            yield Problem(
+                f"`{key}` holds what looks like a token",
+                f"put it in the environment, for example HF_TOKEN, and write `'{key}=${{oc.env:HF_TOKEN}}'`",
+            )
+        if named and (key.rpartition(".")[2] in PATH_KEYS or _on_command_lines(key)):
+            yield Problem(
+                f"`{key}` is shown and written, and the variable {named[0]} is secret by its name",
+                "take a variable of another name"
+                + (", or export it in `launcher.setup`" if _on_command_lines(key) else ""),
+            )
+        for name in named:
+            if name not in os.environ:
+                yield Problem(f"`{key}`: the environment has no variable {name}", f"export {name}=...")
+
+
+def _on_command_lines(key: str) -> bool:
+    """Whether a setting becomes words of a command, which everybody on the machine may see."""
+    return key.startswith("launcher.") and key != "launcher.setup"
 
 
 def _held(value: Any) -> Iterator[Any]:

@@ -15,6 +15,7 @@ import click
 import alignctl
 from alignctl.cli.completion import complete_override
 from alignctl.config.compose import compose, list_recipes, read_request, value_sources
+from alignctl.config.secrets import mask_text, masked_output
 from alignctl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REQUEST, AlignctlError, RequestError
 from alignctl.run.disk import FULL
 
@@ -303,7 +304,14 @@ def _say(error: AlignctlError, debug: bool = False) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the command `alignctl`."""
+    """Entry point of the command `alignctl`. What it prints is masked."""
+    with masked_output():
+        code = _run(arguments)
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Runs a command. Returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -324,10 +332,11 @@ def main(arguments: list[str] | None = None) -> None:
         code = EXIT_FAILED
     except Exception as error:
         if debug:
-            raise
-        _say(_unforeseen(error))
+            traceback.print_exc()
+        else:
+            _say(_unforeseen(error))
         code = EXIT_FAILED
-    sys.exit(code)
+    return code
 
 
 def _refuse_unreadable(arguments: list[str]) -> None:
@@ -350,7 +359,7 @@ def _unforeseen(error: Exception) -> AlignctlError:
         return AlignctlError(full, "make room, and run the same command again: it continues")
     said = " ".join(str(error).split())
     with tempfile.NamedTemporaryFile("w", prefix="alignctl-bug-", suffix=".log", delete=False) as log:
-        log.write(traceback.format_exc())
+        log.write(mask_text(traceback.format_exc()))
     return AlignctlError(
         f"this is a bug of alignctl: {type(error).__name__}: {said[:200]}",
         f"please report it, with {log.name}; `--debug` shows the same",

@@ -30,13 +30,15 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import Container, DictConfig, ListConfig, Node, OmegaConf, open_dict
+from omegaconf.resolvers import oc
 
 from alignctl.config.batches import Batch, batch_of
 from alignctl.config.interpolations import find_flaw
 from alignctl.config.recipe_files import look_at
 from alignctl.config.renamed import former_names, rename_data
 from alignctl.config.schema import SECTIONS, LauncherSettings, RunSettings, annotations
+from alignctl.config.secrets import is_secret, is_secret_variable, left_out, take_note, takes_variables
 from alignctl.config.stages import stage_names
 from alignctl.config.suggest import did_you_mean
 from alignctl.errors import Problem, RequestError, raised_in
@@ -111,7 +113,8 @@ def read_request(arguments: Sequence[str], recipe_dirs: Sequence[Path] = ()) -> 
 
 
 def compose(request: Request) -> tuple[dict[str, Any], list[Problem]]:
-    """Composes a request into plain dicts, lists and values, interpolations resolved.
+    """Composes a request into plain dicts, lists and values, interpolations resolved, but for variables of the
+    environment that are secret, which stay as they are named.
 
     Overrides that cannot be applied (unknown group or option, broken syntax) are left out and returned as problems, so
     that checks/ can report the rest of what is wrong beside them.
@@ -302,7 +305,7 @@ def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> d
             del config["hydra"]
         if flaw := find_flaw(OmegaConf.to_container(config, resolve=False)):
             raise RequestError(f"{_named(request)}: {flaw}")
-        return OmegaConf.to_container(config, resolve=True)
+        return _resolved(config)
 
     config = _translated(request, load)
     for stage, former, name in former_names(config):
@@ -312,6 +315,7 @@ def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> d
                 config[stage][name] = value
     rename_data(config)
     _settle_batches(config, request, loader, overrides)
+    take_note(config)
     return config
 
 
@@ -339,6 +343,41 @@ def _is_given_beside(layers: list[dict[str, str]], config: dict[str, Any], name:
 def _last(layers: list[dict[str, str]], key: str) -> int:
     """Which of them gives a key last; -1 where none does."""
     return max((number for number, keys in enumerate(layers) if key in keys), default=-1)
+
+
+def _resolved(config: DictConfig) -> Any:
+    """A config with its interpolations resolved. Variables of the environment that are secret by their names, or
+    because something secret takes them, stay `${oc.env:NAME}` wherever they are led to."""
+    taken: set[str] = set()
+
+    def note(name: str, *default: Any) -> Any:
+        taken.add(name)
+        return oc.env(name, *default)
+
+    def keep(name: str, *default: Any) -> Any:
+        kept = is_secret_variable(name) and (name in os.environ or not default)
+        return left_out(name) if kept else oc.env(name, *default)
+
+    try:
+        OmegaConf.register_new_resolver("oc.env", note, replace=True)
+        for node in _secret_nodes(config):
+            with suppress(Exception):  # it is said when all of it is resolved
+                node._dereference_node()
+        takes_variables(taken)
+        OmegaConf.register_new_resolver("oc.env", keep, replace=True)
+        return OmegaConf.to_container(config, resolve=True)
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _secret_nodes(node: Node | None, key: str = "") -> Iterator[Node]:
+    """The values in a config that are a token, a key or a password."""
+    if isinstance(node, Container) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+        names = range(len(node)) if isinstance(node, ListConfig) else list(node)
+        for name in names:
+            yield from _secret_nodes(node._get_node(name), key if isinstance(node, ListConfig) else f"{key}.{name}")
+    elif node is not None and is_secret(key):
+        yield node
 
 
 def _given_last(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignctl.config.schema import LauncherSettings
+from alignctl.config.secrets import in_shell
 from alignctl.errors import EXIT_INTERRUPTED, EXIT_LAUNCH, EXIT_STOPPED
 from alignctl.launch.queue import ENDED
 from alignctl.plan.plan import StagePlan
@@ -158,7 +159,7 @@ def render_script(stage: StagePlan, run_dir: str, paths: StagePaths) -> str:
     of the job, has it save when SLURM says that time is running out, goes back into the queue then, and ends with
     alignctl's exit code."""
     launcher = stage.config.launcher
-    setup = "\n".join([launcher.setup] if isinstance(launcher.setup, str) else launcher.setup)
+    setup = in_shell("\n".join([launcher.setup] if isinstance(launcher.setup, str) else launcher.setup))
     return _TEMPLATE.format(
         stage=stage.config.name,
         run=_one_line(run_dir),

@@ -28,7 +28,7 @@ from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, read_record, write_json, write_text
 from alignctl.run.fingerprint import VERSION, input_files
 from alignctl.run.forms import PROVENANCE
-from alignctl.run.frozen import frozen_fingerprints, frozen_version, read_frozen, read_stage
+from alignctl.run.frozen import as_stage, frozen_fingerprints, frozen_version, read_frozen
 from alignctl.run.paths import PLAN, RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
 from alignctl.run.shares import kind_of, must_convert
@@ -113,7 +113,7 @@ def fingerprints(plan: RunPlan) -> dict[str, str]:
 
 
 def freeze(plan: RunPlan, config: Mapping[str, Any], command: Sequence[str]) -> None:
-    """Writes config.yaml, plan.json and provenance.json; secrets are masked."""
+    """Writes config.yaml, plan.json and provenance.json; secrets are masked, or stay variables of the environment."""
     paths = plan.paths
     paths.make_root()
     write_text(paths.config, OmegaConf.to_yaml(OmegaConf.create(mask(dict(config)))))
@@ -162,7 +162,7 @@ def read_plan(paths: RunPaths) -> RunPlan:
     facts = ("start", "roles", "trained", "global_batch_size", "output", "fingerprint")
     stages = []
     for stage in frozen["stages"]:
-        config = read_stage(paths, stage["config"]["name"])[0]
+        config = as_stage(stage["config"])
         stages.append(
             StagePlan(
                 config=config,

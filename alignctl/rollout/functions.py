@@ -30,7 +30,13 @@ from alignctl.errors import AlignctlError, RequestError
 from alignctl.run.process import PARENT, die_with_parent
 
 _END_S = 1.0  # that a process is given to be gone
-_SERVE = "import sys; sys.path[:] = {path!r}; from alignctl.rollout.functions import serve; serve(*{given!r})"
+_SERVE = """
+import sys; sys.path[:] = {path!r}
+from alignctl.config.secrets import masked_output
+from alignctl.rollout.functions import serve
+with masked_output():
+    serve(*{given!r})
+"""
 
 
 class FunctionFailed(AlignctlError):

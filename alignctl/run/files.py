@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.config.forms import Form, misfit
+from alignctl.config.secrets import mask
 from alignctl.errors import RequestError, first_few
 
 
@@ -45,7 +46,9 @@ def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON that every reader takes: Python's own has words for NaN and infinity, here they are null."""
+    """A value as JSON that every reader takes: Python's own has words for NaN and infinity, here they are null.
+    Secrets are masked."""
+    value = mask(value)
     try:
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from alignctl.config.secrets import filled_in, take_note
 from alignctl.config.stages import StageConfig
 from alignctl.errors import RequestError
 from alignctl.methods.registry import methods
@@ -34,15 +36,32 @@ def read_frozen(paths: RunPaths) -> dict[str, Any]:
 
 
 def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, dict[str, str | None]]:
-    """A stage, and where the weights of each of its roles come from (None: random)."""
+    """A stage, secrets filled in from the environment, and where the weights of each of its roles come from (None:
+    random).
+
+    Raises:
+        RequestError: A variable that it takes is not set.
+    """
     stage = next(stage for stage in read_frozen(paths)["stages"] if stage["config"]["name"] == name)
-    given = dict(stage["config"])
-    if "report_to" in given:  # as it was called before it was a section
-        given["tracker"] = {"report_to": given.pop("report_to")}
-    config = StageConfig(**given | {key: settings(**given[key]) for key, settings in SECTIONS.items()})
+    take_note(stage["config"])
+    try:
+        config = as_stage(filled_in(stage["config"]))
+    except KeyError as error:
+        raise RequestError(
+            f"`{name}` takes the variable {error.args[0]} of the environment, which is not set here",
+            f"export {error.args[0]}=...",
+        ) from error
     from_scratch = config.start_from is None and config.model.path is None
     random = stage["start"] if from_scratch else None
     return config, {role: None if source == random else source for role, source in stage["roles"].items()}
+
+
+def as_stage(config: Mapping[str, Any]) -> StageConfig:
+    """The settings of a stage, of those in plan.json."""
+    given = dict(config)
+    if "report_to" in given:  # as it was called before it was a section
+        given["tracker"] = {"report_to": given.pop("report_to")}
+    return StageConfig(**given | {key: settings(**given[key]) for key, settings in SECTIONS.items()})
 
 
 def frozen_version(paths: RunPaths) -> int:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from alignctl.config.adapters import changes_base, has_adapter
 from alignctl.config.schema import ZERO_STAGES, ModelSettings
+from alignctl.config.secrets import mask_text
 from alignctl.config.stages import StageConfig
 from alignctl.data.joining import part_of
 from alignctl.data.recast import as_kind
@@ -57,6 +58,8 @@ def build_arguments(stage: StageConfig, paths: StagePaths, found: Mapping[str, A
     gpu = torch.cuda.is_available() and not on_cpu
     kind = stage.distributed.type
     given = stage.trainer | {key: value for key, value in found.items() if key in left_to_rehearsal(stage)}
+    # Trackers show them, and none is a secret that the trainer has a use for.
+    given = {key: mask_text(value) if isinstance(value, str) else value for key, value in given.items()}
     decided: dict[str, Any] = {
         "output_dir": str(paths.checkpoints),
         "report_to": "none",  # monitor/trackers.py reports

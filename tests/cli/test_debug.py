@@ -35,5 +35,7 @@ def test_a_bug_says_so_in_one_line_and_where_its_traceback_is(monkeypatch, capsy
     log = Path(re.search(r"\S+alignctl-bug-\S+\.log", err)[0])
     assert "in broken" in log.read_text()
     log.unlink()
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit) as ended:
         main(["show", "recipe=quickstart", "--debug"])
+    assert ended.value.code == 1
+    assert "KeyError: 'of ours'" in capsys.readouterr().err
