@@ -31,6 +31,7 @@ from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, write_json
 from alignctl.run.frozen import read_stage
+from alignctl.run.owner import plain
 from alignctl.run.paths import RunPaths, StagePaths
 from alignctl.run.process import die_with_parent
 
@@ -97,7 +98,7 @@ def _leave_error(paths: StagePaths, rank: int, exit_code: int, **error: Any) -> 
 def _write_to(log: Path) -> None:
     """Sends all that this process and its libraries print to a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    file = plain(str(log), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())
 

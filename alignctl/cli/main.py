@@ -31,6 +31,11 @@ _recipe_dir = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Machine-readable output on standard output.")
 
 
+_trust = click.option(
+    "--trust-run-dir", "trusted", is_flag=True, help="Go on in a run directory that others may have written."
+)
+
+
 def _what_to_run(command: Callable[..., None]) -> Callable[..., None]:
     """The arguments of `train` and `submit`."""
     for option in (
@@ -38,6 +43,7 @@ def _what_to_run(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--new", is_flag=True, help="Start a new run even if the same command was run before."),
         click.option("-m", "--multirun", is_flag=True, help="All combinations of overrides like `dpo.beta=0.05,0.1`."),
         click.option("--dry-run", is_flag=True, help="Check, plan, print what would run, and stop."),
+        _trust,
         _recipe_dir,
         _overrides,
     ):
@@ -129,20 +135,22 @@ def logs(run: Path, stage: str | None, rank: int | None, follow: bool) -> None:
 
 @cli.command()
 @_run
-def cancel(run: Path) -> None:
+@_trust
+def cancel(run: Path, trusted: bool) -> None:
     """Stop a run; what is saved stays."""
     from alignctl.cli.runs import cancel_command
 
-    cancel_command(run)
+    cancel_command(run, trusted)
 
 
 @cli.command()
 @_run
-def resume(run: Path) -> None:
+@_trust
+def resume(run: Path, trusted: bool) -> None:
     """Go on with a run that was stopped, cancelled or failed, with what is not done of it."""
     from alignctl.cli.runs import resume_command
 
-    resume_command(run)
+    resume_command(run, trusted)
 
 
 @cli.command(hidden=True)

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from alignctl.cli.display import duration
 from alignctl.cli.summary import print_comparison, print_measured, run_summary
+from alignctl.cli.terminal import say_notice, visible
 from alignctl.cli.train import RUNS
 from alignctl.errors import RequestError
-from alignctl.launch.status import RunStatus, StageStatus, statuses
-from alignctl.plan.freeze import read_plan
+from alignctl.launch.status import RunStatus, StageStatus, read_run, statuses
 from alignctl.plan.plan import RunPlan
 from alignctl.run.paths import PLAN, RunPaths
 
@@ -33,7 +33,8 @@ def status_command(run_dirs: Sequence[Path], every: bool, as_json: bool) -> None
     folders = [one for run in run_dirs for one in below[run] or [run.resolve()]]
     if every:
         folders = sorted(plan.parent for plan in RUNS.resolve().glob(f"**/{PLAN}"))
-    plans = [read_plan(RunPaths(folder)) for folder in folders]
+    several = every or any(below.values())
+    plans = [plan for folder in folders if (plan := _readable(folder, several))]
     found = statuses(plans)
     if as_json:
         described = [run.to_dict() if every else _described(run, plan) for run, plan in zip(found, plans, strict=True)]
@@ -56,6 +57,23 @@ def _runs_in(folder: Path) -> list[Path]:
     return sorted(plan.parent.resolve() for plan in folder.glob(f"*/{PLAN}"))
 
 
+def _readable(folder: Path, several: bool) -> RunPlan | None:
+    """The plan of a run; of several, one that cannot be read is named and left out.
+
+    Raises:
+        RequestError: It cannot be read.
+    """
+    try:
+        plan = read_run(RunPaths(folder))
+        run_summary(plan)
+    except RequestError as error:
+        if not several:
+            raise
+        say_notice(f"notice: {folder} is skipped: {error.problems[0].message}")
+        return None
+    return plan
+
+
 def _print_points(found: Sequence[RunStatus], plans: Sequence[RunPlan]) -> None:
     """Compares those that are done."""
     done = [plan for run, plan in zip(found, plans, strict=True) if run.state == "done"]
@@ -72,11 +90,11 @@ def _described(run: RunStatus, plan: RunPlan) -> dict[str, Any]:
 
 
 def _print_run(run: RunStatus) -> None:
-    click.echo(f"{run.recipe} in {run.run_dir}: {run.state}")
+    click.echo(visible(f"{run.recipe} in {run.run_dir}: {run.state}"))
     _print_table(("stage", "state", *_OF_A_STAGE), [[stage.name, stage.state, *_facts(stage)] for stage in run.stages])
     for stage in run.stages:
         if stage.error:
-            click.echo(f"\n{stage.error}")
+            click.echo(f"\n{visible(stage.error)}")
 
 
 def _print_all(found: Sequence[RunStatus]) -> None:
@@ -93,7 +111,7 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         free = number in (0, len(headings) - 1)  # names and notes; the others are a word each
         table.add_column(heading, overflow="fold", no_wrap=not free)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 200  # a file or a pipe has no width of its own

@@ -23,7 +23,7 @@ def say(console: Console, text: str, style: str = "", styled: int = 0) -> None:
     Args:
         style: Of the first `styled` characters.
     """
-    lines = text.splitlines() or [""]
+    lines = visible(text).splitlines() or [""]
     if console.is_terminal:
         parts = (textwrap.wrap(line, console.width, subsequent_indent="  ", **_WHOLE) or [""] for line in lines)
         lines = [line for part in parts for line in part]
@@ -40,6 +40,21 @@ def say_error(error: AlignctlError) -> None:
     for line in str(error).splitlines():
         word = line.partition(":")[0]
         say(console, line, _COLOURS.get(word, ""), len(word) + 1)
+
+
+def say_notice(text: str) -> None:
+    """Prints what people should know to standard error."""
+    say(Console(stderr=True, highlight=False), text)
+
+
+_SHOWN = {code: f"^{chr(code ^ 64)}" for code in (*range(32), 127) if chr(code) not in "\n\t"} | {
+    code: f"\\x{code:02x}" for code in range(128, 160)
+}
+
+
+def visible(text: str) -> str:
+    """Text that others wrote, for a terminal: what would move its cursor or speak to it is written out, as `^[`."""
+    return text.translate(_SHOWN)
 
 
 def columns() -> int | None:

@@ -21,6 +21,7 @@ from alignctl.cli.display import Display
 from alignctl.cli.submit import print_jobs, submit_plans
 from alignctl.cli.summary import print_comparison, print_summary, run_summary
 from alignctl.cli.tables import print_plan
+from alignctl.cli.terminal import say_notice
 from alignctl.config.compose import Request, compose, expand_sweep, read_request, swept
 from alignctl.config.schema import RunSettings
 from alignctl.config.secrets import mask, mask_override
@@ -42,6 +43,7 @@ from alignctl.plan.freeze import (
 )
 from alignctl.plan.plan import RunPlan, common_stages, make_plan
 from alignctl.plan.room import refuse_without_room
+from alignctl.run.owner import refuse_others
 from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, locked
 
@@ -68,11 +70,13 @@ def train_command(
     multirun: bool,
     new: bool,
     as_json: bool,
+    trusted: bool = False,
     on_slurm: bool = False,
 ) -> None:
     """Checks everything, then runs it, or submits it where the launcher is SLURM's.
 
     Args:
+        trusted: Whether run directories are to be taken that others may have written.
         on_slurm: Whether it has to be; the plain one is taken where none is named.
     """
     request = read_request(overrides, recipe_dirs)
@@ -81,7 +85,7 @@ def train_command(
     if not any(override.startswith("recipe=") for override in overrides):
         click.echo(f"no recipe named: recipe={request.recipe.name}", err=True)
     points = expand_sweep(request) if multirun else [request]
-    prepared = _prepare(request, points, new, make=not dry_run)
+    prepared = _prepare(request, points, new, make=not dry_run, trusted=trusted)
     if dry_run:
         _print_plans(prepared, multirun, as_json)
         for notice in dict.fromkeys(line for point in prepared for line in _notices(point)):
@@ -128,14 +132,16 @@ def _unused_folders_removed(prepared: Sequence[Prepared]) -> Iterator[None]:
                     point.plan.paths.root.rmdir()
 
 
-def _prepare(request: Request, points: Sequence[Request], new: bool, make: bool) -> list[Prepared]:
+def _prepare(request: Request, points: Sequence[Request], new: bool, make: bool, trusted: bool) -> list[Prepared]:
     """Composes, checks and plans every point; all problems of all points are reported together.
 
     Args:
         make: Whether folders of new runs are made.
+        trusted: Whether folders are to be taken that others may have written.
 
     Raises:
         RequestError: Something is wrong with any of them; nothing was started.
+        LaunchError: A folder is not to be taken.
     """
     composed: list[tuple[str, dict[str, Any]]] = []
     problems: list[Problem] = []
@@ -148,14 +154,16 @@ def _prepare(request: Request, points: Sequence[Request], new: bool, make: bool)
     if problems:
         raise RequestError.from_problems(list(dict.fromkeys(problems)))
     planned = [
-        _plan(request.recipe.name, label if len(points) > 1 else "", absolute_paths(config), new, make)
+        _plan(request.recipe.name, label if len(points) > 1 else "", absolute_paths(config), new, make, trusted)
         for label, config in composed
     ]
+    for point in planned:
+        refuse_others(point.plan.paths.root, trusted, say_notice)
     shared = common_stages([point.plan for point in planned])
     return [dataclasses.replace(point, shared=others) for point, others in zip(planned, shared, strict=True)]
 
 
-def _plan(recipe: str, label: str, config: dict[str, Any], new: bool, make: bool) -> Prepared:
+def _plan(recipe: str, label: str, config: dict[str, Any], new: bool, make: bool, trusted: bool) -> Prepared:
     """Plans a run in the folder asked for, else in that of the same run before, else in a new one."""
     if given := config.get("run_dir"):
         run_dir = Path(given).expanduser().resolve() / _folder_name(label)
@@ -163,7 +171,7 @@ def _plan(recipe: str, label: str, config: dict[str, Any], new: bool, make: bool
     suffix = f"_{_folder_name(label)}" if label else ""
     if not new:
         would_be = make_plan(config, recipe, new_run_dir(recipe, RUNS.resolve(), suffix))
-        if earlier := find_run(recipe, RUNS.resolve(), fingerprints(would_be)):
+        if earlier := find_run(recipe, RUNS.resolve(), fingerprints(would_be), trusted, say_notice):
             return Prepared(label, config, make_plan(config, recipe, earlier))
         refuse_left_behind(recipe, RUNS.resolve(), config)
     return Prepared(label, config, make_plan(config, recipe, new_run_dir(recipe, RUNS.resolve(), suffix, make)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -26,7 +26,8 @@ from alignctl.monitor.stopping import SAME_REQUEST_S, handled
 from alignctl.plan.freeze import refuse_anothers_stage
 from alignctl.plan.plan import RunPlan, StagePlan, workers_command
 from alignctl.run.checkpoints import newest_checkpoint
-from alignctl.run.files import read_json, write_json
+from alignctl.run.files import read_json, write_json, write_text
+from alignctl.run.owner import plain, take_away
 from alignctl.run.paths import StagePaths
 from alignctl.run.process import NODE, PARENT
 from alignctl.run.products import begin_anew, check_models, take_rows
@@ -41,6 +42,7 @@ _FIRST_S = 15 * 60  # how long the first of several machines may take to begin; 
 # Settings that CPUs cannot do.
 _ON_GPUS = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "activation_offloading")
 _GONE_EVERY_S = 1.0  # it is looked whether the folder is there
+_GONE, _UNKNOWN = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN), (-1, -1)
 _STATES: dict[int, State] = {EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
 
 
@@ -67,7 +69,7 @@ class Folder:
 
     def check(self) -> None:
         """Looks at once."""
-        if _which(self._root) != self._was:
+        if _which(self._root) not in (self._was, _UNKNOWN):
             raise FolderGone(
                 f"{self._root} was removed, renamed or unmounted while the stage was at work, so it was ended",
                 "put the run directory back as it was, and give the same command again: it continues from the newest "
@@ -76,11 +78,11 @@ class Folder:
 
 
 def _which(folder: Path) -> tuple[int, int] | None:
-    """File system and number of a folder; None where there is none."""
+    """File system and number of a folder; None where there is none, and `_UNKNOWN` where the system does not say."""
     try:
         found = folder.stat()
-    except OSError:
-        return None
+    except OSError as error:
+        return None if error.errno in _GONE else _UNKNOWN
     return found.st_dev, found.st_ino
 
 
@@ -233,7 +235,7 @@ def _lead(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     paths = plan.paths.stage(name)
     attempt = paths.last_attempt() + 1
     paths.logs(attempt).mkdir(parents=True)
-    shutil.rmtree(paths.ranks, ignore_errors=True)
+    take_away(paths.ranks)
     paths.progress.unlink(missing_ok=True)
     write_stage_state(plan.paths, name, "running", attempts=attempt, error=None)
     began = time.monotonic()
@@ -279,7 +281,7 @@ def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> N
     node = stage.config.launcher.node_rank
     workers, folder = Workers(paths, node), Folder(paths)
     environ = own_environment(os.environ, in_job=stage.config.launcher.type == "slurm")
-    with log.open("ab") as output:
+    with open(log, "ab", opener=plain) as output:
         process = subprocess.Popen(
             stage.command,
             env=environ | stage.environment | {PARENT: str(os.getpid()), NODE: str(node)},
@@ -367,7 +369,7 @@ def _end_stuck(
     theirs, because the one to blame may be there."""
     several = stage.config.launcher.nodes > 1
     if several:
-        paths.stuck.touch()
+        write_text(paths.stuck, "")
     asked = workers.children_of(process.pid)
     send(asked, signal.SIGUSR2)
     time.sleep(_ANSWER_S * (3 if several else 1))

@@ -11,6 +11,7 @@ from typing import Any
 
 from alignctl.config.forms import misfit
 from alignctl.launch.queue import UNKNOWN, JobState, job_states
+from alignctl.plan.freeze import read_plan
 from alignctl.plan.plan import RunPlan, StagePlan
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json
@@ -96,6 +97,19 @@ def statuses(plans: Sequence[RunPlan]) -> list[RunStatus]:
     ]
 
 
+def read_run(paths: RunPaths) -> RunPlan:
+    """The plan of a run whose files can be read, as `statuses` reads them.
+
+    Raises:
+        RequestError: One is damaged, or of another alignctl.
+    """
+    plan = read_plan(paths)
+    for stage in plan.stages:
+        _noted(plan, stage)
+        is_done(_owner(plan, stage).stage(stage.config.name))
+    return plan
+
+
 def _owner(plan: RunPlan, stage: StagePlan) -> RunPaths:
     """The run that does a stage: this one, or the one its folder is a link to."""
     return RunPaths(plan.paths.stage(stage.config.name).root.resolve().parent)
@@ -171,6 +185,8 @@ def _state(noted: Mapping[str, Any], paths: StagePaths, job: JobState | None, he
 
 def _said_in(log: Path) -> str | None:
     """How a job ended by what SLURM wrote into its log, where SLURM itself has forgotten it."""
+    if not log.is_file():
+        return None
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _LOG_END))

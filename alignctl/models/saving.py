@@ -23,6 +23,7 @@ from alignctl.models.readme import write_readme
 from alignctl.models.verifying import check_saved
 from alignctl.run.files import publish_folder, write_json
 from alignctl.run.fingerprint import listed
+from alignctl.run.owner import take_away
 from alignctl.run.paths import PRODUCT_MANIFEST, StagePaths
 
 # What a finished model may have otherwise than the start: its tokens are the tokenizer's.
@@ -200,7 +201,7 @@ def publishing(
     """A folder to write a model or an adapter to; it takes its name, with the tokenizer and a manifest in it, unless
     the caller finds a fault with it."""
     staged = folder.with_name(f".{folder.name}.staging")
-    shutil.rmtree(staged, ignore_errors=True)
+    take_away(staged)
     staged.mkdir(parents=True)
     try:
         yield staged

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from alignctl.run.owner import plain
 from alignctl.run.paths import StagePaths
 from alignctl.run.process import node
 
@@ -31,7 +32,7 @@ class Heartbeat:
 
     def __init__(self, paths: StagePaths, rank: int):
         paths.ranks.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(paths.beats(node()), os.O_CREAT | os.O_WRONLY, 0o644)
+        self._file = plain(str(paths.beats(node())), os.O_CREAT | os.O_WRONLY)
         self._at = int(os.environ.get("LOCAL_RANK", 0)) * _SLOT
         self._who = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "parent": os.getppid()}
         self._doing, self._step = "", None

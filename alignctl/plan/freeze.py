@@ -7,7 +7,7 @@ import itertools
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from alignctl.run.files import read_json, read_record, write_json, write_text
 from alignctl.run.fingerprint import VERSION, input_files
 from alignctl.run.forms import PROVENANCE
 from alignctl.run.frozen import as_stage, frozen_fingerprints, frozen_version, read_frozen
+from alignctl.run.owner import is_others
 from alignctl.run.paths import PLAN, RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
 from alignctl.run.shares import kind_of, must_convert
@@ -85,14 +86,23 @@ def new_run_dir(recipe: str, root: Path, suffix: str = "", make: bool = False) -
     raise AssertionError("there is always another number")
 
 
-def find_run(recipe: str, root: Path, fingerprints: Mapping[str, str]) -> Path | None:
+def find_run(recipe: str, root: Path, fingerprints: Mapping[str, str], trusted: bool = False,
+             say: Callable[[str], None] = lambda text: None) -> Path | None:  # fmt: skip
     """The newest run of a recipe that would do exactly the same, finished or not. They are numbered as they are begun:
-    clocks can be wrong."""
-    runs = [RunPaths(plan.parent) for plan in (root / recipe).glob(f"*/{PLAN}")]
+    clocks can be wrong.
+
+    Args:
+        trusted: Whether runs count that others may have written.
+        say: Is told of runs that cannot be read.
+    """
+    folders = [plan.parent for plan in (root / recipe).glob(f"*/{PLAN}")]
+    runs = [RunPaths(folder) for folder in folders if trusted or not is_others(folder)]
     for paths in sorted(runs, key=lambda paths: (_number(paths), paths.root.name), reverse=True):
-        with suppress(RequestError):  # it is damaged, and none that is named
+        try:
             if frozen_fingerprints(paths) == fingerprints:
                 return paths.root
+        except RequestError as error:
+            say(f"notice: {paths.root} is skipped: {error.problems[0].message}")
     return None
 
 
@@ -162,7 +172,7 @@ def read_plan(paths: RunPaths) -> RunPlan:
     facts = ("start", "roles", "trained", "global_batch_size", "output", "fingerprint")
     stages = []
     for stage in frozen["stages"]:
-        config = as_stage(stage["config"])
+        config = as_stage(paths, stage["config"])
         stages.append(
             StagePlan(
                 config=config,
@@ -212,10 +222,13 @@ def refuse_left_behind(recipe: str, root: Path, config: Mapping[str, Any]) -> No
     """
     for file in (root / recipe).glob(f"*/{PLAN}"):
         paths = RunPaths(file.parent)
-        if frozen_version(paths) == VERSION:
+        try:
+            stages = [paths.stage(name) for name in frozen_fingerprints(paths)]
+            older = frozen_version(paths) != VERSION
+            left = older and any(map(_begun, stages)) and not _changes(paths, config)
+        except RequestError:  # it is damaged, and none that is named
             continue
-        stages = [paths.stage(name) for name in frozen_fingerprints(paths)]
-        if any(map(_begun, stages)) and not _changes(paths, config):
+        if left:
             refuse_other_version(paths)
 
 

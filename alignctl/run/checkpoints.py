@@ -25,6 +25,7 @@ from alignctl.config.forms import misfit
 from alignctl.run.files import publish_folder, read_json, write_json
 from alignctl.run.fingerprint import file_digest
 from alignctl.run.forms import CHECKPOINT
+from alignctl.run.owner import take_away
 
 PREFIX = "checkpoint-"
 STAGING = ".staging"
@@ -86,9 +87,10 @@ def publish(staged: Path) -> Path | None:
 def finish_staged(folder: Path) -> None:
     """Makes complete what a run that was killed had staged, if all of it is there; removes it if not."""
     staging = folder / STAGING
-    for staged in ours(staging):
-        publish(staged)
-    shutil.rmtree(staging, ignore_errors=True)
+    if not staging.is_symlink():
+        for staged in ours(staging):
+            publish(staged)
+    take_away(staging)
 
 
 def _parts(staged: Path) -> Path:

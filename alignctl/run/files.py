@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import shutil
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from alignctl.config.forms import Form, misfit
 from alignctl.config.secrets import mask
 from alignctl.errors import RequestError, first_few
+from alignctl.run.owner import plain
 
 
 def write_text(path: Path, text: str, make_folder: bool = True) -> None:
@@ -24,12 +25,16 @@ def write_text(path: Path, text: str, make_folder: bool = True) -> None:
     """
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")  # no two of a machine are alike
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # which nobody can have put there
+    try:
+        with open(temporary, "x", encoding="utf-8", opener=plain) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any, make_folder: bool = True) -> None:
@@ -41,7 +46,7 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", opener=plain) as file:
         file.writelines(to_json(row) + "\n" for row in rows)
 
 
@@ -65,6 +70,8 @@ def _without_nan(value: Any) -> Any:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; None where there is none or it is torn."""
+    if not path.is_file():  # a pipe would keep us waiting
+        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -108,7 +115,7 @@ def keep_steps(path: Path, wanted: Callable[[int], bool]) -> str | None:
         bad.pop()
     if bad:
         aside = path.with_name(f"{path.name}.damaged")
-        with aside.open("ab") as file:
+        with open(aside, "ab", opener=plain) as file:
             file.writelines(lines[number - 1][0].rstrip(b"\n") + b"\n" for number in bad)
     write_json_lines(path, [row for row in rows if row is not None and wanted(row["step"])])
     if not bad:
@@ -119,6 +126,8 @@ def keep_steps(path: Path, wanted: Callable[[int], bool]) -> str | None:
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
     """The lines of a file with their ends, and the row of each; None of one that has none."""
+    if not path.is_file():
+        return []
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError:
@@ -149,7 +158,9 @@ def publish_folder(staged: Path, final: Path, on_disk: Collection[str] = ()) -> 
             path.chmod(0o644)
         _sync(path)
     _sync(staged)
-    if final.exists():
+    if final.is_symlink():
+        final.unlink()
+    elif final.exists():
         shutil.rmtree(final)
     staged.rename(final)
     _sync(final.parent)

@@ -40,28 +40,39 @@ def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, dict[str, str |
     random).
 
     Raises:
-        RequestError: A variable that it takes is not set.
+        RequestError: A variable that it takes is not set, or its settings are none of this alignctl's.
     """
     stage = next(stage for stage in read_frozen(paths)["stages"] if stage["config"]["name"] == name)
     take_note(stage["config"])
     try:
-        config = as_stage(filled_in(stage["config"]))
+        given = filled_in(stage["config"])
     except KeyError as error:
         raise RequestError(
             f"`{name}` takes the variable {error.args[0]} of the environment, which is not set here",
             f"export {error.args[0]}=...",
         ) from error
+    config = as_stage(paths, given)
     from_scratch = config.start_from is None and config.model.path is None
     random = stage["start"] if from_scratch else None
     return config, {role: None if source == random else source for role, source in stage["roles"].items()}
 
 
-def as_stage(config: Mapping[str, Any]) -> StageConfig:
-    """The settings of a stage, of those in plan.json."""
+def as_stage(paths: RunPaths, config: Mapping[str, Any]) -> StageConfig:
+    """The settings of a stage, of those in plan.json.
+
+    Raises:
+        RequestError: They are none of this alignctl's.
+    """
     given = dict(config)
     if "report_to" in given:  # as it was called before it was a section
         given["tracker"] = {"report_to": given.pop("report_to")}
-    return StageConfig(**given | {key: settings(**given[key]) for key, settings in SECTIONS.items()})
+    try:
+        return StageConfig(**given | {key: settings(**given[key]) for key, settings in SECTIONS.items()})
+    except (TypeError, KeyError) as error:
+        raise RequestError(
+            f"{paths.plan} is of another alignctl, or damaged: {error}",
+            "go on with the alignctl that began it, or begin anew with another `run_dir`",
+        ) from error
 
 
 def frozen_version(paths: RunPaths) -> int:

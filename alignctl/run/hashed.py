@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from alignctl.run.fingerprint import file_digest
+from alignctl.run.owner import plain
 
 _CHUNK = 2**24
 
@@ -18,7 +20,7 @@ class HashedFile:
 
     def __init__(self, path: Path):
         # Not buffered by Python: a thread that holds a buffer as the process ends would bring it down.
-        self._file = path.open("wb", buffering=0)
+        self._file = FileIO(path, "wb", opener=plain)
         self._digest, self._bytes = hashlib.sha256(), 0
         self.failed: OSError | None = None
         """The system's error; libraries in other languages hide it behind one of their own."""

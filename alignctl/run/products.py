@@ -7,7 +7,6 @@ longer done.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from alignctl.errors import AlignctlError
 from alignctl.run.files import publish_folder, read_record, write_json
 from alignctl.run.fingerprint import file_digest, listed
 from alignctl.run.forms import INPUTS, PRODUCT, ROWS
+from alignctl.run.owner import take_away
 from alignctl.run.paths import PRODUCT_MANIFEST, RowsPaths, RunPaths, StagePaths
 
 
@@ -49,7 +49,7 @@ def write_rows_product(paths: StagePaths, rows: Iterable[Row], kind: str, stage:
         ValueError: A row is not of that kind, or has other columns than the first.
     """
     staged = paths.rows.staged
-    shutil.rmtree(staged.root, ignore_errors=True)
+    take_away(staged.root)
     staged.root.mkdir(parents=True)
     count, columns = write_rows(staged.data, rows, kind)
     if count == 0:
@@ -148,9 +148,5 @@ def begin_anew(paths: StagePaths) -> None:
     between leaves nothing that looks as if it was made of the new ones."""
     kept = {paths.logs(1).parent, paths.script, paths.array_script, paths.inputs}
     for path in paths.root.iterdir() if paths.root.is_dir() else ():
-        if path in kept:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if path not in kept:
+            take_away(path)

@@ -30,6 +30,7 @@ from alignctl.methods.registry import resolve
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.disk import seconds_to_write, shown_bytes
 from alignctl.run.files import read_json
+from alignctl.run.owner import take_away
 from alignctl.run.paths import StagePaths
 from alignctl.stage.build import left_to_rehearsal
 from alignctl.stage.job import Job
@@ -192,7 +193,7 @@ def scratch(paths: StagePaths) -> Iterator[StagePaths]:
     folder = StagePaths(paths.rehearsing)
     processes = PartialState()
     if processes.is_main_process:
-        shutil.rmtree(folder.root, ignore_errors=True)
+        take_away(folder.root)
         folder.root.mkdir(parents=True)
     processes.wait_for_everyone()
     cache = os.environ.get("ALIGNCTL_CACHE")

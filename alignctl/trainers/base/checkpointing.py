@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -24,6 +23,7 @@ from alignctl.models.sharding import divided_by_zero, loaded_without_weights, sa
 from alignctl.models.shared_files import load_weights, save_weights
 from alignctl.run.checkpoints import PREFIX, STAGING, Checkpoint, complete_checkpoints, note_part, publish, remove_old
 from alignctl.run.hashed import sync_hashed
+from alignctl.run.owner import take_away
 from alignctl.run.shares import kind_of
 from alignctl.trainers.base.beside import Beside, Copies
 from alignctl.trainers.base.universal import mend_loaded
@@ -188,7 +188,7 @@ class CompleteCheckpoints:
         name = f"{PREFIX}{self.state.global_step}"
         staged = folder / STAGING / name
         if self.args.should_save:
-            shutil.rmtree(folder / STAGING, ignore_errors=True)
+            take_away(folder / STAGING)
         self.accelerator.wait_for_everyone()
 
         logged, self.state.log_history = self.state.log_history, []
