@@ -7,8 +7,8 @@ import itertools
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -173,16 +173,24 @@ def read_plan(paths: RunPaths) -> RunPlan:
     stages = []
     for stage in frozen["stages"]:
         config = as_stage(paths, stage["config"])
-        stages.append(
-            StagePlan(
-                config=config,
-                command=stage_command(config, paths.root),
-                environment=stage_environment(config),
-                inputs=stage.get("inputs") or {},
-                **{fact: stage[fact] for fact in facts},
-            )
-        )
+        with _damage_named(paths):
+            command, environment = stage_command(config, paths.root), stage_environment(config)
+        inputs = stage.get("inputs") or {}
+        made = {"config": config, "command": command, "environment": environment, "inputs": inputs}
+        stages.append(StagePlan(**made, **{fact: stage[fact] for fact in facts}))
     return RunPlan(frozen["recipe"], str(paths.root), tuple(stages))
+
+
+@contextmanager
+def _damage_named(paths: RunPaths) -> Iterator[None]:
+    """Says of settings from which nothing can be made that they are damaged."""
+    try:
+        yield
+    except (TypeError, KeyError, ValueError, AttributeError, OSError) as error:
+        raise RequestError(
+            f"{paths.plan} is damaged, or of another alignctl, or a file that it names cannot be read: {error}",
+            "put it back as it was, or begin anew with another `run_dir`",
+        ) from error
 
 
 def refuse_moved(paths: RunPaths) -> None:
@@ -264,7 +272,8 @@ def refuse_other_inputs(plan: RunPlan) -> None:
     """
     for stage in plan.stages:
         paths = plan.paths.stage(stage.config.name)
-        changes = _changed_inputs(stage.inputs, input_files(stage.config.inputs))
+        with _damage_named(plan.paths):
+            changes = _changed_inputs(stage.inputs, input_files(stage.config.inputs))
         if changes and _begun(paths):
             raise RequestError(
                 f"stage `{stage.config.name}` of {plan.run_dir} was begun otherwise: {'; '.join(changes)}",

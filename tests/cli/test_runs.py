@@ -93,6 +93,12 @@ def newer_plan(run):
     write_json(run.plan, plan)
 
 
+def unusable_plan(run):
+    plan = read_json(run.plan)
+    plan["stages"][0]["config"]["data"]["mix"] = [{}]
+    write_json(run.plan, plan)
+
+
 def pipe_for_plan(run):
     run.plan.unlink()
     os.mkfifo(run.plan)
@@ -118,7 +124,9 @@ def other_manifest(run):
     write_json(run.stage("sft").result, {})
 
 
-DAMAGES = (damage_plan, newer_plan, pipe_for_plan, other_status, other_result, other_ledger, other_manifest)
+DAMAGES = (
+    damage_plan, newer_plan, unusable_plan, pipe_for_plan, other_status, other_result, other_ledger, other_manifest,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
