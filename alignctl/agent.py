@@ -35,7 +35,15 @@ def main(run_dir: str, stage: str, *options: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    args = parse_args(["--signals-to-handle=SIGQUIT", *options, "-m", "alignctl.worker", run_dir, stage])
+    from alignctl.rendezvous import interface_towards, offer
+
+    offer()
+    ours = ["--signals-to-handle=SIGQUIT", "--rdzv-backend=alignctl"]
+    args = parse_args([*ours, *options, "-m", "alignctl.worker", run_dir, stage])
+    args.rdzv_conf = f"rank={args.node_rank}"
+    interface = interface_towards(args.rdzv_endpoint.rpartition(":")[0])
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else it goes by what the machine calls itself
     _note_who_fails(RunPaths(Path(run_dir)).stage(stage).exit_codes(args.node_rank))
     try:
         run(args)

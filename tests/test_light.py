@@ -117,7 +117,9 @@ ALLOWED = {
     # launch: of monitor only what knows no torch
     # and of methods the fields that say how long a stage takes
     "launch": {"config", "errors", "methods", "monitor", "plan", "run"},
-    "agent": {"config", "errors", "monitor", "run"},
+    # config: of it only what is secret
+    "agent": {"config", "errors", "monitor", "rendezvous", "run"},
+    "rendezvous": set(),
     # monitor: of config the settings of a stage, which trackers are told
     "monitor": {"config", "errors", "run"},
     "models": {"config", "data", "engine", "errors", "methods", "run"},

@@ -152,12 +152,11 @@ def workers_command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:
     if stage.distributed.type == "none":
         return (*python, "alignctl.worker", str(run_dir), stage.name)
     if launcher.nodes == 1:
-        meet: tuple[str, ...] = ("--standalone",)
+        meet: tuple[str, ...] = ("--rdzv-endpoint=127.0.0.1:0",)
     else:
         meet = (
-            f"--nnodes={launcher.nodes}", f"--node-rank={launcher.node_rank}", "--rdzv-backend=c10d",
+            f"--nnodes={launcher.nodes}", f"--node-rank={launcher.node_rank}",
             f"--rdzv-endpoint={launcher.rdzv_endpoint}", f"--rdzv-id={run_dir.name}-{stage.name}",
-            f"--rdzv-conf=is_host={str(launcher.node_rank == 0).lower()}",  # else torch guesses it from names
         )  # fmt: skip
     return (
         *python, "alignctl.agent", str(run_dir), stage.name, *meet, f"--nproc-per-node={launcher.processes_per_node}",
@@ -166,13 +165,16 @@ def workers_command(stage: StageConfig, run_dir: Path) -> tuple[str, ...]:
 
 def stage_environment(stage: StageConfig) -> dict[str, str]:
     """No telemetry; no look at the Hub where every input is on this machine and no curves go there; no module beside
-    the user's files that hides one of ours; and no GPU where processes on CPUs were asked for."""
+    the user's files that hides one of ours; no GPU where processes on CPUs were asked for; and no ear for other
+    machines where there are none."""
     environment = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     shown_on_hub = stage.trainer.get("trackio_space_id") or stage.trainer.get("trackio_bucket_id")
     if not any(is_hub_id(path) for path in stage.inputs.values()) and not shown_on_hub:
         environment["HF_HUB_OFFLINE"] = "1"
     if stage.distributed.type != "none":
         environment["PYTHONSAFEPATH"] = "1"
+        if stage.launcher.nodes == 1:
+            environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     if stage.launcher.processes:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return environment
