@@ -1,8 +1,7 @@
 """What stages make for later ones, rows or a model, listed in a manifest. Rows are written here. Torch-free.
 
-A manifest has the size and the SHA-256 of each file. When a stage begins that takes what an earlier one made, the sizes
-are looked at, of rows the hashes, too; which rows it is trained on is noted beside it, and with other rows it is no
-longer done.
+A manifest has the size and the SHA-256 of each file, which are looked at when a stage begins that takes what an earlier
+one made. Which rows a stage is trained on is noted beside it, and with other rows it is no longer done.
 """
 
 from __future__ import annotations
@@ -68,8 +67,7 @@ def read_manifest(folder: RowsPaths) -> RowsManifest | None:
 
 
 def check_models(stage: StageConfig, paths: StagePaths) -> None:
-    """Whether the models and adapters of earlier stages that a stage takes are as they were saved, by the sizes of
-    their files.
+    """Whether the models and adapters of earlier stages that a stage takes are as they were saved.
 
     Raises:
         AlignctlError: One is not.
@@ -81,7 +79,7 @@ def check_models(stage: StageConfig, paths: StagePaths) -> None:
         giver = _giver(paths, name)
         folder = giver.adapter if adapter else giver.model
         manifest = read_record(folder / PRODUCT_MANIFEST, PRODUCT) or {"files": {}}
-        if changed := _changed(folder, manifest["files"], by_content=False):
+        if changed := _changed(folder, manifest["files"]):
             raise AlignctlError(
                 f"{changed} is not what stage `{name}` saved",
                 f"remove {folder.parent}, and the same command trains it again; a model of your own is given as a "
@@ -123,7 +121,7 @@ def _whole(name: str, folder: RowsPaths) -> RowsManifest:
     manifest = read_manifest(folder)
     if manifest is None:
         raise AlignctlError(f"stage `{name}` has made no rows yet: there is no {folder.manifest}")
-    if changed := _changed(folder.root, manifest.files, by_content=True):
+    if changed := _changed(folder.root, manifest.files):
         raise AlignctlError(
             f"{changed} is not what stage `{name}` wrote",
             f"remove {folder.root}, and the same command makes the rows again; rows of your own are given as "
@@ -132,13 +130,13 @@ def _whole(name: str, folder: RowsPaths) -> RowsManifest:
     return manifest
 
 
-def _changed(folder: Path, files: Mapping[str, Mapping[str, Any]], by_content: bool) -> Path | None:
-    """The first file that is not as a manifest lists it: by its size, or also by its content."""
+def _changed(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Path | None:
+    """The first file that is not as a manifest lists it, by its size, or by its content."""
     for name, facts in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
             return path
-        if by_content and file_digest(path) != facts["sha256"]:
+        if file_digest(path) != facts["sha256"]:
             return path
     return None
 

@@ -39,6 +39,7 @@ from alignctl.trainers.base.device import ran_out
 from alignctl.trainers.base.managed import StageTrainer
 from alignctl.trainers.base.not_finite import NotFinite
 from alignctl.trainers.base.room import checkpoints_at_a_time, optimizer_steps, writes_of
+from alignctl.trainers.base.shards import find_foreign
 from alignctl.trainers.base.universal import converted
 
 _SAID = 200  # characters of what torch says
@@ -117,9 +118,29 @@ class StepsAsPlanned(TrainerCallback):
             )
 
 
+def _refuse_foreign(checkpoint: Checkpoint, trainer: StageTrainer) -> None:
+    """Refuses a checkpoint that is not DeepSpeed's own, before any process has DeepSpeed read it.
+
+    Raises:
+        AlignctlError: It is not.
+    """
+    place = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    foreign = [found for found in gather_object([find_foreign(checkpoint.path, *place)]) if found]
+    if foreign:
+        raise AlignctlError(
+            f"{checkpoint.path} is not as DeepSpeed saves it, so it is not read: {foreign[0]}",
+            f"if you do not know where it is from, ask who does; without {checkpoint.path.name}, training continues "
+            "from the one before",
+        )
+
+
 def _continue_from(job: Job, trainer: StageTrainer) -> Checkpoint | None:
     """The checkpoint to continue from, whose files are hashed, by each process its own; says which are not taken and
-    why, and sets them aside. Damage to what training does not read is only said."""
+    why, and sets them aside. Damage to what training does not read is only said.
+
+    Raises:
+        AlignctlError: It holds what DeepSpeed does not save, and would run.
+    """
     folder, accelerator = job.paths.checkpoints, trainer.accelerator
     torn: dict[Path, str] = {}
     if trainer.is_world_process_zero():
@@ -138,6 +159,8 @@ def _continue_from(job: Job, trainer: StageTrainer) -> Checkpoint | None:
             torn[newest.path] = read[0]
             set_aside(newest.path)
         accelerator.wait_for_everyone()
+    if newest and newest.kind["zero_stage"]:
+        _refuse_foreign(newest, trainer)
     instead = f"training continues from {newest.path.name}" if newest else "training starts from the beginning"
     for path, flaw in torn.items():
         job.progress.notice(f"{path.name} cannot be used and is set aside in {folder / DAMAGED}: {flaw}; {instead}")

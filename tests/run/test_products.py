@@ -141,11 +141,15 @@ def test_a_model_that_is_not_as_it_was_saved_is_no_start(tmp_path):
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"12345")
     check_models(taker, paths.stage("dpo"))  # saved by who knows what
-    write_json(weights.parent / "manifest.json", {"product": "model", "files": {weights.name: {"bytes": 5}}})
+    write_json(
+        weights.parent / "manifest.json",
+        {"product": "model", "files": {weights.name: {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}}},
+    )
     check_models(taker, paths.stage("dpo"))
-    weights.write_bytes(b"123")
-    with pytest.raises(AlignctlError, match=r"model.safetensors is not what stage `sft` saved"):
-        check_models(taker, paths.stage("dpo"))
+    for damaged in (b"123", b"12354", None):  # cut short, two bytes flipped, gone
+        weights.unlink() if damaged is None else weights.write_bytes(damaged)
+        with pytest.raises(AlignctlError, match=r"model.safetensors is not what stage `sft` saved"):
+            check_models(taker, paths.stage("dpo"))
 
 
 def test_an_adapter_over_a_shared_base_is_looked_at_where_it_is(tmp_path):
@@ -157,7 +161,10 @@ def test_an_adapter_over_a_shared_base_is_looked_at_where_it_is(tmp_path):
     weights = paths.stage("rm").adapter / "adapter_model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"12345")
-    write_json(weights.parent / "manifest.json", {"product": "adapter", "files": {weights.name: {"bytes": 5}}})
+    write_json(
+        weights.parent / "manifest.json",
+        {"product": "adapter", "files": {weights.name: {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}}},
+    )
     check_models(taker, paths.stage("ppo"))
     weights.write_bytes(b"123")
     with pytest.raises(AlignctlError, match=r"adapter_model.safetensors is not what stage `rm` saved"):
