@@ -4,7 +4,7 @@ given, so that one of these follows from it. Torch-free, pure."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,41 @@ def with_batches(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, batch in batches.items()
         if batch and batch.divides
     }
+
+
+Layers = Sequence[Mapping[str, str]]
+"""Dotted keys that each of the files gives that are composed, in order, and the command line."""
+
+
+def settle(config: dict[str, Any], layers: Callable[[], Layers]) -> None:
+    """Has follow what follows from global batches, and takes out for which batch a learning rate was published where
+    another rate is set later."""
+    batches = {name: batch for name in stage_names(config) if (batch := batch_of(config, name))}
+    if not any(batch.wanted or config[name].get("batch_for") for name, batch in batches.items()):
+        return
+    given = layers()
+    for name in batches:
+        if _last(given, f"{name}.learning_rate") > _last(given, f"{name}.batch_for"):
+            config[name].pop("batch_for", None)
+    for name, batch in settled(config, given).items():
+        config[name][batch.follows] = batch.following
+
+
+def settled(config: Mapping[str, Any], layers: Layers) -> dict[str, Batch]:
+    """Global batches by stage, of those from which something follows: it is not given where the batch is or after it,
+    but by a file that knows nothing of it, if at all."""
+
+    def follows(name: str, batch: Batch) -> bool:
+        given = _last(layers, f"{name}.{batch.follows}") if batch.follows in config[name] else -1
+        return batch.divides and given < _last(layers, batch.where)
+
+    batches = {name: batch_of(config, name) for name in stage_names(config)}
+    return {name: batch for name, batch in batches.items() if batch and follows(name, batch)}
+
+
+def _last(layers: Layers, key: str) -> int:
+    """Which of them gives a key last; -1 where none does."""
+    return max((number for number, keys in enumerate(layers) if key in keys), default=-1)
 
 
 def rows_of_step(given: Mapping[str, Any], fields: Mapping[str, Field], processes: int) -> int:

@@ -30,16 +30,15 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import Container, DictConfig, ListConfig, Node, OmegaConf, open_dict
-from omegaconf.resolvers import oc
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from alignctl.config.batches import Batch, batch_of
+from alignctl.config.batches import settle, settled
 from alignctl.config.interpolations import find_flaw
 from alignctl.config.recipe_files import look_at
 from alignctl.config.renamed import former_names, rename_data
+from alignctl.config.resolving import resolved
 from alignctl.config.schema import SECTIONS, LauncherSettings, RunSettings, annotations
-from alignctl.config.secrets import is_secret, is_secret_variable, left_out, take_note, takes_variables
-from alignctl.config.stages import stage_names
+from alignctl.config.secrets import take_note
 from alignctl.config.suggest import did_you_mean
 from alignctl.errors import Problem, RequestError, raised_in
 
@@ -167,10 +166,8 @@ def value_sources(request: Request) -> dict[str, str]:
         if file and _given_last(request, loader, overrides, stage, (former, name)) == former:
             sources[f"{stage}.{name}"] = file
     layers = [keys for _, keys in _layers(request, loader, overrides)]
-    for name in stage_names(config):
-        batch = batch_of(config, name)
-        if batch and batch.divides and not _is_given_beside(layers, config, name, batch):
-            sources[f"{name}.{batch.follows}"] = f"follows from `{batch.where}`"
+    for name, batch in settled(config, layers).items():
+        sources[f"{name}.{batch.follows}"] = f"follows from `{batch.where}`"
     composed = set(_leaves(OmegaConf.create(config)))
     return {key: file for key, file in sources.items() if key in composed}
 
@@ -305,7 +302,7 @@ def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> d
             del config["hydra"]
         if flaw := find_flaw(OmegaConf.to_container(config, resolve=False)):
             raise RequestError(f"{_named(request)}: {flaw}")
-        return _resolved(config)
+        return resolved(config)
 
     config = _translated(request, load)
     for stage, former, name in former_names(config):
@@ -314,70 +311,9 @@ def _load(request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> d
             if name not in config[stage] or _given_last(request, loader, overrides, stage, (former, name)) == former:
                 config[stage][name] = value
     rename_data(config)
-    _settle_batches(config, request, loader, overrides)
+    settle(config, lambda: [keys for _, keys in _layers(request, loader, overrides)])
     take_note(config)
     return config
-
-
-def _settle_batches(config: dict[str, Any], request: Request, loader: ConfigLoaderImpl, overrides: list[str]) -> None:
-    """Has follow what follows from a global batch, and takes out for which batch a learning rate was published where
-    another is set later."""
-    batches = {name: batch for name in stage_names(config) if (batch := batch_of(config, name))}
-    if not any(batch.wanted or config[name].get("batch_for") for name, batch in batches.items()):
-        return
-    layers = [keys for _, keys in _layers(request, loader, overrides)]
-    for name, batch in batches.items():
-        if _last(layers, f"{name}.learning_rate") > _last(layers, f"{name}.batch_for"):
-            config[name].pop("batch_for", None)
-        if batch.divides and not _is_given_beside(layers, config, name, batch):
-            config[name][batch.follows] = batch.following
-
-
-def _is_given_beside(layers: list[dict[str, str]], config: dict[str, Any], name: str, batch: Batch) -> bool:
-    """Whether what would follow from a global batch is given where the batch is, or after it, and not by a file that
-    knows nothing of it."""
-    given = f"{name}.{batch.follows}"
-    return batch.follows in config[name] and _last(layers, given) >= _last(layers, batch.where)
-
-
-def _last(layers: list[dict[str, str]], key: str) -> int:
-    """Which of them gives a key last; -1 where none does."""
-    return max((number for number, keys in enumerate(layers) if key in keys), default=-1)
-
-
-def _resolved(config: DictConfig) -> Any:
-    """A config with its interpolations resolved. Variables of the environment that are secret by their names, or
-    because something secret takes them, stay `${oc.env:NAME}` wherever they are led to."""
-    taken: set[str] = set()
-
-    def note(name: str, *default: Any) -> Any:
-        taken.add(name)
-        return oc.env(name, *default)
-
-    def keep(name: str, *default: Any) -> Any:
-        kept = is_secret_variable(name) and (name in os.environ or not default)
-        return left_out(name) if kept else oc.env(name, *default)
-
-    try:
-        OmegaConf.register_new_resolver("oc.env", note, replace=True)
-        for node in _secret_nodes(config):
-            with suppress(Exception):  # it is said when all of it is resolved
-                node._dereference_node()
-        takes_variables(taken)
-        OmegaConf.register_new_resolver("oc.env", keep, replace=True)
-        return OmegaConf.to_container(config, resolve=True)
-    finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
-
-
-def _secret_nodes(node: Node | None, key: str = "") -> Iterator[Node]:
-    """The values in a config that are a token, a key or a password."""
-    if isinstance(node, Container) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
-        names = range(len(node)) if isinstance(node, ListConfig) else list(node)
-        for name in names:
-            yield from _secret_nodes(node._get_node(name), key if isinstance(node, ListConfig) else f"{key}.{name}")
-    elif node is not None and is_secret(key):
-        yield node
 
 
 def _given_last(
