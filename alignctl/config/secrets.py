@@ -82,10 +82,14 @@ def in_shell(text: str) -> str:
     return _LEFT.sub(r"${\1}", text)
 
 
+def named_variables(config: Any) -> set[str]:
+    """Variables that a config takes for something secret: to be filled in, or by the name under `key_from`."""
+    return variables(config) | {text for key, text in _texts(config) if key == "key_from"}
+
+
 def take_note(config: Any) -> None:
     """Notes whose values are masked: variables that a config takes for something secret."""
-    takes_variables(variables(config))
-    takes_variables({text for key, text in _texts(config) if key == "key_from"})
+    takes_variables(named_variables(config))
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

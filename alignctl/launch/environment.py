@@ -33,6 +33,7 @@ _DEFAULTS = {
     "SBATCH_RESERVATION": ("--reservation", None), "SBATCH_TIMELIMIT": ("--time", "-t"),
 }  # fmt: skip
 """Variables that people and sites set for all their jobs, and the options that they stand for."""
+_EXPORT = "--export="
 
 
 def own_environment(environ: Mapping[str, str], in_job: bool) -> dict[str, str]:
@@ -68,3 +69,20 @@ def shown_defaults(defaults: Mapping[str, str]) -> dict[str, str]:
     """The same without the values of variables that `SBATCH_EXPORT` gives to the job, and without tokens."""
     export = {key: re.sub(r"=[^,]*", f"={MASK}", value) for key, value in defaults.items() if key == "SBATCH_EXPORT"}
     return mask({**defaults, **export})
+
+
+def handing_on(options: Sequence[str], names: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """Options of sbatch with which a job has some variables, whatever else it is handed: by their names, for what
+    stands on a command line others see. `--export=NONE` becomes `--export=NAME`.
+
+    Args:
+        options: Of sbatch, one word each.
+        environ: Where SBATCH_EXPORT may say what is handed on.
+    """
+    if not names:
+        return list(options)
+    given = [option.partition("=")[2] for option in options if option.startswith(_EXPORT)]
+    said = given[-1] if given else environ.get("SBATCH_EXPORT") or "ALL"
+    listed = [] if said.upper() in ("NONE", "NIL") else said.split(",")
+    wanted = [*listed, *(name for name in names if name not in listed)]
+    return [*(option for option in options if not option.startswith(_EXPORT)), f"{_EXPORT}{','.join(wanted)}"]

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignctl.config.secrets import named_variables
 from alignctl.errors import AlignctlError, LaunchError
-from alignctl.launch.environment import sbatch_defaults, shown_defaults
+from alignctl.launch.environment import handing_on, sbatch_defaults, shown_defaults
 from alignctl.launch.queue import UNKNOWN, cancel_jobs, job_states, release, sbatch_command, submit_job
 from alignctl.launch.slurm_script import job_name, render_array_script, render_script, sbatch_options
 from alignctl.plan.freeze import refuse_anothers_stage
@@ -94,7 +95,8 @@ def _options(name: str, parts: Sequence[tuple[RunPlan, StagePlan]]) -> list[str]
     several = len(parts) > 1
     log = plan.paths.stage(stage.config.name).job_log("%A_%a" if several else "%j")
     array = [f"--array=0-{len(parts) - 1}"] if several else []
-    return [*sbatch_options(stage.config.launcher, name, log), *array]
+    names = set().union(*(named_variables(stage.config.to_dict()) for _, stage in parts))
+    return [*handing_on(sbatch_options(stage.config.launcher, name, log), sorted(names), os.environ), *array]
 
 
 def scripts(job: Job) -> dict[Path, str]:

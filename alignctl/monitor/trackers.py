@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from alignctl.config.secrets import mask_text
 from alignctl.config.stages import StageConfig
 from alignctl.errors import LaunchError, Stopped
 from alignctl.run.files import read_record, write_json
@@ -48,7 +49,7 @@ class About:
     @property
     def name(self) -> str:
         """What the stage is called: no two of a run alike."""
-        return self.stage.trainer.get("run_name") or f"{self.run}-{self.stage.name}"
+        return mask_text(self.stage.trainer.get("run_name") or f"{self.run}-{self.stage.name}")
 
     def project(self, tracker: str) -> str:
         """What the run belongs to: as the recipe says, or the tracker's own variable, or else the recipe's name."""

@@ -10,6 +10,7 @@ import pytest
 from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, read_request
 from alignctl.config.secrets import mask, mask_text, takes_variables
+from alignctl.launch.slurm import plan_jobs
 from alignctl.launch.slurm_script import render_script
 from alignctl.plan.freeze import freeze, read_plan
 from alignctl.plan.plan import make_plan
@@ -100,6 +101,15 @@ def test_a_setup_takes_them_from_the_environment_of_the_job(tmp_path):
     config = composed("launcher=slurm", "launcher.setup='export DOOR=\"${oc.env:DOOR_KEY}\"'")
     plan = make_plan(config, "r", tmp_path)
     assert 'export DOOR="${DOOR_KEY}"\n' in render_script(plan.stages[0], plan.run_dir, plan.paths.stage("sft"))
+
+
+def test_sbatch_hands_them_on_by_name(tmp_path):
+    """Also where nothing else is handed on. Another stage's are its own."""
+    config = composed("launcher=slurm", "launcher.extra=['--export=NONE']", "sft.run_name='${oc.env:DOOR_KEY}'")
+    first, *others = plan_jobs([make_plan(config, "r", tmp_path)])
+    assert first.options[-1] == "--export=DOOR_KEY"
+    assert "--export=NONE" not in first.options
+    assert all("--export=NONE" in job.options for job in others)
 
 
 @pytest.mark.parametrize("token", TOKENS)

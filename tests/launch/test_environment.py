@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignctl.launch.environment import own_environment, sbatch_defaults, slurm_environment
+from alignctl.launch.environment import handing_on, own_environment, sbatch_defaults, slurm_environment
 
 OURS = {"HF_TOKEN": "x", "CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "2", "WANDB_MODE": "offline", "PATH": "/bin"}
 OTHERS = (
@@ -53,3 +53,18 @@ def test_defaults_of_a_person_stay_unless_an_option_says_it(variable, option):
     assert sbatch_defaults(environ, ["--nodes=1", "--exclusive"])[variable] == "a"
     assert variable not in sbatch_defaults(environ, ["--nodes=1", option])
     assert set(sbatch_defaults(environ, [])) == {variable, "SBATCH_PARTITION"}
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "expected"),
+    [
+        ([], {}, "--export=ALL,DOOR_KEY"),
+        (["--export=NONE"], {}, "--export=DOOR_KEY"),
+        (["--export=HOME,DOOR_KEY"], {}, "--export=HOME,DOOR_KEY"),
+        ([], {"SBATCH_EXPORT": "NONE"}, "--export=DOOR_KEY"),
+        (["--export=ALL,A=1"], {"SBATCH_EXPORT": "NONE"}, "--export=ALL,A=1,DOOR_KEY"),
+    ],
+)
+def test_a_job_is_handed_variables_by_their_names(options, environ, expected):
+    assert handing_on(["--time=5", *options], ["DOOR_KEY"], environ) == ["--time=5", expected]
+    assert handing_on(options, [], environ) == options
