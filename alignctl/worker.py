@@ -92,6 +92,7 @@ def _leave_error(paths: StagePaths, rank: int, exit_code: int, **error: Any) -> 
     step = own_beat(paths, rank).get("step")
     facts = {"rank": rank, "host": socket.gethostname(), "step": step, "time": time.time()}
     with suppress(FileNotFoundError):  # the run directory was taken away, which the command sees
+        paths.ranks.mkdir(exist_ok=True)  # the heartbeat has made it, if it has begun
         write_json(paths.error(rank), facts | {"exit_code": exit_code} | error, make_folder=False)
 
 

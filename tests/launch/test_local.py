@@ -11,9 +11,10 @@ import pytest
 from support.added import add_method
 
 from alignctl.config.compose import compose, read_request
-from alignctl.errors import AlignctlError
+from alignctl.errors import AlignctlError, RequestError
 from alignctl.launch import local
 from alignctl.launch.local import FolderGone, _begin_anew_after, _lead
+from alignctl.plan.freeze import freeze
 from alignctl.plan.plan import make_plan
 from alignctl.run.files import write_json
 from alignctl.run.state import is_done
@@ -75,6 +76,16 @@ class Silent(Said):
         pass
 
     finished = progress = started
+
+
+def test_what_a_worker_finds_before_its_first_heartbeat_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOOR_KEY", "0123456789abc")
+    config, _ = compose(read_request(["recipe=quickstart", "sft.run_name='${oc.env:DOOR_KEY}'"]))
+    plan = make_plan(config, "quickstart", tmp_path)
+    freeze(plan, config, [])
+    monkeypatch.delenv("DOOR_KEY")
+    with pytest.raises(RequestError, match="stage `sft`: `sft` takes the variable DOOR_KEY of the environment"):
+        _lead(plan, plan.stages[0], Silent())
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed", "another"])
