@@ -28,6 +28,7 @@ def saved(folder, content, name="zero_pp_rank_0_mp_rank_00_optim_states.pt"):
     folder = folder / "global_step4"
     folder.mkdir(exist_ok=True)
     torch.save(content, folder / name)
+    (folder.parent / "latest").write_text("global_step4")
 
 
 def test_what_deepspeed_saves_is_taken(tmp_path):
@@ -58,3 +59,21 @@ def test_what_would_run_is_found_and_does_not_run(tmp_path):
     old.write_bytes(pickle.dumps(Runs(tmp_path / "ran")))
     assert find_foreign(tmp_path, 0, 2).startswith("global_step4/mp_rank_00_model_states.pt: ")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("latest", ["../evil", "evil", "/evil", "global_step4/../../evil", "global_step5", ""])
+def test_deepspeed_is_led_to_no_other_folder(tmp_path, latest):
+    """Though what lies in the one that it should read is its own."""
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    saved(checkpoint, {"step": 4})
+    assert find_foreign(checkpoint, 0, 1) is None
+    (tmp_path / "evil").mkdir()
+    (checkpoint / "global_step5").symlink_to(tmp_path / "evil")
+    (checkpoint / "latest").write_text(latest)
+    assert find_foreign(checkpoint, 0, 1) == "latest: it names no folder of the checkpoint"
+
+
+def test_a_checkpoint_of_the_model_alone_is_taken(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert find_foreign(tmp_path, 0, 1) is None

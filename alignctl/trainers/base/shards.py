@@ -6,6 +6,7 @@ is no other for pickle.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from pathlib import Path
@@ -14,16 +15,24 @@ from typing import Any
 import torch
 
 _NAMED = re.compile(r"GLOBAL ([\w.]*\w)")  # as torch says what it does not take
+_LATEST = "latest"  # the file of a checkpoint that says in which of its folders DeepSpeed looks
+_STEP = re.compile(r"global_step[0-9]+")  # as DeepSpeed calls that folder
 
 
 def find_foreign(folder: Path, rank: int, processes: int) -> str | None:
     """The first file of a ZeRO checkpoint that holds other things than DeepSpeed saves, and what; None where there is
-    none.
+    none. It has DeepSpeed look at no place but the one that is looked at here.
 
     Args:
         rank: Which of so many processes this is: each looks at its part of them.
     """
-    files = sorted(folder.glob("global_step*/**/*.pt"))
+    latest = folder / _LATEST
+    if not os.path.lexists(latest):  # the model alone was saved (`save_only_model`), and DeepSpeed reads nothing
+        return None
+    step = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    if not _STEP.fullmatch(step) or (folder / step).is_symlink():
+        return f"{_LATEST}: it names no folder of the checkpoint"
+    files = sorted((folder / step).rglob("*.pt"))
     found = ((file, _foreign(file)) for file in files[rank::processes])
     return next((f"{file.relative_to(folder)}: {what}" for file, what in found if what), None)
 
