@@ -42,12 +42,16 @@ def _other(path: str) -> LaunchError:
     )
 
 
-def take_away(path: Path) -> None:
-    """Removes a folder with all in it, a file, or a link without what it leads to, if there is one."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
+def take_away(path: Path, strict: bool = False) -> None:
+    """Removes a folder with all in it, a file, or a link without what it leads to, if there is one.
+
+    Args:
+        strict: Whether it is an error that something of a folder cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=not strict)
     else:
-        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
 
 
 def refuse_others(folder: Path, trusted: bool, say: Callable[[str], None]) -> None:

@@ -143,8 +143,12 @@ def _changed(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Path | Non
 
 def begin_anew(paths: StagePaths) -> None:
     """Leaves of a stage only what is not its work: logs and scripts. The note of its rows goes last, so that a kill in
-    between leaves nothing that looks as if it was made of the new ones."""
+    between leaves nothing that looks as if it was made of the new ones.
+
+    Raises:
+        OSError: Something cannot be removed, a checkpoint perhaps, that the stage would continue from.
+    """
     kept = {paths.logs(1).parent, paths.script, paths.array_script, paths.inputs}
     for path in paths.root.iterdir() if paths.root.is_dir() else ():
         if path not in kept:
-            take_away(path)
+            take_away(path, strict=True)

@@ -13,8 +13,9 @@ from alignctl.monitor.heartbeat import Heartbeat
 from alignctl.run.checkpoints import STAGING, finish_staged
 from alignctl.run.files import append_json_lines, keep_steps, publish_folder, read_json, read_json_lines, write_json
 from alignctl.run.hashed import write_hashed
-from alignctl.run.owner import is_others, refuse_others
+from alignctl.run.owner import is_others, refuse_others, take_away
 from alignctl.run.paths import RunPaths, StagePaths
+from alignctl.run.products import begin_anew
 from alignctl.run.state import is_held, locked, works_on
 
 
@@ -119,6 +120,21 @@ def not_root():
         yield Path("/")
     finally:
         os.seteuid(user)
+
+
+def test_a_stage_does_not_begin_anew_beside_what_cannot_be_removed(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "checkpoints").chmod(0o555)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # folders above are for their owner alone
+    with not_root():
+        take_away(Path("checkpoints"))
+        with pytest.raises(PermissionError):
+            begin_anew(StagePaths(Path()))
+    assert (tmp_path / "checkpoints" / "checkpoint-1").exists()
+    (tmp_path / "checkpoints").chmod(0o755)
+    begin_anew(StagePaths(Path()))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_directory_of_another_user_is_refused():
