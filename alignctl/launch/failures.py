@@ -57,11 +57,8 @@ def failure(name: str, code: int, workers: Workers, paths: StagePaths, log: Path
         log: What the process that was started printed.
         by_us: Whether that one was killed by whoever started it.
     """
-    if code == EXIT_STOPPED:
-        checkpoint = newest_checkpoint(paths.checkpoints)
-        return Stopped(f"stage `{name}`, step {checkpoint.step if checkpoint else 0} is saved", _AGAIN)
-    if code == EXIT_INTERRUPTED:
-        return Interrupted(f"stage `{name}`, before it had anything to save", _AGAIN)
+    if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
+        return stopped(name, code, paths)
     if killed := workers.killed():
         rank, number = killed
         beat = next((beat for beat in workers.beats() if beat["rank"] == rank), {"rank": rank})
@@ -75,6 +72,14 @@ def failure(name: str, code: int, workers: Workers, paths: StagePaths, log: Path
     else:
         how = f"was killed by signal {-code}{_meaning(-code)}" if code < 0 else f"failed with exit code {code}"
     return AlignctlError(f"stage `{name}` {how}; the end of {log}:\n\n{tail}\n", _AGAIN if code < 0 else None)
+
+
+def stopped(name: str, code: int, paths: StagePaths) -> Stopped | Interrupted:
+    """What to raise for a stage that ended on request."""
+    if code == EXIT_INTERRUPTED:
+        return Interrupted(f"stage `{name}`, before it had anything to save", _AGAIN)
+    checkpoint = newest_checkpoint(paths.checkpoints)
+    return Stopped(f"stage `{name}`, step {checkpoint.step if checkpoint else 0} is saved", _AGAIN)
 
 
 def stuck(name: str, workers: Workers, asked: list[int], paths: StagePaths) -> AlignctlError:

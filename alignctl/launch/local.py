@@ -19,7 +19,7 @@ from alignctl.config.stages import StageConfig
 from alignctl.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, AlignctlError, LaunchError
 from alignctl.launch.beforehand import is_due, look_beforehand
 from alignctl.launch.environment import own_environment
-from alignctl.launch.failures import ended, failure, not_begun, stuck
+from alignctl.launch.failures import ended, failure, not_begun, stopped, stuck
 from alignctl.launch.watching import Workers, send
 from alignctl.monitor.heartbeat import read_beats
 from alignctl.monitor.stopping import SAME_REQUEST_S, handled
@@ -30,7 +30,7 @@ from alignctl.run.files import read_json, write_json, write_text
 from alignctl.run.owner import plain, take_away
 from alignctl.run.paths import StagePaths
 from alignctl.run.process import NODE, PARENT
-from alignctl.run.products import begin_anew, check_models, take_rows
+from alignctl.run.products import begin_anew, check_models, take_rows, unread_models
 from alignctl.run.state import State, is_done, write_stage_state, write_state
 
 _POLL_S = 0.1
@@ -41,6 +41,7 @@ _LAST_WORDS_S = 15  # from the first worker's end until everything is killed; to
 _FIRST_S = 15 * 60  # how long the first of several machines may take to begin; torchrun waits as long
 # Settings that CPUs cannot do.
 _ON_GPUS = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "activation_offloading")
+_READ_POLL_S = 2.0  # of a file system that many machines share
 _GONE_EVERY_S = 1.0  # it is looked whether the folder is there
 _GONE, _UNKNOWN = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN), (-1, -1)
 _STATES: dict[int, State] = {EXIT_STOPPED: "stopped", EXIT_INTERRUPTED: "interrupted"}
@@ -242,9 +243,10 @@ def _lead(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     alone = stage.config.distributed.type == "none"
     log = paths.rank_log(attempt, 0) if alone else paths.launch_log(attempt)
     try:
-        check_models(stage.config, paths)
-        if take_rows(stage.config, paths):
-            _begin_anew_after(plan, stage, watcher)
+        with _stopping(name, paths):
+            check_models(stage.config, paths, watcher.say)
+            if take_rows(stage.config, paths):
+                _begin_anew_after(plan, stage, watcher)
         checkpoint = newest_checkpoint(paths.checkpoints)
         watcher.started(stage, checkpoint.step if checkpoint else None)
         _wait(stage, paths, log, watcher)
@@ -264,12 +266,36 @@ def _help(plan: RunPlan, stage: StagePlan, watcher: Watcher) -> None:
     """Runs the part of a stage that belongs to this machine, which is not the first: that one keeps the books. The
     workers wait for those of the first before they read anything."""
     paths = plan.paths.stage(stage.config.name)
+    with _stopping(stage.config.name, paths):
+        if not _first_goes_on(stage, paths):
+            return
     log = paths.node_log(stage.config.launcher.node_rank)
     log.parent.mkdir(parents=True, exist_ok=True)
     watcher.started(stage, None)
     began = time.monotonic()
     _wait(stage, paths, log, watcher)
     watcher.finished(stage, time.monotonic() - began)
+
+
+def _first_goes_on(stage: StagePlan, paths: StagePaths) -> bool:
+    """Waits while the first machine reads models of earlier stages, before workers wait for each other, which they do
+    only for so long; whether it goes on, and did not end by itself.
+
+    Raises:
+        LaunchError: It does not get on.
+    """
+    left, until = unread_models(stage.config, paths), time.monotonic() + _FIRST_S
+    while left and not paths.ended(0).exists():
+        if time.monotonic() > until:
+            raise LaunchError(
+                f"the machine with `launcher.node_rank=0` has not read {left[0]} within {_FIRST_S:,} s",
+                "look at what it says, and start the same command on all machines again",
+            )
+        time.sleep(_READ_POLL_S)
+        before, left = left, unread_models(stage.config, paths)
+        if left != before:
+            until = time.monotonic() + _FIRST_S
+    return not left
 
 
 def _wait(stage: StagePlan, paths: StagePaths, log: Path, watcher: Watcher) -> None:
@@ -336,6 +362,21 @@ def _tell_others(stage: StagePlan, paths: StagePaths) -> None:
     codes = paths.exit_codes(stage.config.launcher.node_rank)
     if not codes.exists():
         write_json(codes, {})
+
+
+@contextmanager
+def _stopping(name: str, paths: StagePaths) -> Iterator[None]:
+    """Ends on a request to stop what is done before there are workers.
+
+    Raises:
+        Stopped, Interrupted: There was one.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise stopped(name, EXIT_STOPPED if newest_checkpoint(paths.checkpoints) else EXIT_INTERRUPTED, paths)
+
+    with handled(stop):
+        yield
 
 
 @contextmanager

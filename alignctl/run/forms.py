@@ -77,6 +77,7 @@ LEDGERS = {"*": {
     "parts?": [{"source": "str", "rows": "int", "share": "float", "tokens?": "int"}],
 }}  # fmt: skip
 FILES = {"*": {"bytes": "int", "sha256?": "str"}}
+CHECKED = {"*": {"bytes": "int", "sha256": "str", "modified_ns": "int"}}
 INPUTS = {"rows_from": "str", "files": FILES}
 PRODUCT = {"files": FILES}
 ROWS = PRODUCT | {

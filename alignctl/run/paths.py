@@ -70,6 +70,11 @@ class StagePaths:
         return self.root / "inputs.json"
 
     @property
+    def checked(self) -> Path:
+        """Which large files of earlier stages' models are as they were saved, and when those were changed last."""
+        return self.root / "checked.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line: what the trainer logged."""
         return self.root / "metrics.jsonl"

@@ -1,12 +1,13 @@
 """What stages make for later ones, rows or a model, listed in a manifest. Rows are written here. Torch-free.
 
 A manifest has the size and the SHA-256 of each file, which are looked at when a stage begins that takes what an earlier
-one made. Which rows a stage is trained on is noted beside it, and with other rows it is no longer done.
+one made; a large file that was looked at is noted, and not read again. Which rows a stage is trained on is noted, too,
+and with other rows it is no longer done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from alignctl.config.stages import StageConfig
 from alignctl.data.formats import Row
 from alignctl.data.writing import write_rows
 from alignctl.errors import AlignctlError
+from alignctl.run.disk import shown_bytes
 from alignctl.run.files import publish_folder, read_record, write_json
 from alignctl.run.fingerprint import file_digest, listed
-from alignctl.run.forms import INPUTS, PRODUCT, ROWS
+from alignctl.run.forms import CHECKED, INPUTS, PRODUCT, ROWS
 from alignctl.run.owner import take_away
 from alignctl.run.paths import PRODUCT_MANIFEST, RowsPaths, RunPaths, StagePaths
+
+_LARGE = 2**28  # bytes of a file that is not read in a moment
 
 
 @dataclass(frozen=True)
@@ -66,25 +70,63 @@ def read_manifest(folder: RowsPaths) -> RowsManifest | None:
     return RowsManifest(**{name: content[name] for name in names}) if content else None
 
 
-def check_models(stage: StageConfig, paths: StagePaths) -> None:
+def check_models(stage: StageConfig, paths: StagePaths, say: Callable[[str], None]) -> None:
     """Whether the models and adapters of earlier stages that a stage takes are as they were saved.
+
+    Args:
+        say: Is told of what takes a while.
 
     Raises:
         AlignctlError: One is not.
     """
+    if left := unread_models(stage, paths):
+        size = shown_bytes(sum(file.stat().st_size for file in left))
+        say(f"{stage.name}: {size} of models are read, to see whether they are as earlier stages saved them")
+    for name, file, facts in _unchecked(stage, paths):
+        found = file.is_file() and _as_noted(file, facts)  # before it is read: a change meanwhile is seen the next time
+        if not _is_as_listed(file, facts):
+            raise AlignctlError(
+                f"{file} is not what stage `{name}` saved",
+                f"remove {_giver(paths, name).root}, and the same command trains it again; a model of your own is "
+                "given as a folder",
+            )
+        if facts["bytes"] >= _LARGE:
+            noted = read_record(paths.checked, CHECKED) or {}
+            write_json(paths.checked, noted | {str(file): found})
+
+
+def unread_models(stage: StageConfig, paths: StagePaths) -> list[Path]:
+    """Large files that are still to be read to know that."""
+    return [file for _, file, facts in _unchecked(stage, paths) if facts["bytes"] >= _LARGE and file.is_file()]
+
+
+def _unchecked(stage: StageConfig, paths: StagePaths) -> list[tuple[str, Path, Mapping[str, Any]]]:
+    """Files of the models that a stage takes of which it is not noted that they are as they were saved: whose, which,
+    and what the manifest says of each."""
+    noted = read_record(paths.checked, CHECKED) or {}
+    return [
+        (name, file, facts)
+        for name, file, facts in _files_taken(stage, paths)
+        if not file.is_file() or noted.get(str(file)) != _as_noted(file, facts)
+    ]
+
+
+def _files_taken(stage: StageConfig, paths: StagePaths) -> Iterator[tuple[str, Path, Mapping[str, Any]]]:
+    """Files of all models and adapters that a stage takes."""
     taken = [(name, stage.takes_adapter(role)) for role, name in stage.roles_from.items()]
     if stage.start_from:
         taken.append((stage.start_from, False))
-    for name, adapter in taken:
+    for name, adapter in dict.fromkeys(taken):
         giver = _giver(paths, name)
         folder = giver.adapter if adapter else giver.model
         manifest = read_record(folder / PRODUCT_MANIFEST, PRODUCT) or {"files": {}}
-        if changed := _changed(folder, manifest["files"]):
-            raise AlignctlError(
-                f"{changed} is not what stage `{name}` saved",
-                f"remove {folder.parent}, and the same command trains it again; a model of your own is given as a "
-                "folder",
-            )
+        yield from ((name, folder / file, facts) for file, facts in manifest["files"].items())
+
+
+def _as_noted(file: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is noted of a file whose content a manifest lists."""
+    found = file.stat()
+    return {"bytes": found.st_size, "sha256": facts["sha256"], "modified_ns": found.st_mtime_ns}
 
 
 def take_rows(stage: StageConfig, paths: StagePaths) -> bool:
@@ -121,7 +163,8 @@ def _whole(name: str, folder: RowsPaths) -> RowsManifest:
     manifest = read_manifest(folder)
     if manifest is None:
         raise AlignctlError(f"stage `{name}` has made no rows yet: there is no {folder.manifest}")
-    if changed := _changed(folder.root, manifest.files):
+    files = ((folder.root / file, facts) for file, facts in manifest.files.items())
+    if changed := next((file for file, facts in files if not _is_as_listed(file, facts)), None):
         raise AlignctlError(
             f"{changed} is not what stage `{name}` wrote",
             f"remove {folder.root}, and the same command makes the rows again; rows of your own are given as "
@@ -130,15 +173,9 @@ def _whole(name: str, folder: RowsPaths) -> RowsManifest:
     return manifest
 
 
-def _changed(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Path | None:
-    """The first file that is not as a manifest lists it, by its size, or by its content."""
-    for name, facts in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            return path
-        if file_digest(path) != facts["sha256"]:
-            return path
-    return None
+def _is_as_listed(file: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a file is as a manifest lists it, by its size and by its content."""
+    return file.is_file() and file.stat().st_size == facts["bytes"] and file_digest(file) == facts["sha256"]
 
 
 def begin_anew(paths: StagePaths) -> None:

@@ -2,7 +2,9 @@
 others fail."""
 
 import dataclasses
+import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -11,13 +13,16 @@ import pytest
 from support.added import add_method
 
 from alignctl.config.compose import compose, read_request
-from alignctl.errors import AlignctlError, RequestError
+from alignctl.errors import AlignctlError, Interrupted, LaunchError, RequestError
 from alignctl.launch import local
 from alignctl.launch.local import FolderGone, _begin_anew_after, _lead
 from alignctl.plan.freeze import freeze
 from alignctl.plan.plan import make_plan
-from alignctl.run.files import write_json
-from alignctl.run.state import is_done
+from alignctl.run import products
+from alignctl.run.files import write_json, write_text
+from alignctl.run.fingerprint import listed
+from alignctl.run.products import check_models
+from alignctl.run.state import is_done, read_status
 
 
 class Said(list):
@@ -86,6 +91,49 @@ def test_what_a_worker_finds_before_its_first_heartbeat_is_told(tmp_path, monkey
     monkeypatch.delenv("DOOR_KEY")
     with pytest.raises(RequestError, match="stage `sft`: `sft` takes the variable DOOR_KEY of the environment"):
         _lead(plan, plan.stages[0], Silent())
+
+
+def reads_a_model(tmp_path, monkeypatch, *overrides):
+    """A plan whose second stage takes a model that is read for a while."""
+    monkeypatch.setattr(products, "_LARGE", 1)
+    config, _ = compose(read_request(["recipe=quickstart", *overrides]))
+    plan = make_plan(config, "quickstart", tmp_path)
+    model = plan.paths.stage("sft").model
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(b"12345")
+    write_json(model / "manifest.json", {"files": listed(model)})
+    return plan, plan.stages[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_request_to_stop_ends_the_reading_of_a_model(tmp_path, monkeypatch, number):
+    class Stops(Silent):
+        def say(self, text):
+            os.kill(os.getpid(), number)
+
+    plan, stage = reads_a_model(tmp_path, monkeypatch)
+    with pytest.raises(Interrupted, match="stage `dpo`, before it had anything to save"):
+        _lead(plan, stage, Stops())
+    assert read_status(plan.paths)["stages"]["dpo"]["state"] == "interrupted"
+    assert not plan.paths.stage("dpo").checked.exists()
+
+
+def test_other_machines_wait_while_the_first_reads_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_READ_POLL_S", 0.01)
+    plan, stage = reads_a_model(tmp_path, monkeypatch, "launcher.nodes=2", "launcher.rdzv_endpoint=a:1")
+    paths = plan.paths.stage("dpo")
+    first = threading.Timer(0.2, check_models, [stage.config, paths, Said().say])
+    first.start()
+    assert local._first_goes_on(stage, paths)
+    assert paths.checked.exists()
+    first.join()
+    paths.checked.unlink()
+    write_text(paths.ended(0), "")
+    assert not local._first_goes_on(stage, paths)
+    paths.ended(0).unlink()
+    monkeypatch.setattr(local, "_FIRST_S", 0)
+    with pytest.raises(LaunchError, match="has not read .*model.safetensors within 0 s"):
+        local._first_goes_on(stage, paths)
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed", "another"])

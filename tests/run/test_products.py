@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +15,18 @@ import alignctl
 from alignctl.config.compose import compose, read_request
 from alignctl.config.stages import StageConfig, stage_config
 from alignctl.errors import AlignctlError
+from alignctl.run import products
 from alignctl.run.files import read_json, write_json
+from alignctl.run.fingerprint import file_digest, listed
 from alignctl.run.paths import RunPaths
-from alignctl.run.products import check_models, read_manifest, rows_changed, take_rows, write_rows_product
+from alignctl.run.products import (
+    check_models,
+    read_manifest,
+    rows_changed,
+    take_rows,
+    unread_models,
+    write_rows_product,
+)
 from alignctl.run.state import is_done
 
 PAIRS = [{"prompt": f"p{i}", "chosen": "good", "rejected": "b\u00e4d"} for i in range(3)]
@@ -140,16 +151,42 @@ def test_a_model_that_is_not_as_it_was_saved_is_no_start(tmp_path):
     weights = paths.stage("sft").model / "model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"12345")
-    check_models(taker, paths.stage("dpo"))  # saved by who knows what
+    check_models(taker, paths.stage("dpo"), pytest.fail)  # saved by who knows what
     write_json(
         weights.parent / "manifest.json",
         {"product": "model", "files": {weights.name: {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}}},
     )
-    check_models(taker, paths.stage("dpo"))
+    check_models(taker, paths.stage("dpo"), pytest.fail)
     for damaged in (b"123", b"12354", None):  # cut short, two bytes flipped, gone
         weights.unlink() if damaged is None else weights.write_bytes(damaged)
         with pytest.raises(AlignctlError, match=r"model.safetensors is not what stage `sft` saved"):
-            check_models(taker, paths.stage("dpo"))
+            check_models(taker, paths.stage("dpo"), pytest.fail)
+
+
+def test_a_large_model_is_read_once_for_all_its_roles_and_attempts(tmp_path, monkeypatch):
+    monkeypatch.setattr(products, "_LARGE", 5)
+    read, told = [], []
+    monkeypatch.setattr(products, "file_digest", lambda path: (read.append(path.name), file_digest(path))[1])
+    taker = dataclasses.replace(stages()[1], roles_from={"reference": "sft"})
+    paths = RunPaths(tmp_path)
+    model = paths.stage("sft").model
+    model.mkdir(parents=True)
+    for name, content in {"model.safetensors": b"12345", "config.json": b"{}"}.items():
+        (model / name).write_bytes(content)
+    write_json(model / "manifest.json", {"files": listed(model)})
+    assert taker.start_from == "sft"
+    assert unread_models(taker, paths.stage("dpo")) == [model / "model.safetensors"]
+    check_models(taker, paths.stage("dpo"), told.append)
+    assert sorted(read) == ["config.json", "model.safetensors"]
+    assert told == ["dpo: 5 bytes of models are read, to see whether they are as earlier stages saved them"]
+    assert unread_models(taker, paths.stage("dpo")) == []
+    check_models(taker, paths.stage("dpo"), told.append)
+    assert (read[2:], len(told)) == (["config.json"], 1)
+    (model / "model.safetensors").write_bytes(b"54321")
+    os.utime(model / "model.safetensors", (1, 1))
+    with pytest.raises(AlignctlError, match=r"model.safetensors is not what stage `sft` saved"):
+        check_models(taker, paths.stage("dpo"), told.append)
+    assert len(told) == 2
 
 
 def test_an_adapter_over_a_shared_base_is_looked_at_where_it_is(tmp_path):
@@ -165,7 +202,7 @@ def test_an_adapter_over_a_shared_base_is_looked_at_where_it_is(tmp_path):
         weights.parent / "manifest.json",
         {"product": "adapter", "files": {weights.name: {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}}},
     )
-    check_models(taker, paths.stage("ppo"))
+    check_models(taker, paths.stage("ppo"), pytest.fail)
     weights.write_bytes(b"123")
     with pytest.raises(AlignctlError, match=r"adapter_model.safetensors is not what stage `rm` saved"):
-        check_models(taker, paths.stage("ppo"))
+        check_models(taker, paths.stage("ppo"), pytest.fail)
