@@ -45,7 +45,8 @@ def read_stage(paths: RunPaths, name: str) -> tuple[StageConfig, dict[str, str |
     stage = next(stage for stage in read_frozen(paths)["stages"] if stage["config"]["name"] == name)
     take_note(stage["config"])
     try:
-        given = filled_in(stage["config"])
+        # What the launcher takes is for the script of a job, whose worker need not have it.
+        given = {key: part if key == "launcher" else filled_in(part) for key, part in stage["config"].items()}
     except KeyError as error:
         raise RequestError(
             f"`{name}` takes the variable {error.args[0]} of the environment, which is not set here",

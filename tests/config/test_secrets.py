@@ -81,6 +81,15 @@ def test_a_worker_says_which_variable_it_misses(monkeypatch, tmp_path):
         read_stage(paths, "dpo")
 
 
+def test_a_worker_needs_no_variable_that_only_a_setup_takes(monkeypatch, tmp_path):
+    config = composed("launcher=slurm", "launcher.setup='export DOOR=\"${oc.env:DOOR_KEY}\"'")
+    plan = make_plan(config, "r", tmp_path)
+    freeze(plan, config, [])
+    monkeypatch.delenv("DOOR_KEY", raising=False)
+    stage, _ = read_stage(plan.paths, "dpo")
+    assert stage.launcher == plan.stages[1].config.launcher
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
