@@ -16,7 +16,7 @@ from typing import Any
 from alignctl.config.secrets import masked_output
 from alignctl.errors import EXIT_FAILED
 from alignctl.monitor.stopping import STOPPING, handle
-from alignctl.run.files import write_json
+from alignctl.run.files import leave_json
 from alignctl.run.paths import RunPaths
 from alignctl.run.process import PARENT, die_with_parent
 
@@ -65,7 +65,7 @@ def _note_who_fails(file: Path) -> None:
     def note_and_close(self: SubprocessContext, death_sig: signal.Signals, timeout: int = 30) -> None:
         failed: dict[str, Any] = {self.envs[i]["RANK"]: failure.exitcode for i, failure in self._failures.items()}
         if failed and not file.exists():
-            write_json(file, failed)
+            leave_json(file, failed)
         close(self, death_sig, min(timeout, _SHUTDOWN_TIMEOUT_S))
 
     SubprocessContext._close = note_and_close

@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from alignctl.methods.registry import methods, resolve
 from alignctl.monitor.heartbeat import own_beat
 from alignctl.monitor.stopping import StopSignal
 from alignctl.run.checkpoints import newest_checkpoint
-from alignctl.run.files import read_json, write_json
+from alignctl.run.files import leave_json, read_json
 from alignctl.run.frozen import read_stage
 from alignctl.run.owner import plain
 from alignctl.run.paths import RunPaths, StagePaths
@@ -91,9 +90,7 @@ def _may_quantize(stage: StageConfig, weights: Mapping[str, str | None]) -> bool
 def _leave_error(paths: StagePaths, rank: int, exit_code: int, **error: Any) -> None:
     step = own_beat(paths, rank).get("step")
     facts = {"rank": rank, "host": socket.gethostname(), "step": step, "time": time.time()}
-    with suppress(FileNotFoundError):  # the run directory was taken away, which the command sees
-        paths.ranks.mkdir(exist_ok=True)  # the heartbeat has made it, if it has begun
-        write_json(paths.error(rank), facts | {"exit_code": exit_code} | error, make_folder=False)
+    leave_json(paths.error(rank), facts | {"exit_code": exit_code} | error)
 
 
 def _write_to(log: Path) -> None:

@@ -12,7 +12,7 @@ from alignctl.errors import LaunchError
 from alignctl.launch.beforehand import look_beforehand, wait_until_looked
 from alignctl.launch.local import part_of_job, run_stage
 from alignctl.plan.freeze import read_plan, refuse_other_version
-from alignctl.run.files import write_text
+from alignctl.run.files import leave_json
 from alignctl.run.paths import RunPaths
 from alignctl.run.state import is_done, write_state
 
@@ -44,7 +44,7 @@ def node_command(run_dir: Path, stage_name: str, meet: str, number: str) -> None
                 return
             run_stage(plan, stage, display)
     finally:
-        write_text(ended, "")
+        leave_json(ended, {})
     if machine == 0 and all(is_done(plan.paths.stage(other.config.name)) for other in plan.stages):
         write_state(plan.paths, "done")
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def write_text(path: Path, text: str, make_folder: bool = True) -> None:
 
 def write_json(path: Path, value: Any, make_folder: bool = True) -> None:
     write_text(path, to_json(value, indent=2) + "\n", make_folder)
+
+
+def leave_json(path: Path, value: Any) -> None:
+    """Writes what another process is to know of the end of one. The folder of the file is made, but not those above:
+    where they were taken away, as a run directory may be under its processes, nothing is written."""
+    with suppress(FileNotFoundError):
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, value, make_folder=False)
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
