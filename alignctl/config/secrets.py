@@ -23,7 +23,13 @@ from alignctl.config.schema import PATHS
 MASK = "***"
 PATH_KEYS = {"run_dir", "start", "output", "command", "log"} | {key for keys in PATHS.values() for key in keys}
 """What is found under these is needed as it is."""
+_PATHS_BY_NAME = re.compile(
+    r"\.(roles|role_paths|data\.eval)\."
+)  # as well, under names that are the user's or a role's
 _LEAST = 6  # characters of a value that is looked for in texts: shorter ones are in every other word
+_NUMBERS = {int, float, bool}
+_PATH_MAX = 4096  # characters of a path, as Linux has it
+_REST_OF_NAME = re.compile(r"[^/\s'\"`,;:)]*")
 _SECRET_KEY = re.compile(
     r"(^|[._])(hub_token|access_token|auth_token|api_key|apikey|secret_key|passwd|password|secret)$|(^|\.)token$", re.I
 )
@@ -109,17 +115,25 @@ def looks_secret(value: Any) -> bool:
     return isinstance(value, str) and mask_text(value) != value
 
 
-def mask(value: Any, key: str = "") -> Any:
+def mask(value: Any) -> Any:
     """Copies a config with every secret replaced by `***`. Paths stay as they are: a worker has to find them."""
+    return _masked(value, "", _held())
+
+
+def _masked(value: Any, key: str, held: re.Pattern[str]) -> Any:
+    """What stands under a dotted key, masked."""
     if isinstance(value, Mapping):
-        return {name: mask(item, f"{key}.{name}") for name, item in value.items()}
+        return {name: _masked(item, f"{key}.{name}", held) for name, item in value.items()}
+    secret = is_secret(key)
     if isinstance(value, (list, tuple)):
-        return [mask(item, key) for item in value]
-    if is_secret(key) and value is not None and not (isinstance(value, str) and variables(value)):
+        if not secret and set(map(type, value)) <= _NUMBERS:  # token ids come by the million
+            return list(value)
+        return [_masked(item, key, held) for item in value]
+    if secret and value is not None and not (isinstance(value, str) and variables(value)):
         return MASK
-    if not isinstance(value, str) or key.rpartition(".")[2] in PATH_KEYS:
+    if not isinstance(value, str) or key.rpartition(".")[2] in PATH_KEYS or _PATHS_BY_NAME.search(key):
         return value
-    return mask_text(value)
+    return _masked_text(value, held)
 
 
 def mask_override(text: str) -> str:
@@ -132,9 +146,26 @@ def mask_override(text: str) -> str:
 
 def mask_text(text: str) -> str:
     """A text without what looks like a token, and without the values of variables that are secret."""
-    held = frozenset(value for name, value in os.environ.items() if len(value) >= _LEAST and is_secret_variable(name))
-    text = _pattern(held).sub(MASK, text) if held else text
-    return _SECRET_VALUE.sub(MASK, text)
+    return _masked_text(text, _held()) if len(text) >= _LEAST else text
+
+
+def _masked_text(text: str, held: re.Pattern[str]) -> str:
+    return _SECRET_VALUE.sub(MASK, held.sub(lambda found: found[0] if _in_path(found) else MASK, text))
+
+
+def _in_path(found: re.Match[str]) -> bool:
+    """Whether a value is part of the name of a file or folder that is here: JUPYTER_TOKEN may well be `jupyter`, and
+    all that one has be below /home/jupyter."""
+    before = found.string[max(0, found.start() - _PATH_MAX) : found.start()]
+    name = found[0] + _REST_OF_NAME.match(found.string, found.end())[0]  # type: ignore[index]
+    return any(os.path.exists(before[slash.start() :] + name) for slash in re.finditer("/", before))
+
+
+def _held() -> re.Pattern[str]:
+    """Finds the values of variables that are secret now."""
+    return _pattern(
+        frozenset(value for name, value in os.environ.items() if len(value) >= _LEAST and is_secret_variable(name))
+    )
 
 
 @lru_cache(maxsize=8)

@@ -136,6 +136,29 @@ def test_what_is_no_secret_is_left(monkeypatch, tmp_path):
     assert mask({"eos_token": "</s>", "path": str(tmp_path)}) == {"eos_token": "</s>", "path": str(tmp_path)}
 
 
+def test_paths_stay_as_they_are_whatever_is_in_them(monkeypatch, tmp_path):
+    """A worker has to find its weights below /home/jupyter, also where JUPYTER_TOKEN is `jupyter`."""
+    home = tmp_path / "a jupyter"
+    home.mkdir()
+    monkeypatch.setenv("JUPYTER_TOKEN", "jupyter")
+    config = composed("stages=[sft,dpo]", f"model.path={home}", f"dpo.reference={home}")
+    plan = make_plan(config, "r", home / "run")
+    freeze(plan, config, [])
+    assert read_stage(plan.paths, "dpo")[1] == {"policy": f"{home}/run/sft/model", "reference": str(home)}
+    assert mask({"data": {"eval": {"held": f"{home}/x"}}}) == {"data": {"eval": {"held": f"{home}/x"}}}
+    name = tmp_path.name
+    monkeypatch.setenv("JUPYTER_TOKEN", name)
+    assert (
+        mask_text(f"cannot read '{tmp_path}/new', {tmp_path}: {name}")
+        == f"cannot read '{tmp_path}/new', {tmp_path}: ***"
+    )
+    assert mask_text(f"GET /nowhere/{name}") == "GET /nowhere/***"
+
+
+def test_numbers_under_what_is_secret_are_masked():
+    assert mask({"api_key": [1, 2], "ids": (1, 2.5, True)}) == {"api_key": ["***", "***"], "ids": [1, 2.5, True]}
+
+
 def test_passwords_in_addresses_are_masked():
     assert mask_text("proxy http://me:p%40ss@host:80/") == "proxy http://***@host:80/"
 
