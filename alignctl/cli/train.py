@@ -173,7 +173,7 @@ def _plan(recipe: str, label: str, config: dict[str, Any], new: bool, make: bool
         would_be = make_plan(config, recipe, new_run_dir(recipe, RUNS.resolve(), suffix))
         if earlier := find_run(recipe, RUNS.resolve(), fingerprints(would_be), trusted, say_notice):
             return Prepared(label, config, make_plan(config, recipe, earlier))
-        refuse_left_behind(recipe, RUNS.resolve(), config)
+        refuse_left_behind(would_be, RUNS.resolve(), config)
     return Prepared(label, config, make_plan(config, recipe, new_run_dir(recipe, RUNS.resolve(), suffix, make)))
 
 

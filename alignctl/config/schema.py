@@ -280,6 +280,13 @@ def annotations(settings: type) -> dict[str, str]:
     return {_key(item): item.type for item in dataclasses.fields(settings)}
 
 
+def default_of(key: str) -> Any:
+    """The default of a setting outside the stages, by its dotted key; None of what has none."""
+    section, _, name = key.rpartition(".")
+    settings = SECTIONS.get(section) if section else RunSettings
+    return settings and {_key(item): getattr(settings(), item.name) for item in dataclasses.fields(settings)}.get(name)
+
+
 def settings_of(cls: type[Settings], section: Mapping[str, Any]) -> Settings:
     """A section of a checked config as its settings class."""
     names = {_key(item): item.name for item in dataclasses.fields(cls)}

@@ -23,9 +23,7 @@ from alignctl.config.schema import PATHS
 MASK = "***"
 PATH_KEYS = {"run_dir", "start", "output", "command", "log"} | {key for keys in PATHS.values() for key in keys}
 """What is found under these is needed as it is."""
-_PATHS_BY_NAME = re.compile(
-    r"\.(roles|role_paths|data\.eval)\."
-)  # as well, under names that are the user's or a role's
+_PATHS_BY_NAME = re.compile(r"\.(roles|role_paths|data\.eval)\.")  # as well, whatever name they stand under
 _LEAST = 6  # characters of a value that is looked for in texts: shorter ones are in every other word
 _NUMBERS = {int, float, bool}
 _PATH_MAX = 4096  # characters of a path, as Linux has it

@@ -18,15 +18,15 @@ from alignctl.config.flat import flatten
 from alignctl.config.recipe_files import look_at
 from alignctl.config.renamed import present_names
 from alignctl.config.rewards import function_of
-from alignctl.config.schema import FUNCTION_KEYS, PATHS, ROLE_KEYS, ZERO_STAGES
-from alignctl.config.secrets import mask
+from alignctl.config.schema import FUNCTION_KEYS, PATHS, ROLE_KEYS, ZERO_STAGES, default_of
+from alignctl.config.secrets import MASK, mask
 from alignctl.data.templates import TEMPLATES, is_text
 from alignctl.errors import LaunchError, RequestError, first_few
 from alignctl.plan.deepspeed import deepspeed_config
 from alignctl.plan.plan import RunPlan, StagePlan, stage_command, stage_environment
 from alignctl.run.checkpoints import newest_checkpoint
 from alignctl.run.files import read_json, read_record, write_json, write_text
-from alignctl.run.fingerprint import VERSION, input_files
+from alignctl.run.fingerprint import VERSION, counts, input_files
 from alignctl.run.forms import PROVENANCE
 from alignctl.run.frozen import as_stage, frozen_fingerprints, frozen_version, read_frozen
 from alignctl.run.owner import is_others
@@ -34,8 +34,6 @@ from alignctl.run.paths import PLAN, RunPaths, StagePaths
 from alignctl.run.provenance import collect_provenance
 from alignctl.run.shares import kind_of, must_convert
 from alignctl.run.state import is_done
-
-_NOT_THE_RESULT = ("run_dir", "log_every", "rehearse")
 
 
 def absolute_paths(config: Mapping[str, Any], stages: Sequence[str] = ()) -> dict[str, Any]:
@@ -222,18 +220,18 @@ def refuse_other_version(paths: RunPaths) -> None:
         )
 
 
-def refuse_left_behind(recipe: str, root: Path, config: Mapping[str, Any]) -> None:
+def refuse_left_behind(plan: RunPlan, root: Path, config: Mapping[str, Any]) -> None:
     """Does not begin anew, without a word, what a run under another version has begun.
 
     Raises:
         RequestError: There is such a run of the same recipe and settings.
     """
-    for file in (root / recipe).glob(f"*/{PLAN}"):
+    for file in (root / plan.recipe).glob(f"*/{PLAN}"):
         paths = RunPaths(file.parent)
         try:
             stages = [paths.stage(name) for name in frozen_fingerprints(paths)]
             older = frozen_version(paths) != VERSION
-            left = older and any(map(_begun, stages)) and not _changes(paths, config)
+            left = older and any(map(_begun, stages)) and not _changes(paths, plan, config)
         except RequestError:  # it is damaged, and none that is named
             continue
         if left:
@@ -257,7 +255,9 @@ def refuse_other_run(plan: RunPlan, config: Mapping[str, Any]) -> None:
         if _begun(paths.stage(name)) and frozen.get(name) != planned.get(name):
             then = next((stage.inputs for stage in read_plan(paths).stages if stage.config.name == name), {})
             now = next((stage.inputs for stage in plan.stages if stage.config.name == name), {})
-            changes = [*_changes(paths, config), *_changed_inputs(then, now)] or ["an input file is not the same"]
+            changes = [*_changes(paths, plan, config), *_changed_inputs(then, now)] or [
+                "an input file is not the same, or this alignctl counts its settings otherwise"
+            ]
             raise RequestError(
                 f"{paths.root} holds a run whose stage `{name}` was begun otherwise: {'; '.join(changes)}",
                 "give another `run_dir`, or remove this one",
@@ -323,13 +323,18 @@ def _begun(stage: StagePaths) -> bool:
     return any(file.exists() for file in there) or newest_checkpoint(stage.checkpoints) is not None
 
 
-def _changes(paths: RunPaths, config: Mapping[str, Any]) -> list[str]:
-    """Settings that differ from the frozen ones, `key: then -> now`."""
+def _changes(paths: RunPaths, plan: RunPlan, config: Mapping[str, Any]) -> list[str]:
+    """Settings that count and differ from the frozen ones, `key: then -> now`; not one that was masked."""
     look_at(paths.config)
     then = flatten(present_names(OmegaConf.to_container(OmegaConf.load(paths.config))))
     now = flatten(mask(dict(config)))
-    keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-    return [f"`{key}`: {then.get(key)} -> {now.get(key)}" for key in keys if key not in _NOT_THE_RESULT]
+    keys = [key for key in sorted(then.keys() | now.keys()) if counts(key)]
+    both = [(key, *(given.get(key, default_of(key)) for given in (then, now))) for key in keys]
+    batches = {stage["config"]["name"]: stage["global_batch_size"] for stage in read_frozen(paths)["stages"]}
+    for stage in plan.stages:
+        name, batch = stage.config.name, stage.global_batch_size
+        both.append((f"{name}.global_batch_size", batches.get(name, batch), batch))
+    return [f"`{key}`: {old} -> {new}" for key, old, new in both if old != new and MASK not in str(old)]
 
 
 def _is_template(key: str, given: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from alignctl.config.schema import SECTIONS
 from alignctl.config.stages import StageConfig
 
-VERSION = 5
+VERSION = 6
 """Of what a stage's settings mean and its checkpoints hold. One that was begun under another version cannot be
 continued: raise it where a change of the code would go on with an old stage otherwise, or could not."""
 _CHUNK = 2**20
@@ -24,6 +24,9 @@ _DIVIDES = (
 _PATIENCE = ("reward_timeout", "reward_retries", "reward_workers")
 _SAID_OF_BATCHES = ("global_batch_size", "batch_for")  # what the batch is counts by itself
 _TOLD = ("run_name", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+_LEFT_OUT = (*_DIVIDES, *_PATIENCE, *_SAID_OF_BATCHES, *_TOLD)  # of a trainer's settings
+_AROUND = ("tracker", "rehearse", "distributed", "launcher")  # where a stage runs, and whom it tells
+_OF_THE_RUN = (*_AROUND, "run_dir", "log_every", "global_batch_size", "report_to")  # the last is `tracker` as it was
 
 
 def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_size: int) -> str:
@@ -35,15 +38,21 @@ def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_
     of a section at its default is left out, so that one that is new in alignctl changes no stage that was begun before.
     """
     settings = stage.to_dict()
-    for key in ("tracker", "rehearse", "distributed", "launcher", "taken_by"):
+    for key in (*_AROUND, "taken_by"):
         del settings[key]
     for section in SECTIONS:
         settings[section] = _given(getattr(stage, section))
-    left_out = (*_DIVIDES, *_PATIENCE, *_SAID_OF_BATCHES, *_TOLD)
-    settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in left_out}
+    settings["trainer"] = {key: value for key, value in stage.trainer.items() if key not in _LEFT_OUT}
     settings["global_batch_size"] = global_batch_size
     inputs = {key: _identity(path) for key, path in stage.inputs.items()}
     return _hash(json.dumps([VERSION, settings, inputs, list(upstream)], sort_keys=True).encode())
+
+
+def counts(key: str) -> bool:
+    """Whether a setting, by its dotted key in a config, is part of fingerprints. Those of batches are by what follows
+    from them, the sequences of an optimizer step."""
+    first, *rest = key.split(".")
+    return first not in _OF_THE_RUN and rest[:1] not in [[name] for name in _LEFT_OUT]
 
 
 def _given(section: Any) -> dict[str, Any]:

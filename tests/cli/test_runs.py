@@ -142,9 +142,9 @@ def test_a_run_that_cannot_be_read_is_skipped_and_named(run, tmp_path, monkeypat
     with pytest.raises(RequestError):
         status_command([run.root], every=False, as_json=False)
     if damage in (damage_plan, newer_plan, pipe_for_plan):
-        wanted = fingerprints(make_plan(CONFIG, "quickstart", tmp_path / "new"))
-        assert find_run("quickstart", tmp_path / "runs", wanted) in (good.root, run.root)
-        refuse_left_behind("quickstart", tmp_path / "runs", CONFIG)
+        wanted = make_plan(CONFIG, "quickstart", tmp_path / "new")
+        assert find_run("quickstart", tmp_path / "runs", fingerprints(wanted)) in (good.root, run.root)
+        refuse_left_behind(wanted, tmp_path / "runs", CONFIG)
 
 
 def test_a_run_directory_that_everybody_may_write_is_not_acted_on(run):

@@ -21,6 +21,7 @@ from alignctl.plan.freeze import (
     new_run_dir,
     read_plan,
     refuse_anothers_stage,
+    refuse_left_behind,
     refuse_moved,
     refuse_other_inputs,
     refuse_other_run,
@@ -307,7 +308,7 @@ def test_a_run_that_an_older_alignctl_began_is_not_continued(tmp_path, alignctl)
     write_json(plan.paths.plan, older)
     refuse_other_run(plan, config)  # nothing was begun yet
     write_json(plan.paths.stage("sft").result, {})
-    reason = r"was begun by alignctl .* \(its plan.json is of version 1, and this alignctl writes version 5\)"
+    reason = r"was begun by alignctl .* \(its plan.json is of version 1, and this alignctl writes version 6\)"
     with pytest.raises(RequestError, match=reason):
         refuse_other_run(plan, config)
     done = alignctl("resume", str(tmp_path))
@@ -329,6 +330,43 @@ def test_without_a_run_dir_what_an_older_alignctl_began_is_not_begun_anew_silent
     assert "`--new`" in done.err
     assert alignctl(*given, "sft.max_steps=2", "--dry-run").code == 0  # another run
     assert alignctl(*given, "--new", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "another"),
+    [
+        (["sft.run_name=x", "tracker.tags=[x]", "launcher=slurm"], False),
+        (["sft.per_device_train_batch_size=2", "sft.gradient_accumulation_steps=4"], False),
+        (["sft.per_device_train_batch_size=2"], True),
+    ],
+)
+def test_what_an_older_alignctl_began_is_known_by_what_counts(tmp_path, more, another):
+    """Neither whom it told nor a key that was not there yet makes it another run; the batch does."""
+    given = (
+        "recipe=quickstart",
+        "stages=[sft]",
+        "sft.per_device_train_batch_size=4",
+        "sft.gradient_accumulation_steps=2",
+    )
+    config, now = config_of(*given, "tracker.project=y"), config_of(*given, *more)
+    plan = make_plan(config, "quickstart", tmp_path / "quickstart" / "1")
+    del config["global_batch_size"], config["eval"]["temperature"]
+    freeze(plan, config, [])
+    write_json(plan.paths.plan, read_json(plan.paths.plan) | {"version": 5})
+    write_json(plan.paths.stage("sft").evaluation_before, {})
+    with nullcontext() if another else pytest.raises(RequestError, match="was begun by alignctl"):
+        refuse_left_behind(make_plan(now, "quickstart", tmp_path / "quickstart" / "2"), tmp_path, now)
+
+
+def test_a_changed_batch_is_named_and_nothing_that_does_not_count(tmp_path):
+    config = config_of("recipe=quickstart")
+    plan = make_plan(config, "quickstart", tmp_path)
+    freeze(plan, config, [])
+    write_json(plan.paths.stage("sft").result, {})
+    other = config_of("recipe=quickstart", "sft.gradient_accumulation_steps=3", "sft.run_name=x")
+    with pytest.raises(RequestError) as refused:
+        refuse_other_run(make_plan(other, "quickstart", tmp_path), other)
+    assert refused.value.problems[0].message.endswith("begun otherwise: `sft.global_batch_size`: 32 -> 96")
 
 
 def test_a_folder_of_other_things_is_not_taken(tmp_path):
