@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -55,13 +56,22 @@ def run_stage(stage: StageConfig, weights: Weights, paths: StagePaths, signal: S
             _work(replace(job, trackers=trackers))
 
 
-def _reporting(job: Job) -> AbstractContextManager[Trackers]:
-    """The trackers that the stage reports to, of the first process alone."""
+@contextmanager
+def _reporting(job: Job) -> Iterator[Trackers]:
+    """The trackers that the stage reports to, of the first process alone. Where the stage is stopped, the others wait
+    for what it has to tell them: torchrun ends all processes once one has left."""
     names = job.stage.tracker.names
-    if rank() or not names:
-        return nullcontext(Trackers())
-    job.progress.phase(f"starting {', '.join(names)}")
-    return reporting(job.stage, RunPaths(job.paths.root.parent), job.progress.notice)
+    try:
+        if rank() or not names:
+            yield Trackers()
+        else:
+            job.progress.phase(f"starting {', '.join(names)}")
+            with reporting(job.stage, RunPaths(job.paths.root.parent), job.progress.notice) as trackers:
+                yield trackers
+    except Stopped:
+        if names:
+            PartialState().wait_for_everyone()
+        raise
 
 
 def _check_gpus(stage: StageConfig) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 from support.files import read
 from support.in_process import frozen
+from support.processes import run_script
 from support.small import Small
 
 from alignctl.errors import LaunchError, Stopped
@@ -150,3 +151,40 @@ def test_files_that_are_lost_while_a_stage_reports_end_nothing(stage, monkeypatc
         shutil.rmtree(tmp_path / "there")
     assert len(told) == 1
     assert "the tracker `mlflow` failed" in told[0]
+
+
+STOPPED = """
+import os, sys, time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+from accelerate import PartialState
+
+from alignctl.errors import Stopped
+from alignctl.monitor import trackers
+from alignctl.run.frozen import read_stage
+from alignctl.run.paths import RunPaths
+from alignctl.stage.run import _reporting
+
+class Slow(trackers.TensorBoard):
+    def end(self, failed):
+        time.sleep(2)
+        Path("told").touch()
+
+trackers._KINDS["tensorboard"] = Slow
+PartialState(cpu=True)
+paths = RunPaths(Path(sys.argv[1]))
+progress = SimpleNamespace(phase=print, notice=print)
+job = SimpleNamespace(stage=read_stage(paths, "sft")[0], paths=paths.stage("sft"), progress=progress)
+with suppress(Stopped), _reporting(job):
+    raise Stopped("stopped")
+assert Path("told").exists(), os.environ["RANK"]
+"""
+
+
+@pytest.mark.night
+def test_a_stop_waits_for_what_trackers_are_told(stage, tmp_path):
+    """In the processes that tell them nothing: with the first that leaves, torchrun ends the others."""
+    pytest.importorskip("tensorboard")
+    run_script(STOPPED, tmp_path, stage("tensorboard")[1].root, processes=2)
