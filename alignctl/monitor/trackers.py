@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import OmegaConf
@@ -90,7 +91,9 @@ class TensorBoard(Tracker):
     def begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or self.about.paths.tensorboard / self.about.stage.name
+        elsewhere = os.environ.get("TENSORBOARD_LOGGING_DIR")  # one folder for all runs, and steps are hidden by folder
+        ours = self.about.paths.tensorboard / self.about.stage.name
+        folder = Path(elsewhere).expanduser() / self.about.name if elsewhere else ours
         writer = SummaryWriter(str(folder), purge_step=state.global_step + 1 if state.global_step else None)
         told = {"project": self.about.project(self.name), "name": self.about.name, "config": self.about.config_text}
         for key, text in told.items():

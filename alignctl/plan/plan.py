@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -168,8 +169,7 @@ def stage_environment(stage: StageConfig) -> dict[str, str]:
     the user's files that hides one of ours; no GPU where processes on CPUs were asked for; and no ear for other
     machines where there are none."""
     environment = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
-    shown_on_hub = stage.trainer.get("trackio_space_id") or stage.trainer.get("trackio_bucket_id")
-    if not any(is_hub_id(path) for path in stage.inputs.values()) and not shown_on_hub:
+    if not any(is_hub_id(path) for path in stage.inputs.values()) and not _shown_on_hub(stage):
         environment["HF_HUB_OFFLINE"] = "1"
     if stage.distributed.type != "none":
         environment["PYTHONSAFEPATH"] = "1"
@@ -178,3 +178,10 @@ def stage_environment(stage: StageConfig) -> dict[str, str]:
     if stage.launcher.processes:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return environment
+
+
+def _shown_on_hub(stage: StageConfig) -> bool:
+    """Whether curves go to a Space, of the stage's settings, or of the variable that Trackio takes for one."""
+    if stage.trainer.get("trackio_space_id") or stage.trainer.get("trackio_bucket_id"):
+        return True
+    return "trackio" in stage.tracker.names and bool(os.environ.get("TRACKIO_SPACE_ID"))

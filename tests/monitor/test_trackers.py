@@ -11,11 +11,12 @@ from support.files import read
 from support.in_process import frozen
 from support.processes import run_script
 from support.small import Small
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from alignctl.errors import LaunchError, Stopped
 from alignctl.monitor import trackers as module
 from alignctl.monitor.callbacks import MetricsFile
-from alignctl.monitor.trackers import About, Tracker, Trackers, reporting
+from alignctl.monitor.trackers import About, TensorBoard, Tracker, Trackers, reporting
 from alignctl.run.frozen import read_stage
 from alignctl.run.paths import StagePaths
 
@@ -151,6 +152,15 @@ def test_files_that_are_lost_while_a_stage_reports_end_nothing(stage, monkeypatc
         shutil.rmtree(tmp_path / "there")
     assert len(told) == 1
     assert "the tracker `mlflow` failed" in told[0]
+
+
+def test_stages_that_share_a_folder_of_tensorboards_hide_no_steps_of_each_other(stage, monkeypatch, tmp_path):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "~/curves")
+    tracker = TensorBoard("tensorboard", About("quickstart", "mine", *stage("tensorboard")))
+    tracker.begin(TrainingArguments(str(tmp_path)), TrainerState(is_world_process_zero=True), TrainerControl())
+    assert [folder.name for folder in (tmp_path / "curves").iterdir()] == ["mine-sft"]
 
 
 STOPPED = """

@@ -71,6 +71,13 @@ def test_local_runs_do_not_look_at_the_hub(tmp_path):
         assert stage.environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
+def test_runs_that_are_shown_on_the_hub_look_at_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "me/curves")
+    for tracker, offline in (("trackio", False), ("none", True)):
+        (sft,) = make_plan(config_of("recipe=quickstart", "stages=[sft]", f"tracker={tracker}"), "r", tmp_path).stages
+        assert ("HF_HUB_OFFLINE" in sft.environment) == offline
+
+
 def test_a_stage_is_read_back_as_it_was_frozen(tmp_path):
     config = config_of("recipe=quickstart", "dpo.beta=0.3")
     plan = make_plan(config, "quickstart", tmp_path)
@@ -343,11 +350,8 @@ def test_without_a_run_dir_what_an_older_alignctl_began_is_not_begun_anew_silent
 def test_what_an_older_alignctl_began_is_known_by_what_counts(tmp_path, more, another):
     """Neither whom it told nor a key that was not there yet makes it another run; the batch does."""
     given = (
-        "recipe=quickstart",
-        "stages=[sft]",
-        "sft.per_device_train_batch_size=4",
-        "sft.gradient_accumulation_steps=2",
-    )
+        "recipe=quickstart", "stages=[sft]", "sft.per_device_train_batch_size=4", "sft.gradient_accumulation_steps=2",
+    )  # fmt: skip
     config, now = config_of(*given, "tracker.project=y"), config_of(*given, *more)
     plan = make_plan(config, "quickstart", tmp_path / "quickstart" / "1")
     del config["global_batch_size"], config["eval"]["temperature"]
