@@ -48,6 +48,10 @@ class Display:
     def say(self, text: str) -> None:
         say(self._console, text)
 
+    def notice(self, text: str) -> None:
+        """Says what people should know, after the word `notice`, as `say_notice` does."""
+        self.say(f"notice: {text}")
+
     def started(self, stage: StagePlan, step: int | None) -> None:
         verb = f"continues after step {step}" if step else "starts"
         self._end_phase()

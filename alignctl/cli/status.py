@@ -69,7 +69,7 @@ def _readable(folder: Path, several: bool) -> RunPlan | None:
     except RequestError as error:
         if not several:
             raise
-        say_notice(f"notice: {folder} is skipped: {error.problems[0].message}")
+        say_notice(f"{folder} is skipped: {error.problems[0].message}")
         return None
     return plan
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from alignctl.errors import AlignctlError
 
 # Plain colours, without bold: with NO_COLOR nothing is left of them.
-_COLOURS = {"error": "red", "hint": "cyan", "stopped": "yellow", "interrupted": "yellow", "warning": "yellow"}
+_COLOURS = {"error": "red", "hint": "cyan", "stopped": "yellow", "interrupted": "yellow"}
 _WHOLE = {"break_on_hyphens": False, "break_long_words": False}  # words
 _LEAST = 30  # characters that are left for the second of two columns
 
@@ -43,8 +43,8 @@ def say_error(error: AlignctlError) -> None:
 
 
 def say_notice(text: str) -> None:
-    """Prints what people should know to standard error."""
-    say(Console(stderr=True, highlight=False), text)
+    """Prints what people should know to standard error, after the word `notice`."""
+    say(Console(stderr=True, highlight=False), f"notice: {text}")
 
 
 _SHOWN = {code: f"^{chr(code ^ 64)}" for code in (*range(32), 127) if chr(code) not in "\n\t"} | {

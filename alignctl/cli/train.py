@@ -89,7 +89,7 @@ def train_command(
     if dry_run:
         _print_plans(prepared, multirun, as_json)
         for notice in dict.fromkeys(line for point in prepared for line in _notices(point)):
-            click.echo(f"\nnote: {notice}", err=as_json)
+            click.echo(f"\nnotice: {notice}", err=as_json)
         for point in prepared:
             _refuse(point)
         click.echo("\nDry run: nothing was written. Without `--dry-run` this starts.", err=as_json)
@@ -223,7 +223,7 @@ def _submit(prepared: Sequence[Prepared], as_json: bool) -> None:
             link_stages(point.plan, point.shared)
             with Display(RunSettings.log_every) as display:
                 for notice in _notices(point):
-                    display.say(f"note: {notice}")
+                    display.notice(notice)
                 look_beforehand(point.plan, display, SEEN_ON_SUBMIT)
         if left:
             submit_plans([point.plan for point in left], as_json)
@@ -250,7 +250,7 @@ def _run(point: Prepared) -> None:
             if is_done(plan.paths.stage(stage.config.name)):
                 display.say(f"{stage.config.name}: done before")
         for notice in _notices(point):
-            display.say(f"note: {notice}")
+            display.notice(notice)
         run_plan(plan, display)
 
 

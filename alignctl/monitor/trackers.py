@@ -264,7 +264,7 @@ class Trackers(TrainerCallback):
                 self._rests_until[name] = time.monotonic() + _REST_S
                 if name not in self._failed:
                     self._failed.add(name)
-                    self._tell(f"warning: {_failure(name, error)}; the stage goes on, and metrics.jsonl has all")
+                    self._tell(f"{_failure(name, error)}; the stage goes on, and metrics.jsonl has all")
 
 
 @contextmanager
@@ -304,7 +304,7 @@ def _opened(stage: StageConfig, paths: RunPaths, tell: Callable[[str], None]) ->
                     _failure(name, error), f"{_HINTS.get(name, 'see the log')}; `tracker=none` reports to none"
                 ) from error
             traceback.print_exc()
-            tell(f"warning: {_failure(name, error)}; the stage is not reported to it, and metrics.jsonl has all")
+            tell(f"{_failure(name, error)}; the stage is not reported to it, and metrics.jsonl has all")
         else:
             opened.append(tracker)
             ids |= {name: number} if number else {}

@@ -100,7 +100,7 @@ def find_run(recipe: str, root: Path, fingerprints: Mapping[str, str], trusted: 
             if frozen_fingerprints(paths) == fingerprints:
                 return paths.root
         except RequestError as error:
-            say(f"notice: {paths.root} is skipped: {error.problems[0].message}")
+            say(f"{paths.root} is skipped: {error.problems[0].message}")
     return None
 
 

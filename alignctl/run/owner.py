@@ -73,7 +73,7 @@ def refuse_others(folder: Path, trusted: bool, say: Callable[[str], None]) -> No
     if why:
         raise LaunchError(f"{folder} {why}", f"give another `run_dir`, or `{TRUST}` if you know what is in it")
     if not trusted and folder.stat().st_mode & stat.S_IWGRP:
-        say(f"notice: all of its group may write to {folder}, and so change what is run (`chmod g-w`, or `{TRUST}`)")
+        say(f"all of its group may write to {folder}, and so change what is run (`chmod g-w`, or `{TRUST}`)")
 
 
 def is_others(folder: Path) -> bool:

@@ -77,7 +77,7 @@ def train(job: Job, trainer: StageTrainer) -> None:
         )
     if (since := trainer.unchanged.since) is not None:
         progress.notice(
-            f"warning: steps {since + 1} to {state.global_step} changed no weight: is `{job.stage.name}.learning_rate="
+            f"steps {since + 1} to {state.global_step} changed no weight: is `{job.stage.name}.learning_rate="
             f"{trainer.args.learning_rate:g}` too small for weights in {trainer.trained_model.dtype}?"
         )
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:

@@ -74,7 +74,7 @@ def test_one_that_fails_is_left_alone_and_training_goes_on(tmp_path, stage):
     assert steps == [1, 2, 3, 4]
     assert away.asked == [1, 2]
     assert told == [
-        "warning: the tracker `tensorboard` failed: nobody there; the stage goes on, and metrics.jsonl has all",
+        "the tracker `tensorboard` failed: nobody there; the stage goes on, and metrics.jsonl has all",
     ]
 
 

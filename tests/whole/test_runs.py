@@ -355,7 +355,7 @@ def test_a_stage_tells_what_it_does_with_the_rows(tmp_path, alignctl):
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "kto: 192 pairs are taken apart into 384 labelled completions" in done.err
-    assert "kto: warning: 192 wanted and 192 unwanted completions" in done.err
+    assert "kto: 192 wanted and 192 unwanted completions" in done.err
     assert "wanted ones weigh 0.33 times as much" in done.err
 
 

@@ -177,7 +177,7 @@ def balanced_weights(
 
 
 def describe_weights(desirable: int, undesirable: int, weights: tuple[float, float], computed: bool) -> str:
-    """For people: the balance, the weights, and a warning where they leave the paper's band."""
+    """For people: the balance, the weights, and what the paper recommends where they leave its band."""
     ratio = weights[0] * desirable / (weights[1] * undesirable)
     how = "computed" if computed else "given"
     text = (
@@ -186,8 +186,8 @@ def describe_weights(desirable: int, undesirable: int, weights: tuple[float, flo
     )
     # Weights are given with a few digits, and 4/3 is one of the values to aim at.
     if not _LEAST - 0.005 <= ratio <= _MOST + 0.005:
-        text = (
-            f"warning: {text}: wanted ones weigh {ratio:.2f} times as much in all, and the KTO paper recommends 1 to "
-            "1.33; leave both weights null to have them computed"
+        text += (
+            f": wanted ones weigh {ratio:.2f} times as much in all, and the KTO paper recommends 1 to 1.33; leave both "
+            "weights null to have them computed"
         )
     return text
