@@ -34,6 +34,7 @@ _DEFAULTS = {
 }  # fmt: skip
 """Variables that people and sites set for all their jobs, and the options that they stand for."""
 _EXPORT = "--export="
+_VALUE = re.compile(r"""=('[^']*'|"[^"]*"|[^,]*)""")  # of a variable in what is exported; quoted if it has commas
 
 
 def own_environment(environ: Mapping[str, str], in_job: bool) -> dict[str, str]:
@@ -51,38 +52,46 @@ def slurm_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if key in _REACH or not key.startswith(_SPEAK)}
 
 
-def sbatch_defaults(environ: Mapping[str, str], options: Sequence[str]) -> dict[str, str]:
+def sbatch_defaults(environ: Mapping[str, str], options: Sequence[str], names: Sequence[str] = ()) -> dict[str, str]:
     """What sbatch's variables say that stays, because it may be meant for all jobs and no option says it.
 
     Args:
         options: Of sbatch, one word each.
+        names: Variables that a job has to have, which SBATCH_EXPORT lists then, too.
     """
     given = [option.partition("=")[0] for option in options]
-    return {
+    stay = {
         variable: environ[variable]
         for variable, (long, short) in _DEFAULTS.items()
         if environ.get(variable) and not any(long == option or (short and option[:2] == short) for option in given)
     }
+    return stay | {key: _listing(value, names) for key, value in stay.items() if key == "SBATCH_EXPORT"}
 
 
 def shown_defaults(defaults: Mapping[str, str]) -> dict[str, str]:
     """The same without the values of variables that `SBATCH_EXPORT` gives to the job, and without tokens."""
-    export = {key: re.sub(r"=[^,]*", f"={MASK}", value) for key, value in defaults.items() if key == "SBATCH_EXPORT"}
+    export = {key: _VALUE.sub(f"={MASK}", value) for key, value in defaults.items() if key == "SBATCH_EXPORT"}
     return mask({**defaults, **export})
 
 
 def handing_on(options: Sequence[str], names: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     """Options of sbatch with which a job has some variables, whatever else it is handed: by their names, for what
-    stands on a command line others see. `--export=NONE` becomes `--export=NAME`.
+    stands on a command line others see. `--export=NONE` becomes `--export=NAME`. Where SBATCH_EXPORT says what is
+    handed on, which may have values, it says this as well (`sbatch_defaults`), and no option does.
 
     Args:
         options: Of sbatch, one word each.
-        environ: Where SBATCH_EXPORT may say what is handed on.
     """
-    if not names:
-        return list(options)
     given = [option.partition("=")[2] for option in options if option.startswith(_EXPORT)]
-    said = given[-1] if given else environ.get("SBATCH_EXPORT") or "ALL"
-    listed = [] if said.upper() in ("NONE", "NIL") else said.split(",")
-    wanted = [*listed, *(name for name in names if name not in listed)]
-    return [*(option for option in options if not option.startswith(_EXPORT)), f"{_EXPORT}{','.join(wanted)}"]
+    if not names or (not given and environ.get("SBATCH_EXPORT")):
+        return list(options)
+    listed = _listing(given[-1] if given else "ALL", names)
+    return [*(option for option in options if not option.startswith(_EXPORT)), f"{_EXPORT}{listed}"]
+
+
+def _listing(exported: str, names: Sequence[str]) -> str:
+    """What is exported, as sbatch is told, and some variables with it."""
+    if not names:
+        return exported
+    listed = [] if exported.upper() in ("NONE", "NIL") else exported.split(",")
+    return ",".join([*listed, *(name for name in names if name not in listed)])

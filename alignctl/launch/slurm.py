@@ -36,6 +36,8 @@ class Job:
     """The jobs that have to succeed before it: which of those in the list, and which part of each."""
     options: tuple[str, ...]
     """Of sbatch."""
+    variables: tuple[str, ...] = ()
+    """That its stages take for something secret: it has to have them."""
 
     @property
     def script(self) -> Path:
@@ -71,7 +73,8 @@ def plan_jobs(plans: Sequence[RunPlan]) -> list[Job]:
                 groups.setdefault(group, []).append((plan, stage))
         for (after, _, job), parts in groups.items():
             place |= {(plan.run_dir, stage.config.name): (len(jobs), part) for part, (plan, stage) in enumerate(parts)}
-            jobs.append(Job(tuple(parts), after, tuple(_options(job, parts))))
+            names = sorted(set().union(*(named_variables(stage.config.to_dict()) for _, stage in parts)))
+            jobs.append(Job(tuple(parts), after, tuple(_options(job, parts, names)), tuple(names)))
         for plan, stage, others in here:
             name = stage.config.name
             if name in others and (owned := place.get((str(others[name].root), name))):
@@ -90,13 +93,12 @@ def _by_others(plan: RunPlan, shared: Mapping[str, RunPaths]) -> dict[str, RunPa
     }
 
 
-def _options(name: str, parts: Sequence[tuple[RunPlan, StagePlan]]) -> list[str]:
+def _options(name: str, parts: Sequence[tuple[RunPlan, StagePlan]], variables: Sequence[str]) -> list[str]:
     plan, stage = parts[0]
     several = len(parts) > 1
     log = plan.paths.stage(stage.config.name).job_log("%A_%a" if several else "%j")
     array = [f"--array=0-{len(parts) - 1}"] if several else []
-    names = set().union(*(named_variables(stage.config.to_dict()) for _, stage in parts))
-    return [*handing_on(sbatch_options(stage.config.launcher, name, log), sorted(names), os.environ), *array]
+    return [*handing_on(sbatch_options(stage.config.launcher, name, log), variables, os.environ), *array]
 
 
 def scripts(job: Job) -> dict[Path, str]:
@@ -112,7 +114,7 @@ def scripts(job: Job) -> dict[Path, str]:
 
 def defaults(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
     """Variables of sbatch's that count for a job, as they are shown."""
-    return shown_defaults(sbatch_defaults(environ, job.options))
+    return shown_defaults(sbatch_defaults(environ, job.options, job.variables))
 
 
 def commands(jobs: Sequence[Job], environ: Mapping[str, str], ids: Sequence[str] = ()) -> list[str]:
@@ -149,7 +151,7 @@ def submit(jobs: Sequence[Job]) -> list[str]:
             for path, text in scripts(job).items():
                 write_text(path, text)
             options = [*_dependency(job, jobs, ids), *job.options]
-            variables = sbatch_defaults(os.environ, job.options)
+            variables = sbatch_defaults(os.environ, job.options, job.variables)
             ids.append(submit_job(options if job.after else ["--hold", *options], str(job.script), variables))
             _note(job, ids[-1], commands(jobs, os.environ, ids)[len(ids) - 1], defaults(job, os.environ))
         release([job_id for job, job_id in zip(jobs, ids, strict=True) if not job.after])

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from alignctl.launch.environment import handing_on, own_environment, sbatch_defaults, slurm_environment
+from alignctl.launch.environment import (
+    handing_on,
+    own_environment,
+    sbatch_defaults,
+    shown_defaults,
+    slurm_environment,
+)
 
 OURS = {"HF_TOKEN": "x", "CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "2", "WANDB_MODE": "offline", "PATH": "/bin"}
 OTHERS = (
@@ -61,10 +67,30 @@ def test_defaults_of_a_person_stay_unless_an_option_says_it(variable, option):
         ([], {}, "--export=ALL,DOOR_KEY"),
         (["--export=NONE"], {}, "--export=DOOR_KEY"),
         (["--export=HOME,DOOR_KEY"], {}, "--export=HOME,DOOR_KEY"),
-        ([], {"SBATCH_EXPORT": "NONE"}, "--export=DOOR_KEY"),
         (["--export=ALL,A=1"], {"SBATCH_EXPORT": "NONE"}, "--export=ALL,A=1,DOOR_KEY"),
     ],
 )
 def test_a_job_is_handed_variables_by_their_names(options, environ, expected):
     assert handing_on(["--time=5", *options], ["DOOR_KEY"], environ) == ["--time=5", expected]
     assert handing_on(options, [], environ) == options
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("NONE", "DOOR_KEY"),
+        ("ALL,OTHER_KEY=abcdef", "ALL,OTHER_KEY=abcdef,DOOR_KEY"),
+        ("HOME,DOOR_KEY", "HOME,DOOR_KEY"),
+    ],
+)
+def test_what_sbatch_export_gives_stands_on_no_command_line(said, expected):
+    environ = {"SBATCH_EXPORT": said}
+    options = handing_on(["--time=5"], ["DOOR_KEY"], environ)
+    assert options == ["--time=5"]
+    assert sbatch_defaults(environ, options, ["DOOR_KEY"]) == {"SBATCH_EXPORT": expected}
+    assert sbatch_defaults(environ, options) == environ
+
+
+def test_values_that_sbatch_export_gives_are_not_shown():
+    shown = shown_defaults({"SBATCH_EXPORT": "ALL,A='b,c',D=\"e,f\",G=h,I"})
+    assert shown == {"SBATCH_EXPORT": "ALL,A=***,D=***,G=***,I"}
