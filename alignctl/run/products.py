@@ -179,13 +179,13 @@ def _is_as_listed(file: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def begin_anew(paths: StagePaths) -> None:
-    """Leaves of a stage only what is not its work: logs and scripts. The note of its rows goes last, so that a kill in
-    between leaves nothing that looks as if it was made of the new ones.
+    """Leaves of a stage only what is not its work: logs, scripts, the link of the job at it. The note of its rows goes
+    last, so that a kill in between leaves nothing that looks as if it was made of the new ones.
 
     Raises:
         OSError: Something cannot be removed, a checkpoint perhaps, that the stage would continue from.
     """
-    kept = {paths.logs(1).parent, paths.script, paths.array_script, paths.inputs}
+    kept = {paths.logs(1).parent, paths.script, paths.array_script, paths.job_lock, paths.inputs}
     for path in paths.root.iterdir() if paths.root.is_dir() else ():
         if path not in kept:
             take_away(path, strict=True)

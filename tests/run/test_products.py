@@ -116,9 +116,10 @@ def test_a_stage_is_done_as_long_as_its_rows_are_those(tmp_path):
 
 def test_with_other_rows_it_starts_anew(tmp_path):
     giver, taker, first, second = trained(tmp_path)
+    second.job_lock.symlink_to("12 0 n1 34")
     write_rows_product(first, PAIRS[:2], "preferences", giver)
     take_rows(taker, second)
-    assert {path.name for path in second.root.iterdir()} == {"inputs.json", "logs"}
+    assert {path.name for path in second.root.iterdir()} == {".job", "inputs.json", "logs"}
     assert not rows_changed(second)
 
 
