@@ -88,8 +88,9 @@ def check_secrets(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _on_command_lines(key: str) -> bool:
-    """Whether a setting becomes words of a command, which everybody on the machine may see."""
-    return key.startswith("launcher.") and key != "launcher.setup"
+    """Whether a setting becomes words of a command, which everybody on the machine may see; `setup`, also that of
+    `launcher.stages.STAGE`, becomes a script."""
+    return key.startswith("launcher.") and key.rpartition(".")[2] != "setup"
 
 
 def _held(value: Any) -> Iterator[Any]:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from alignctl.checks.keys import check_secrets
 from alignctl.checks.problems import find_problems
 from alignctl.config.compose import compose, read_request
 from alignctl.config.secrets import mask, mask_text, takes_variables
@@ -106,8 +107,10 @@ def test_secrets_are_refused_where_they_would_be_written(monkeypatch, override, 
     assert any(message.startswith(expected) for message in messages), messages
 
 
-def test_a_setup_takes_them_from_the_environment_of_the_job(tmp_path):
-    config = composed("launcher=slurm", "launcher.setup='export DOOR=\"${oc.env:DOOR_KEY}\"'")
+@pytest.mark.parametrize("key", ["launcher.setup", "launcher.stages.sft.setup"])
+def test_a_setup_takes_them_from_the_environment_of_the_job(tmp_path, key):
+    config = composed("launcher=slurm", f"{key}='export DOOR=\"${{oc.env:DOOR_KEY}}\"'")
+    assert list(check_secrets(config)) == []
     plan = make_plan(config, "r", tmp_path)
     assert 'export DOOR="${DOOR_KEY}"\n' in render_script(plan.stages[0], plan.run_dir, plan.paths.stage("sft"))
 
