@@ -97,13 +97,13 @@ def locked(paths: RunPaths) -> Iterator[None]:
 
 
 def is_held(paths: RunPaths) -> bool:
-    """Whether a process on this machine works on a run."""
+    """Whether a process works on a run: on this machine, or on another where its locks are seen from here."""
     with ExitStack() as opened:
         found: list[Any] = []
         with suppress(OSError):
             found.append(opened.enter_context(_opened(paths.root)))
         with suppress(OSError, LaunchError):
-            found.append(opened.enter_context(open(paths.lock, opener=plain)))
+            found.append(opened.enter_context(open(paths.lock, "r+", opener=plain)))  # NFS has none of what is read
         return any(map(_is_taken, found))
 
 
@@ -113,11 +113,17 @@ def works_on(paths: RunPaths, pid: int) -> bool:
     process = Path("/proc", str(pid))
     try:
         command = (process / "cmdline").read_bytes().split(b"\0")
-        opened = list((process / "fd").iterdir())
+        holds = any(_is_same(one, paths.root) for one in (process / "fd").iterdir())
     except OSError:
         return False
-    holds = any(one.exists() and one.samefile(paths.root) for one in opened)
     return holds and any(b"alignctl" in word for word in command)
+
+
+def _is_same(opened: Path, folder: Path) -> bool:
+    """Whether a process has a folder open; it may close what it has at any moment."""
+    with suppress(OSError):
+        return opened.samefile(folder)
+    return False
 
 
 @contextmanager

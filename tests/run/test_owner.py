@@ -1,5 +1,7 @@
 """What others put into a run directory leads nowhere, and theirs is not taken for one of ours."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -101,6 +103,22 @@ def test_a_lock_that_is_removed_does_not_let_a_second_one_in(tmp_path):
             pass
         paths.lock.unlink()
         paths.lock.write_text("another")
+        assert is_held(paths)
+    assert not is_held(paths)
+
+
+def test_a_run_is_held_where_only_files_that_are_written_have_locks(tmp_path, monkeypatch):
+    """As over NFS, flock(2)."""
+    flock = fcntl.flock
+
+    def as_nfs(opened, how):
+        if not fcntl.fcntl(opened, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EBADF, "not open for writing")
+        flock(opened, how)
+
+    monkeypatch.setattr(fcntl, "flock", as_nfs)
+    paths = RunPaths(tmp_path)
+    with locked(paths):
         assert is_held(paths)
     assert not is_held(paths)
 
