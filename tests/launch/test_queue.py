@@ -62,6 +62,12 @@ def test_one_that_squeue_does_not_know_may_be_there(site):
     assert queue.job_states(["13"])["13"].state == queue.UNKNOWN
 
 
+def test_a_machine_that_has_squeue_alone_is_enough(site, monkeypatch):
+    site("squeue", "12|RUNNING|9:58|None\n")
+    monkeypatch.setattr(queue.shutil, "which", lambda name: name == "squeue" or None)
+    assert list(queue.job_states(["12", "13"])) == ["12"]
+
+
 def test_a_job_that_goes_on_is_not_called_cancelled(site, monkeypatch):
     monkeypatch.setattr(queue, "_ENDS_S", 0.0)
     site("scancel", "")
