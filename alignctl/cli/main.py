@@ -314,12 +314,12 @@ def _say(error: AlignctlError, debug: bool = False) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `alignctl`. What it prints is masked."""
     with masked_output():
-        code = _run(arguments)
+        code = _exit_code(arguments)
     sys.exit(code)
 
 
-def _run(arguments: list[str] | None) -> int:
-    """Runs a command. Returns its exit code."""
+def _exit_code(arguments: list[str] | None) -> int:
+    """Of a command, which is run."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
