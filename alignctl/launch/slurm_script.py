@@ -103,8 +103,8 @@ ended() {{  # JOB
 limit=''
 until [[ -n $asked ]] || ln -sT "$mine" "$lock" 2>/dev/null || [[ $(readlink "$lock") == "$mine" ]]; do
     if ! holder=$(readlink "$lock"); then  # let go of just now, or no link can be made here
-        ln -sT "$mine" "$lock" || exit {refused}
-        break
+        said=$(ln -sT "$mine" "$lock" 2>&1) || [[ -L $lock ]] || {{ echo "error: $said"; exit {refused}; }}
+        continue
     fi
     if ! [[ $holder =~ ^[0-9_]+' '(0|[1-9][0-9]*)' '[^' ']+' '[0-9]+$ ]]; then
         echo "error: $lock is no link of a job of alignctl's"
@@ -128,6 +128,7 @@ until [[ -n $asked ]] || ln -sT "$mine" "$lock" 2>/dev/null || [[ $(readlink "$l
             continue
         fi
     fi
+    [[ $(readlink "$lock") == "$holder" ]] || continue  # else another took it over while this one asked
     ln -sfT "$mine" "$lock"
     sleep 1  # another may have done so in the same moment: the last one has it
 done

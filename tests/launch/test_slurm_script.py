@@ -202,6 +202,34 @@ def test_one_job_at_a_time_is_at_a_stage(tmp_path, monkeypatch, holder, said, re
     assert (waited >= 3) == still_there, "KillWait and what is added to it"
 
 
+@pytest.mark.parametrize(
+    ("holder", "readlink"),
+    [("7 0 there 1", ""), ("8 0 there 1", "echo >>calls; [[ $(wc -l <calls) != 2 ]] || exit 1")],
+    ids=["taken over while it is asked whether job 7 has ended", "let go of, and taken, while it is looked at"],
+)
+def test_a_lock_that_another_job_takes_just_then_is_the_other_s(tmp_path, holder, readlink):
+    (job,) = plan_jobs(plans("recipe=quickstart", "launcher=slurm", "stages=[sft]", run_dir=str(tmp_path / "run")))
+    lock = tmp_path / "run" / "sft" / ".job"
+    lock.parent.mkdir(parents=True)
+    lock.symlink_to(holder)
+    does = {
+        "scontrol": f"[[ $* != *' 7' ]] || {{ ln -sfT '8 0 there 1' {shlex.quote(str(lock))}; state=CANCELLED; }}\n"
+        'echo "JobId=7 JobState=${state:-RUNNING} Reason=None"',
+        "readlink": f'{readlink}\nPATH=/usr/bin:/bin exec readlink "$@"',
+        "srun": "exit 1",
+    }
+    for name, text in does.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash"], input=scripts(job)[job.script], text=True, capture_output=True, check=False, cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout.startswith(f"error: job 8 is at {lock.parent}, so job 12 does nothing")
+    assert os.readlink(lock) == "8 0 there 1"
+
+
 def test_what_counts_of_the_environment_is_in_the_command():
     """sbatch reads it: defaults of a site or a person, unless the launcher says it; nothing else, and no secret."""
     site = {"SBATCH_PARTITION": "a b", "SBATCH_QOS": "low", "SBATCH_EXPORT": "KEY=secret,HOME", "SBATCH_WAIT": "1"}
