@@ -27,6 +27,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 _NAME = "alignctl"
 _JOIN_S = 15 * 60  # that the machines may start apart
 _GET_ADDRESS = 0x8915  # SIOCGIFADDR
+_ELSEWHERE = "192.0.2.1"  # an address of documentation, no machine's: the way there is that to all that is far
 
 
 def offer() -> None:
@@ -89,9 +90,8 @@ def listening(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     everywhere = ("" if family == socket.AF_INET else "::", port)
-    named_loopback = place[0].startswith("127.") and host not in (place[0], "localhost")  # as Debian's /etc/hosts does
     try:
-        listener.bind(everywhere if named_loopback else place)
+        listener.bind(everywhere if _is_for_itself(host, place[0]) else place)
     except OSError:
         listener.bind(everywhere)  # which raises again if the port is taken
     listener.listen()
@@ -99,15 +99,22 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def interface_towards(host: str) -> str | None:
-    """The network interface by which this machine reaches a host; None where it cannot be told."""
+    """The network interface by which this machine reaches a host, or others where it alone takes the host's name for
+    itself; None where it cannot be told."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing
+        alone = _is_for_itself(host, socket.gethostbyname(host))
+        probe.connect((_ELSEWHERE if alone else host, 9))  # sends nothing
         own = socket.inet_aton(probe.getsockname()[0])
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # it has no address
                 if fcntl.ioctl(probe, _GET_ADDRESS, struct.pack("256s", name.encode()))[20:24] == own:
                     return name
     return None
+
+
+def _is_for_itself(host: str, address: str) -> bool:
+    """Whether a machine takes a name for itself that others know by another address, as Debian's /etc/hosts does."""
+    return address.startswith("127.") and host not in (address, "localhost")
 
 
 def _port_of(fd: int) -> int:

@@ -101,4 +101,10 @@ def test_it_listens_at_the_address_that_is_named():
             listening("127.0.0.3", listener.getsockname()[1])
     with listening("192.0.2.1", 0) as listener:  # which no machine has
         assert listener.getsockname()[0] == "0.0.0.0"
-    assert interface_towards("127.0.0.1") == "lo"
+
+
+def test_no_other_machine_is_told_to_look_for_the_first_on_loopback(monkeypatch):
+    """Where /etc/hosts has the name of the first as 127.0.1.1."""
+    assert interface_towards("127.0.0.1") == interface_towards("localhost") == "lo"
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
+    assert interface_towards("first") == interface_towards("192.0.2.1") != "lo"
