@@ -85,17 +85,17 @@ def train_command(
     if not any(override.startswith("recipe=") for override in overrides):
         click.echo(f"no recipe named: recipe={request.recipe.name}", err=True)
     points = expand_sweep(request) if multirun else [request]
-    prepared = _prepare(request, points, new, make=not dry_run, trusted=trusted)
-    if dry_run:
-        _print_plans(prepared, multirun, as_json)
-        for notice in dict.fromkeys(line for point in prepared for line in _notices(point)):
-            click.echo(f"\nnotice: {notice}", err=as_json)
-        for point in prepared:
-            _refuse(point)
-        click.echo("\nDry run: nothing was written. Without `--dry-run` this starts.", err=as_json)
+    if not dry_run:
+        with _unused_folders_removed() as made:
+            _start(_prepare(request, points, new, made, trusted), multirun, as_json)
         return
-    with _unused_folders_removed(prepared):
-        _start(prepared, multirun, as_json)
+    prepared = _prepare(request, points, new, None, trusted)
+    _print_plans(prepared, multirun, as_json)
+    for notice in dict.fromkeys(line for point in prepared for line in _notices(point)):
+        click.echo(f"\nnotice: {notice}", err=as_json)
+    for point in prepared:
+        _refuse(point)
+    click.echo("\nDry run: nothing was written. Without `--dry-run` this starts.", err=as_json)
 
 
 def _start(prepared: Sequence[Prepared], multirun: bool, as_json: bool) -> None:
@@ -121,22 +121,24 @@ def _start(prepared: Sequence[Prepared], multirun: bool, as_json: bool) -> None:
 
 
 @contextmanager
-def _unused_folders_removed(prepared: Sequence[Prepared]) -> Iterator[None]:
-    """Leaves no folder behind that was made for a run which did not begin; one that `run_dir` names may be a user's."""
+def _unused_folders_removed() -> Iterator[list[Path]]:
+    """Leaves no folder behind that was made for a run which did not begin: of those that are put into this list."""
+    made: list[Path] = []
     try:
-        yield
+        yield made
     finally:
-        for point in prepared:
-            if not point.config.get("run_dir"):
-                with suppress(OSError):  # it is not empty, or gone
-                    point.plan.paths.root.rmdir()
+        for folder in made:
+            with suppress(OSError):  # it is not empty, or gone
+                folder.rmdir()
 
 
-def _prepare(request: Request, points: Sequence[Request], new: bool, make: bool, trusted: bool) -> list[Prepared]:
+def _prepare(
+    request: Request, points: Sequence[Request], new: bool, made: list[Path] | None, trusted: bool
+) -> list[Prepared]:
     """Composes, checks and plans every point; all problems of all points are reported together.
 
     Args:
-        make: Whether folders of new runs are made.
+        made: Takes the folders of new runs, which are made; None makes none.
         trusted: Whether folders are to be taken that others may have written.
 
     Raises:
@@ -154,7 +156,7 @@ def _prepare(request: Request, points: Sequence[Request], new: bool, make: bool,
     if problems:
         raise RequestError.from_problems(list(dict.fromkeys(problems)))
     planned = [
-        _plan(request.recipe.name, label if len(points) > 1 else "", absolute_paths(config), new, make, trusted)
+        _plan(request.recipe.name, label if len(points) > 1 else "", absolute_paths(config), new, made, trusted)
         for label, config in composed
     ]
     for point in planned:
@@ -163,7 +165,9 @@ def _prepare(request: Request, points: Sequence[Request], new: bool, make: bool,
     return [dataclasses.replace(point, shared=others) for point, others in zip(planned, shared, strict=True)]
 
 
-def _plan(recipe: str, label: str, config: dict[str, Any], new: bool, make: bool, trusted: bool) -> Prepared:
+def _plan(
+    recipe: str, label: str, config: dict[str, Any], new: bool, made: list[Path] | None, trusted: bool
+) -> Prepared:
     """Plans a run in the folder asked for, else in that of the same run before, else in a new one."""
     if given := config.get("run_dir"):
         run_dir = Path(given).expanduser().resolve() / _folder_name(label)
@@ -174,7 +178,10 @@ def _plan(recipe: str, label: str, config: dict[str, Any], new: bool, make: bool
         if earlier := find_run(recipe, RUNS.resolve(), fingerprints(would_be), trusted, say_notice):
             return Prepared(label, config, make_plan(config, recipe, earlier))
         refuse_left_behind(would_be, RUNS.resolve(), config)
-    return Prepared(label, config, make_plan(config, recipe, new_run_dir(recipe, RUNS.resolve(), suffix, make)))
+    run_dir = new_run_dir(recipe, RUNS.resolve(), suffix, make=made is not None)
+    if made is not None:
+        made.append(run_dir)
+    return Prepared(label, config, make_plan(config, recipe, run_dir))
 
 
 def _folder_name(label: str) -> str:

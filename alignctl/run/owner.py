@@ -8,7 +8,9 @@ import pwd
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from alignctl.errors import LaunchError
 
@@ -59,27 +61,31 @@ def refuse_others(folder: Path, trusted: bool, say: Callable[[str], None]) -> No
 
     Args:
         trusted: Whether the user has said that this one is all right.
-        say: Is told of a folder that its group may write.
+        say: Is told of a folder that its group may write, or of which it is not known.
 
     Raises:
-        LaunchError: It is another user's, which is not asked of root, or everybody may write there.
+        LaunchError: It is another user's, which is not asked of root, or everybody may write there, as far as its file
+            system knows of owners and modes.
     """
     try:
         why = None if trusted else _why_not(folder)
+        unknown = why is not None and _by_itself(folder)
     except FileNotFoundError:
         return
     except OSError as error:
         raise LaunchError(f"cannot look at {folder}: {error.strerror}", "give another `run_dir`") from error
-    if why:
+    if unknown:
+        say(f"the file system gives owner and mode of {folder} by itself, so who may write there is not known")
+    elif why:
         raise LaunchError(f"{folder} {why}", f"give another `run_dir`, or `{TRUST}` if you know what is in it")
-    if not trusted and folder.stat().st_mode & stat.S_IWGRP:
+    elif not trusted and folder.stat().st_mode & stat.S_IWGRP:
         say(f"all of its group may write to {folder}, and so change what is run (`chmod g-w`, or `{TRUST}`)")
 
 
 def is_others(folder: Path) -> bool:
     """Whether others may have written a run directory, or it cannot be looked at."""
     try:
-        return _why_not(folder) is not None
+        return _why_not(folder) is not None and not _by_itself(folder)
     except OSError:
         return True
 
@@ -89,6 +95,14 @@ def _why_not(folder: Path) -> str | None:
     if user not in (0, found.st_uid):
         return f"belongs to {_name(found.st_uid)}, not to you"
     return "may be written to by everybody" if found.st_mode & stat.S_IWOTH else None
+
+
+def _by_itself(folder: Path) -> bool:
+    """Whether a file system says of all folders what it says of this one, whoever made them and how, as CIFS, drvfs, a
+    bucket that is mounted and NFS with all_squash do: it says so of one that is made in it for us alone."""
+    with suppress(OSError), TemporaryDirectory(prefix=".", dir=folder) as own:
+        return _why_not(Path(own)) is not None
+    return False
 
 
 def _name(user: int) -> str:

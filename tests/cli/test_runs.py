@@ -8,6 +8,7 @@ import sys
 import click
 import pytest
 
+from alignctl.cli import train
 from alignctl.cli.runs import _log, cancel_command, resume_command
 from alignctl.cli.status import status_command
 from alignctl.cli.terminal import visible
@@ -161,6 +162,18 @@ def test_a_run_directory_that_everybody_may_write_is_not_acted_on(run):
     train_command(again, **nothing, trusted=True)
     with pytest.raises(LaunchError, match="is not at work"):
         cancel_command(run.root, trusted=True)
+
+
+def test_the_folder_of_a_run_that_is_refused_before_it_begins_is_removed(tmp_path, monkeypatch):
+    def refuse(folder, *_):
+        assert folder.is_dir()
+        raise LaunchError("refused")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "refuse_others", refuse)
+    with pytest.raises(LaunchError, match="refused"):
+        train_command(RECIPE, recipe_dirs=[], dry_run=False, multirun=False, new=True, as_json=False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "quickstart"]
 
 
 def test_the_option_is_one_of_every_command_that_acts():

@@ -189,6 +189,16 @@ def test_a_run_directory_that_others_may_write_is_refused_or_said_to_be_one(tmp_
     assert len(said) == 1
 
 
+def test_where_the_file_system_gives_owner_and_mode_by_itself_that_says_nothing(tmp_path, monkeypatch):
+    """As it is on CIFS: whatever is made there is open to everybody."""
+    monkeypatch.setattr(Path, "stat", lambda self, **_: os.stat_result((0o40777, 0, 0, 2, 0, 0, 0, 0, 0, 0)))
+    said = []
+    refuse_others(tmp_path, False, said.append)
+    assert [f"the file system gives owner and mode of {tmp_path} by itself" in one for one in said] == [True]
+    assert not is_others(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
 WORKS = """
 import sys
 from pathlib import Path
