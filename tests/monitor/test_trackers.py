@@ -60,7 +60,7 @@ def trained_beside(folder, stage, integration):
         "sft", per_device_train_batch_size=2, save_strategy="no", rows=small.rows("demonstrations", 8), logging_steps=1,
         max_steps=4,
     )  # fmt: skip
-    trainer.add_callback(MetricsFile(of_stage))
+    trainer.add_callback(MetricsFile(of_stage, told.append))
     trainer.add_callback(trackers)
     trainer.train()
     trackers.report(trainer, {"after": {"loss": 1.0}})
