@@ -44,8 +44,7 @@ def test_a_request_where_nobody_looks_ends_at_once_and_its_doubles_do_not_distur
 HANGS_UP = """
 import os, signal, sys, time
 from alignctl.monitor.stopping import StopSignal
-if sys.argv[2] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "nohup" else signal.SIG_DFL)  # whatever it inherits
 stop = StopSignal()
 stop.waits = True
 print("ready", flush=True)
