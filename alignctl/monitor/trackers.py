@@ -246,6 +246,8 @@ class Trackers(TrainerCallback):
         self._each(lambda tracker: tracker.end(failed))
 
     def _begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not self._trackers:
+            return  # a rehearsal, whose models are not to be kept by what is told nobody
         self._last = (args, state, control, kwargs)
         if not self._begun:
             self._begun = True
