@@ -76,7 +76,8 @@ def check_secrets(config: Mapping[str, Any]) -> Iterator[Problem]:
                 f"`{key}` holds what looks like a token",
                 f"put it in the environment, for example HF_TOKEN, and write `'{key}=${{oc.env:HF_TOKEN}}'`",
             )
-        if named and (key.rpartition(".")[2] in PATH_KEYS or _on_command_lines(key)):
+        told = key.startswith("tracker.") or _on_command_lines(key)
+        if named and (key.rpartition(".")[2] in PATH_KEYS or told):
             yield Problem(
                 f"`{key}` is shown and written, and the variable {named[0]} is secret by its name",
                 "take a variable of another name"

@@ -17,6 +17,7 @@ VERSION = 6
 """Of what a stage's settings mean and its checkpoints hold. One that was begun under another version cannot be
 continued: raise it where a change of the code would go on with an old stage otherwise, or could not."""
 _CHUNK = 2**20
+_PARTS, _PART = 64, 2**18  # of a large file, and bytes of each
 _DIVIDES = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "pass_tokens", "activation_checkpointing",
     "activation_checkpointing_kwargs", "compile",
@@ -32,10 +33,11 @@ _OF_THE_RUN = (*_AROUND, "run_dir", "log_every", "global_batch_size", "report_to
 def stage_fingerprint(stage: StageConfig, upstream: Sequence[str], global_batch_size: int) -> str:
     """A hash of everything a stage's result depends on: settings, local inputs, and the stages it builds on.
 
-    Data files count by content; checkpoint folders by the names, sizes and times of their files, because weights are
-    too many bytes to read for this. How a global batch is divided among processes and passes changes nothing but the
-    rounding, nor do what is kept of a pass, where it runs, whom it tells, and how long it waits for rewards. A setting
-    of a section at its default is left out, so that one that is new in alignctl changes no stage that was begun before.
+    Data files count by content; checkpoint folders by the names and sizes of their files and parts of their content,
+    because weights are too many bytes to read for this. How a global batch is divided among processes and passes
+    changes nothing but the rounding, nor do what is kept of a pass, where it runs, whom it tells, and how long it waits
+    for rewards. A setting of a section at its default is left out, so that one that is new in alignctl changes no stage
+    that was begun before.
     """
     settings = stage.to_dict()
     for key in (*_AROUND, "taken_by"):
@@ -89,7 +91,7 @@ def input_files(inputs: Mapping[str, str]) -> dict[str, str]:
     for path in inputs.values():
         identity = _identity(path)
         if isinstance(identity, list):
-            found |= {str(Path(path, name)): f"{size} bytes of {time_ns}" for name, size, time_ns in identity}
+            found |= {str(Path(path, name)): f"{size} bytes, {digest}" for name, size, digest in identity}
         elif identity != path:
             found[path] = identity
     return found
@@ -103,7 +105,22 @@ def _identity(path: str) -> Any:
     if place.is_file():
         return file_digest(place)
     files = sorted(file for file in place.rglob("*") if file.is_file())
-    return [(file.relative_to(place).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [(file.relative_to(place).as_posix(), file.stat().st_size, _digest_of_parts(file)) for file in files]
+
+
+def _digest_of_parts(path: Path) -> str:
+    """A hash of a file's content: of all of it, or of parts from its beginning to its end where it is large. Weights
+    are too many bytes to read for this, and others are others everywhere; their times say nothing, which copies change.
+    """
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= _PARTS * _PART:
+            digest.update(file.read())
+        else:
+            for number in range(_PARTS):
+                file.seek((size - _PART) * number // (_PARTS - 1))
+                digest.update(file.read(_PART))
+    return digest.hexdigest()
 
 
 def _hash(content: bytes) -> str:

@@ -97,6 +97,10 @@ def test_a_worker_needs_no_variable_that_only_a_setup_takes(monkeypatch, tmp_pat
         (f"'dpo.run_name=\"{VALUE}\"'".replace('"', "").strip("'"), "`dpo.run_name` holds what looks like a token"),
         ("dpo.hub_token=short", "`dpo.hub_token` holds what looks like a token"),
         ("data.path=https://me:mine@example.com/rows.jsonl", "`data.path` holds what looks like a token"),
+        (
+            "tracker.project=p-${oc.env:DOOR_KEY}",
+            "`tracker.project` is shown and written, and the variable DOOR_KEY is",
+        ),
         ("data.path=${oc.env:DOOR_KEY}", "`data.path` is shown and written, and the variable DOOR_KEY is secret"),
         ("launcher.extra=['--comment=${oc.env:DOOR_KEY}']", "`launcher.extra` is shown and written"),
     ],

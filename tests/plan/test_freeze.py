@@ -1,5 +1,6 @@
 """A run directory: what is written, what never is, and whose run it is."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -242,6 +243,23 @@ def test_the_newest_run_is_the_one_that_was_begun_last_whatever_the_clock_said(t
     again = tmp_path / "quickstart" / "2026-11-28_12-00-00"
     freeze(make_plan(config, "quickstart", again), config, [])
     assert read_json(again / "plan.json")["number"] == 2  # of when it was begun
+
+
+@pytest.mark.parametrize("size", [1000, 2**25])
+def test_weights_are_known_by_their_content_and_not_by_their_time(tmp_path, size):
+    def prints():
+        _identity.cache_clear()
+        return fingerprints(make_plan(local(tmp_path), "r", tmp_path / "run"))
+
+    local(tmp_path)
+    weights = tmp_path / "m" / "other.bin"  # no check reads it
+    weights.write_bytes(bytes(size))
+    first, times = prints(), weights.stat()
+    os.utime(weights, (1, 1))
+    assert prints() == first
+    weights.write_bytes(bytes([1]) * size)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert prints() != first
 
 
 def test_inputs_that_were_replaced_are_named_and_refused_as_by_the_whole_command(tmp_path, monkeypatch):
