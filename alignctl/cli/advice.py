@@ -28,12 +28,9 @@ def advice(
     """
     if "after" not in result:
         return []
-    return [
-        *_few(stage, result, rows),
-        *_shared(stage, rows),
-        *_still(stage, result),
-        *_saturated(stage, result, logged),
-    ]
+    # Where nothing is left to learn, what would move the model further is no advice.
+    movement = [*_saturated(stage, result, logged)] or _still(stage, result)
+    return [*_few(stage, result, rows), *_shared(stage, rows), *movement]
 
 
 def _few(stage: StageConfig, result: Mapping[str, Any], rows: Mapping[str, Any]) -> Iterator[str]:

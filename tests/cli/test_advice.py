@@ -85,8 +85,9 @@ def test_saturated():
         in said({"before": {"preference_accuracy": 0.995}, "after": {"preference_accuracy": 1.0}, "certainty": {}})[0]
     )
     told = [{"step": n, "loss": 0.1, "rewards/accuracies": 1.0 if n > 3 else 0.5} for n in range(1, 21)]
-    (line,) = said(logged=told)
-    assert line.startswith("all training pairs are told apart from step 4 of 20 on")
+    for result in (None, still(0.0)):  # no advice to go further beside the advice to stop earlier
+        (line,) = said(result, logged=told)
+        assert line.startswith("all training pairs are told apart from step 4 of 20 on")
     assert line.endswith("`dpo.learning_rate=1e-07`, or harder pairs")
     alike = {"rewards/a": 1.0, "rewards/a_std": 0.0}
     assert "score the same" in said({"before": alike, "after": alike, "certainty": {}})[0]
