@@ -17,7 +17,7 @@ VERSION = 6
 """Of what a stage's settings mean and its checkpoints hold. One that was begun under another version cannot be
 continued: raise it where a change of the code would go on with an old stage otherwise, or could not."""
 _CHUNK = 2**20
-_PARTS, _PART = 64, 2**18  # of a large file, and bytes of each
+_PARTS, _PART = 64, 2**16  # of a large file, and bytes of each: little, for every command looks at all files
 _DIVIDES = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "pass_tokens", "activation_checkpointing",
     "activation_checkpointing_kwargs", "compile",
