@@ -76,7 +76,7 @@ LEDGERS = {"*": {
                  "first": [{"row": "int"}]}],
     "parts?": [{"source": "str", "rows": "int", "share": "float", "tokens?": "int"}],
 }}  # fmt: skip
-FILES = {"*": {"bytes": "int", "sha256?": "str"}}
+FILES = {"*": {"bytes": "int", "sha256": "str"}}
 CHECKED = {"*": {"bytes": "int", "sha256": "str", "modified_ns": "int"}}
 INPUTS = {"rows_from": "str", "files": FILES}
 PRODUCT = {"files": FILES}

@@ -14,10 +14,11 @@ import pytest
 import alignctl
 from alignctl.config.compose import compose, read_request
 from alignctl.config.stages import StageConfig, stage_config
-from alignctl.errors import AlignctlError
+from alignctl.errors import AlignctlError, RequestError
 from alignctl.run import products
-from alignctl.run.files import read_json, write_json
+from alignctl.run.files import read_json, read_record, write_json
 from alignctl.run.fingerprint import file_digest, listed
+from alignctl.run.forms import PRODUCT
 from alignctl.run.paths import RunPaths
 from alignctl.run.products import (
     check_models,
@@ -207,3 +208,9 @@ def test_an_adapter_over_a_shared_base_is_looked_at_where_it_is(tmp_path):
     weights.write_bytes(b"123")
     with pytest.raises(AlignctlError, match=r"adapter_model.safetensors is not what stage `rm` saved"):
         check_models(taker, paths.stage("ppo"), pytest.fail)
+
+
+def test_a_manifest_that_does_not_say_what_its_files_hold_is_damaged(tmp_path):
+    write_json(tmp_path / "manifest.json", {"files": {"model.safetensors": {"bytes": 5}}})
+    with pytest.raises(RequestError, match="manifest.json"):
+        read_record(tmp_path / "manifest.json", PRODUCT)
