@@ -90,11 +90,11 @@ def train_command(
             _start(_prepare(request, points, new, made, trusted), multirun, as_json)
         return
     prepared = _prepare(request, points, new, None, trusted)
+    for point in prepared:
+        _refuse(point)  # before a plan says that it continues
     _print_plans(prepared, multirun, as_json)
     for notice in dict.fromkeys(line for point in prepared for line in _notices(point)):
         click.echo(f"\nnotice: {notice}", err=as_json)
-    for point in prepared:
-        _refuse(point)
     click.echo("\nDry run: nothing was written. Without `--dry-run` this starts.", err=as_json)
 
 

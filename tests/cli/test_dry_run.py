@@ -50,6 +50,7 @@ def test_it_says_what_the_command_says(begun, more, word):
         assert dry.code == wet.code == EXIT_REQUEST
         assert dry.err == wet.err
         assert "this starts" not in dry.out
+        assert "continues" not in dry.out
 
 
 def test_a_disk_without_room(tmp_path):
